@@ -1,0 +1,1 @@
+"""Baselines: full fine-tuning, the top layers only, or the head alone."""

@@ -1,0 +1,186 @@
+"""Rows of a task -> token ids -> batches. From the hub, from the official download's TSV files, or synthetic."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from common import hub, synthetic
+from common.errors import InputError
+from common.tasks import Source, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows of one split, in file order."""
+
+    texts: tuple[list[str], ...]
+    """One list of sentences for each text column."""
+    labels: list[int] | list[float] | None
+    """Class indices, or scores of a regression; None where they are not published (test)."""
+
+    def __len__(self) -> int:
+        return len(self.texts[0])
+
+    def head(self, n: int | None) -> Examples:
+        """The first n rows; all of them for None."""
+        return Examples(tuple(column[:n] for column in self.texts), self.labels and self.labels[:n])
+
+
+def read(task: Task, split: str, data: str) -> Examples:
+    """Rows of a split from `data`: "hub", "demo" (synthetic) or a folder with the official TSV files.
+
+    Raises:
+        InputError: the hub, folder, file or column is missing, or a row or label is malformed (file and line named).
+    """
+    if data == "demo":
+        examples = Examples(*synthetic.generate(task, split))
+    elif data == "hub":
+        examples = _read_hub(task, task.splits[split])
+    else:
+        examples = _read_tsv(task, task.splits[split], Path(data), labelled=split != "test")
+    if len(examples) == 0:
+        raise InputError(f"{task.name}: the split {split!r} of {data} has no rows: at least one is needed")
+    return examples
+
+
+def is_there(task: Task, split: str, data: str) -> bool:
+    """Whether a folder holds the file of this split; hub and demo data hold them all."""
+    return data in ("hub", "demo") or (Path(data) / task.splits[split].file).is_file()
+
+
+def _read_hub(task: Task, source: Source) -> Examples:
+    reachable = hub.go_offline_if_unreachable()
+    import datasets
+
+    datasets.disable_progress_bars()
+    config, split = source.hub
+    try:
+        rows = datasets.load_dataset("nyu-mll/glue", config, split=split)
+    except Exception as error:
+        reason = " ".join(str(error).split()) if reachable else "the hub cannot be reached and the data is not cached"
+        raise InputError(
+            f"cannot load {config}/{split} of nyu-mll/glue ({reason}): set HF_HOME to a cache that has it, "
+            "or give the official GLUE download with --data FOLDER, or use --data demo"
+        ) from error
+    labels = None if split.startswith("test") else list(rows["label"])
+    return Examples(tuple(list(rows[column]) for column in task.texts), labels)
+
+
+def _read_tsv(task: Task, source: Source, folder: Path, labelled: bool) -> Examples:
+    if not folder.is_dir():
+        raise InputError(f"data folder {folder} not found: give the official GLUE download, or --data hub or demo")
+    path = folder / source.file
+    if not path.is_file():
+        raise InputError(f"{path} not found: {task.name} needs it, in the layout of the official GLUE download")
+    # The official files quote nothing, so csv rules would join rows at a stray quotation mark; and str.splitlines
+    # would cut sentences at Unicode's other line ends. utf-8-sig drops the byte order mark of MRPC.
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {line}: not UTF-8 ({error.reason})") from error
+    lines = text.split("\n")
+    if lines and lines[-1] == "":
+        lines.pop()
+    first = 1 if source.header else 2
+    if not source.header and not lines:
+        raise InputError(f"{path} is empty: wanted a header line with the columns of {task.name}")
+    header = list(source.header) or lines.pop(0).rstrip("\r").split("\t")
+
+    def column(name: str) -> int:
+        if name not in header:
+            raise InputError(f"{path}: no column {name!r}, found {', '.join(map(repr, header))}")
+        return header.index(name)
+
+    texts_at = [column(name) for name in task.file_texts or task.texts]
+    label_at = column(task.file_label) if labelled else -1
+    texts: tuple[list[str], ...] = tuple([] for _ in texts_at)
+    labels: list[Any] = []
+    broken: list[int] = []
+    for number, line in enumerate(lines, start=first):
+        fields = line.rstrip("\r").split("\t")
+        if len(fields) != len(header):
+            broken.append(number)
+            if len(broken) > source.broken_rows:
+                raise InputError(
+                    f"{path}, line {number}: {len(fields)} tab-separated fields, wanted {len(header)} as in the header"
+                )
+            continue
+        if labelled:
+            labels.append(_label(task, fields[label_at], f"{path}, line {number}"))
+        for values, at in zip(texts, texts_at, strict=True):
+            values.append(fields[at])
+    if broken:
+        print(f"{path}: {len(broken)} rows with missing fields left out (lines {broken})", file=sys.stderr)
+    return Examples(texts, labels if labelled else None)
+
+
+def _label(task: Task, text: str, where: str) -> int | float:
+    """Class index or score for what a file says. Raises InputError that names the place."""
+    if not task.is_regression:
+        names = task.file_labels or task.labels
+        if text not in names:
+            raise InputError(f"{where}: label {text!r}, wanted one of {', '.join(names)}")
+        return names.index(text)
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not 0 <= score <= 5:
+        raise InputError(f"{where}: score {text!r}, wanted a number from 0 to 5")
+    return score
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A split as token ids, unpadded, ready to be cut into batches."""
+
+    columns: dict[str, list[list[int]]]
+    """input_ids, attention_mask and, where the encoder has them, token_type_ids."""
+    labels: torch.Tensor | None
+    """(rows,), int64 classes or float32 scores."""
+    lengths: torch.Tensor
+    """(rows,), real tokens of each row."""
+    tokenizer: PreTrainedTokenizerBase
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs of these rows, padded to the longest of them. rows: (batch,) -> each (batch, length)"""
+        chosen = {name: [column[row] for row in rows.tolist()] for name, column in self.columns.items()}
+        return dict(self.tokenizer.pad(chosen, return_tensors="pt"))
+
+
+def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
+    """Token ids of each row, at most `max_length` of them; of a pair the longer text is cut first."""
+    encoded = tokenizer(*examples.texts, truncation="longest_first", max_length=max_length, padding=False)
+    labels = None if examples.labels is None else torch.tensor(examples.labels)
+    columns = {name: encoded[name] for name in tokenizer.model_input_names}
+    lengths = torch.tensor([len(row) for row in columns["input_ids"]])
+    return Tokens(columns, labels, lengths, tokenizer)
+
+
+def shuffled(n_rows: int, seed: int, epoch: int) -> torch.Tensor:
+    """Order of the training rows in one epoch: a function of seed and epoch alone, so the same for every method."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(n_rows, generator=generator)
+
+
+def shares(rows: torch.Tensor, batch_size: int, process: int, n_processes: int) -> list[torch.Tensor]:
+    """This process's part of one optimizer step, in micro-batches of at most `batch_size` rows.
+
+    Every process gets the same number of micro-batches, possibly with one row more or less in each, or none at all.
+    """
+    mine = rows[process::n_processes]
+    n_batches = math.ceil(len(rows) / (batch_size * n_processes))
+    return list(mine.tensor_split(n_batches))

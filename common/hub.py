@@ -1,0 +1,22 @@
+"""Reaching the Hugging Face hub, or finding out at once that it cannot be reached."""
+
+
+def go_offline_if_unreachable() -> bool:
+    """True when the hub answers; otherwise switch this process to the local caches, without minutes of retries.
+
+    Compute nodes often have no network. The hub's libraries then retry every file several times before they look
+    into their cache; one short question up front spares that.
+    """
+    import huggingface_hub
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.HfApi().dataset_info("nyu-mll/glue", timeout=10)
+        return True
+    except Exception:  # whatever is wrong with the network, the caches are what remains
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        import datasets
+
+        datasets.config.HF_HUB_OFFLINE = True
+        return False

@@ -1,0 +1,97 @@
+"""The official GLUE metrics, computed locally (evaluate.load would download code at run time)."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.tasks import Task
+
+if TYPE_CHECKING:
+    import evaluate
+
+
+def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Share of predictions that are right."""
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(references, predictions))
+
+
+def f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    """F1 of class 1; 0 where it is neither predicted nor there."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(references, predictions, zero_division=0))
+
+
+def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Matthews' correlation coefficient; 0 where only one class is predicted or there."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(references, predictions))
+
+
+def pearson(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Pearson's correlation; 0 where either side is constant (undefined, and scipy would warn each time)."""
+    from scipy.stats import pearsonr
+
+    return 0.0 if _constant(predictions, references) else float(pearsonr(predictions, references).statistic)
+
+
+def spearmanr(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Spearman's rank correlation; 0 where either side is constant."""
+    import scipy.stats
+
+    return 0.0 if _constant(predictions, references) else float(scipy.stats.spearmanr(predictions, references).statistic)
+
+
+def _constant(*sides: np.ndarray) -> bool:
+    return any(np.ptp(side) <= 1e-12 * max(1.0, float(np.max(np.abs(side)))) for side in sides)
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    metric.__name__: metric for metric in (accuracy, f1, matthews_correlation, pearson, spearmanr)
+}
+
+
+def load(task: Task) -> "evaluate.Metric":
+    """The metrics of a task as one evaluate.Metric, whose compute() gives {name: value from -1 or 0 to 1}."""
+    import datasets
+    import evaluate
+
+    dtype = "float32" if task.is_regression else "int64"
+
+    class Glue(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            features = datasets.Features({"predictions": datasets.Value(dtype), "references": datasets.Value(dtype)})
+            return evaluate.MetricInfo(
+                description=f"GLUE metrics of {task.name}",
+                citation="Wang et al. (2019). GLUE: A multi-task benchmark and analysis platform",
+                inputs_description="predictions and references: class indices, or scores of a regression",
+                features=features,
+                format="numpy",
+            )
+
+        def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+            return {name: METRICS[name](predictions, references) for name in task.metrics}
+
+    return Glue(keep_in_memory=True)
+
+
+def score(scores: dict[str, float]) -> float:
+    """The one number of a run: the mean of the task's metrics, as in the GLUE average."""
+    return sum(scores.values()) / len(scores)
+
+
+def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
+    """logits: (rows, outputs) -> (rows,) class indices, or scores of a regression"""
+    return logits[:, 0] if task.is_regression else logits.argmax(axis=1)
+
+
+def majority(task: Task, train_labels: Sequence[float], n_rows: int) -> np.ndarray:
+    """What answering without reading gives: the training set's most frequent class, or its mean score."""
+    if task.is_regression:
+        return np.full(n_rows, sum(train_labels) / len(train_labels), dtype=np.float32)
+    return np.full(n_rows, Counter(train_labels).most_common(1)[0][0], dtype=np.int64)

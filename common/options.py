@@ -1,0 +1,155 @@
+"""Dataclasses -> command line. Every option, its default and its help stand once, in the fields below."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal
+
+from common.errors import InputError
+from common.tasks import TASKS, TRAINED
+
+TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # the table is the source
+TestedTask = Literal[tuple(TASKS)]  # type: ignore[valid-type]
+
+
+def _check(problems: dict[str, bool]) -> None:
+    """Raise one InputError for all the problems that are there."""
+    found = [text for text, there in problems.items() if there]
+    if found:
+        raise InputError("; ".join(found))
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Options of the training loop, the same for every method."""
+
+    checkpoint: str = "bert-base-uncased"
+    """Pretrained encoder: a hub name, a local folder, or minilm (comes with the requirements)."""
+    task_name: TrainedTask = "mrpc"
+    """GLUE task."""
+    data: str = "hub"
+    """hub (nyu-mll/glue), a folder with the official GLUE download, or demo (synthetic)."""
+    lr: float = 5e-5
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Betas of AdamW."""
+    eps: float = 1e-6
+    """Epsilon of AdamW."""
+    weight_decay: float = 0.01
+    """Decay of every trained matrix; vectors (biases, LayerNorms) have none."""
+    batch_size: int = 32
+    """Examples per process and forward pass."""
+    eval_batch_size: int = 64
+    """Examples per process and forward pass in evaluation."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes per optimizer step."""
+    warmup_ratio: float = 0.1
+    """Share of the steps in which the learning rate rises from 0; then it falls to 0."""
+    n_epochs: int = 3
+    """Passes over the training set."""
+    max_grad_norm: float = 1.0
+    """Gradient norm to clip at; 0 = no clipping."""
+    max_length: int | None = None
+    """Tokens of an input, pairs cut longest first; None = as many as the encoder takes."""
+    seed: int = 42
+    """Decides the head's initial weights, the method's, the batches and dropout."""
+    max_train_samples: int | None = None
+    """Train on the first so many rows only."""
+    max_eval_samples: int | None = None
+    """Validate on the first so many rows only."""
+    output_dir: str = "outputs"
+    """Runs go to OUTPUT_DIR/METHOD/TASK/RUN."""
+    report_to: tuple[str, ...] = ("tensorboard",)
+    """Trackers known to accelerate (tensorboard, wandb, mlflow, ...), all, or none."""
+    overwrite: bool = False
+    """Repeat a run that is finished already."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        at_least_one = ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "n_epochs")
+        optional = ("max_length", "max_train_samples", "max_eval_samples")
+        counts = {name: getattr(self, name) for name in (*at_least_one, *optional)}
+        _check(
+            {
+                f"lr is {self.lr}: choose a number above 0": not 0 < self.lr < float("inf"),
+                f"betas are {self.betas}: choose numbers from 0 to below 1": not all(0 <= b < 1 for b in self.betas),
+                f"eps is {self.eps}: choose a number above 0": not 0 < self.eps < 1,
+                f"weight_decay is {self.weight_decay}: choose at least 0": not 0 <= self.weight_decay < float("inf"),
+                f"warmup_ratio is {self.warmup_ratio}: choose from 0 to 1": not 0 <= self.warmup_ratio <= 1,
+                f"max_grad_norm is {self.max_grad_norm}: choose at least 0": not self.max_grad_norm >= 0,
+                f"seed is {self.seed}: choose from 0 to 2**32 - 1": not 0 <= self.seed < 2**32,
+            }
+            | {f"{k} is {v}: choose at least 1": v is not None and v < 1 for k, v in counts.items()}
+        )
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of prediction on a test set."""
+
+    task_name: TestedTask | None = None
+    """GLUE task; its run with the best validation score is taken. mnli = mnli-m, mnli-mm and ax."""
+    run: str | None = None
+    """Folder of the run to take instead."""
+    checkpoint: str | None = None
+    """Where the base model lies; None = where it lay in training."""
+    data: str | None = None
+    """hub, a folder, or demo; None = what the run was trained on."""
+    batch_size: int = 64
+    """Examples per process and forward pass."""
+    output_dir: str = "outputs"
+    """Where tune put its runs."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        _check({f"batch_size is {self.batch_size}: choose at least 1": self.batch_size < 1})
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Options of an experiment, beside those of its runs."""
+
+    n_seeds: int = 5
+    """Runs of every configuration, with the seeds SEED, SEED + 1, ..."""
+
+    def __post_init__(self) -> None:
+        _check({f"n_seeds is {self.n_seeds}: choose at least 1": self.n_seeds < 1})
+
+
+def parse(program: str, **defaults: Any) -> list[Any]:
+    """Read the command line into dataclasses, all their options side by side, `--batch_size` or `--batch-size`.
+
+    A bad command line ends the process with one line on stderr and exit code 2, as every bad input does.
+
+    Args:
+        program: name in the usage line.
+        defaults: heading in the help -> instance whose values are the defaults.
+    """
+    import tyro
+
+    fields: list[Any] = [(name, type(value), field(default=value)) for name, value in defaults.items()]
+    arguments = make_dataclass("arguments", fields)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed = tyro.cli(
+                arguments, prog=program, description="", use_underscores=True, config=(tyro.conf.OmitArgPrefixes,)
+            )
+    except SystemExit as stop:
+        if stop.code not in (0, None) and os.environ.get("RANK", "0") == "0":
+            print("error: " + _unboxed(said.getvalue()), file=sys.stderr)
+        raise
+    return [getattr(parsed, name) for name in defaults]
+
+
+def _unboxed(message: str) -> str:
+    """tyro's message, drawn as a box of several lines, as one line."""
+    parts = re.split(r"[─╭╮╰╯]{6,}.*", message)
+    lines = [" ".join(re.sub("[│─╭╮╰╯]", " ", part).split()) for part in parts]
+    text = "; ".join(line for line in lines if line and "full helptext" not in line and "helptext:" not in line)
+    return re.sub(r"^Error parsing \w+: ", "", text) + " (--help lists the options)"

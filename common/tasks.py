@@ -1,0 +1,223 @@
+"""The GLUE tasks (Wang et al., 2019): the one table that knows them, and nothing else in the code does."""
+
+from dataclasses import dataclass
+
+from common.errors import InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one split of a task lies: on the hub, and in the official download."""
+
+    hub: tuple[str, str]
+    """Configuration and split of the hub's data set nyu-mll/glue."""
+    file: str
+    """Path inside the official GLUE download."""
+    header: tuple[str, ...] = ()
+    """Column names of a file that has no header line."""
+    broken_rows: int = 0
+    """So many rows of the official file may lack fields: left out, as in the hub's version, and said in one line."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One GLUE task. Class indices follow the hub's data set, whatever the strings in the files."""
+
+    name: str
+    texts: tuple[str, ...]
+    """Text columns on the hub: one sentence, or a pair."""
+    labels: tuple[str, ...]
+    """Class names in the hub's order; empty for a regression."""
+    metrics: tuple[str, ...]
+    """Official metrics; a run's score is their mean, as in the GLUE average."""
+    splits: dict[str, Source]
+    """`train`, one or more `validation...` (the first one selects the best epoch), `test`."""
+    synthetic: str
+    """Generator of the demo data, see common/synthetic.py."""
+    submission: str = ""
+    """File name on the leaderboard."""
+    file_texts: tuple[str, ...] = ()
+    """Text columns in the official files, where they differ from the hub's."""
+    file_label: str = "label"
+    """Label column in the official files."""
+    file_labels: tuple[str, ...] = ()
+    """Class strings in the official files and in a submission, in the order of `labels`, where they differ."""
+    trained_as: str = ""
+    """The task whose model is used, for the sets that exist for testing only."""
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.labels
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the head: one per class, one for a regression."""
+        return max(1, len(self.labels))
+
+    @property
+    def validations(self) -> tuple[str, ...]:
+        return tuple(split for split in self.splits if split.startswith("validation"))
+
+
+def _splits(config: str, folder: str, header: tuple[str, ...] = (), broken_rows: int = 0) -> dict[str, Source]:
+    return {
+        "train": Source((config, "train"), f"{folder}/train.tsv", header, broken_rows),
+        "validation": Source((config, "validation"), f"{folder}/dev.tsv", header),
+        "test": Source((config, "test"), f"{folder}/test.tsv"),
+    }
+
+
+_PAIR = ("sentence1", "sentence2")
+_BINARY = ("0", "1")
+_ENTAILMENT = ("entailment", "not_entailment")
+_INFERENCE = ("entailment", "neutral", "contradiction")
+
+_TASKS = (
+    Task(
+        "cola",
+        texts=("sentence",),
+        labels=("unacceptable", "acceptable"),
+        file_labels=_BINARY,
+        metrics=("matthews_correlation",),
+        splits=_splits("cola", "CoLA", header=("source", "label", "star", "sentence")),
+        submission="CoLA.tsv",
+        synthetic="acceptability",
+    ),
+    Task(
+        "sst2",
+        texts=("sentence",),
+        labels=("negative", "positive"),
+        file_labels=_BINARY,
+        metrics=("accuracy",),
+        splits=_splits("sst2", "SST-2"),
+        submission="SST-2.tsv",
+        synthetic="sentiment",
+    ),
+    Task(
+        "mrpc",
+        texts=_PAIR,
+        labels=("not_equivalent", "equivalent"),
+        file_texts=("#1 String", "#2 String"),
+        file_label="Quality",
+        file_labels=_BINARY,
+        metrics=("accuracy", "f1"),
+        splits=_splits("mrpc", "MRPC"),
+        submission="MRPC.tsv",
+        synthetic="paraphrase",
+    ),
+    Task(
+        "stsb",
+        texts=_PAIR,
+        labels=(),
+        file_label="score",
+        metrics=("pearson", "spearmanr"),
+        splits=_splits("stsb", "STS-B"),
+        submission="STS-B.tsv",
+        synthetic="similarity",
+    ),
+    Task(
+        "qqp",
+        texts=("question1", "question2"),
+        labels=("not_duplicate", "duplicate"),
+        file_label="is_duplicate",
+        file_labels=_BINARY,
+        metrics=("accuracy", "f1"),
+        splits=_splits("qqp", "QQP", broken_rows=10),
+        submission="QQP.tsv",
+        synthetic="duplicate_question",
+    ),
+    Task(
+        "mnli",
+        texts=("premise", "hypothesis"),
+        labels=_INFERENCE,
+        file_texts=_PAIR,
+        file_label="gold_label",
+        metrics=("accuracy",),
+        splits={
+            "train": Source(("mnli", "train"), "MNLI/train.tsv"),
+            "validation_matched": Source(("mnli", "validation_matched"), "MNLI/dev_matched.tsv"),
+            "validation_mismatched": Source(("mnli", "validation_mismatched"), "MNLI/dev_mismatched.tsv"),
+        },
+        synthetic="inference",
+    ),
+    Task(
+        "mnli-m",
+        texts=("premise", "hypothesis"),
+        labels=_INFERENCE,
+        file_texts=_PAIR,
+        metrics=("accuracy",),
+        splits={"test": Source(("mnli", "test_matched"), "MNLI/test_matched.tsv")},
+        submission="MNLI-m.tsv",
+        trained_as="mnli",
+        synthetic="inference",
+    ),
+    Task(
+        "mnli-mm",
+        texts=("premise", "hypothesis"),
+        labels=_INFERENCE,
+        file_texts=_PAIR,
+        metrics=("accuracy",),
+        splits={"test": Source(("mnli", "test_mismatched"), "MNLI/test_mismatched.tsv")},
+        submission="MNLI-mm.tsv",
+        trained_as="mnli",
+        synthetic="inference",
+    ),
+    Task(
+        "qnli",
+        texts=("question", "sentence"),
+        labels=_ENTAILMENT,
+        metrics=("accuracy",),
+        splits=_splits("qnli", "QNLI"),
+        submission="QNLI.tsv",
+        synthetic="answerability",
+    ),
+    Task(
+        "rte",
+        texts=_PAIR,
+        labels=_ENTAILMENT,
+        metrics=("accuracy",),
+        splits=_splits("rte", "RTE"),
+        submission="RTE.tsv",
+        synthetic="entailment",
+    ),
+    Task(
+        "wnli",
+        texts=_PAIR,
+        labels=("not_entailment", "entailment"),
+        file_labels=_BINARY,
+        metrics=("accuracy",),
+        splits=_splits("wnli", "WNLI"),
+        submission="WNLI.tsv",
+        synthetic="coreference",
+    ),
+    Task(
+        "ax",
+        texts=("premise", "hypothesis"),
+        labels=_INFERENCE,
+        file_texts=_PAIR,
+        metrics=("matthews_correlation",),
+        splits={"test": Source(("ax", "test"), "diagnostic/diagnostic.tsv")},
+        submission="AX.tsv",
+        trained_as="mnli",
+        synthetic="inference",
+    ),
+)
+TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
+
+TRAINED = tuple(name for name, task in TASKS.items() if "train" in task.splits)
+"""Tasks one can train on, in the order of the table."""
+
+
+def find(name: str) -> Task:
+    """The task of that name. Raises InputError for an unknown one."""
+    if name not in TASKS:
+        raise InputError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def tested_by(name: str) -> list[Task]:
+    """Test sets that a model of this task answers: its own, or the three of MNLI; a test-only name is its own."""
+    task = find(name)
+    if "test" in task.splits:
+        return [task]
+    return [other for other in TASKS.values() if other.trained_as == name]

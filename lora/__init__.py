@@ -1,0 +1,1 @@
+"""LoRA: low-rank adaptation (Hu et al., 2021)."""
