@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from common.encoders import layers, pooler
-from common.errors import InputError
+from common.errors import DoesNotFit, InputError
 from common.methods import Method
 
 
@@ -29,7 +29,7 @@ class Baseline(Method):
             return
         stack = layers(model)
         if self.top_k > len(stack):
-            raise InputError(f"top_k is {self.top_k}, but the encoder has {len(stack)} layers: choose at most that")
+            raise DoesNotFit(f"top_k is {self.top_k}, but the encoder has {len(stack)} layers: choose at most that")
         if self.top_k == 0:
             return
         stack[-self.top_k :].requires_grad_(True)

@@ -10,6 +10,10 @@ class InputError(ValueError):
     """Something the user gave cannot be used. The message says what was found, what was wanted and what to do."""
 
 
+class DoesNotFit(InputError):
+    """Options of a method that are right in themselves but not for this encoder, such as a rank above its width."""
+
+
 @contextmanager
 def one_line_errors(debug: bool = False) -> Iterator[None]:
     """Turn an InputError into one line on stderr and exit code 2 (130 after Ctrl-C); with `debug`, let it through.

@@ -33,7 +33,7 @@ class Method(ABC):
         """Change a frozen model in place. Must never freeze, so that methods combine.
 
         Raises:
-            InputError: the options do not fit this model.
+            DoesNotFit: the options are not for this model.
         """
 
     @property

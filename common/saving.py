@@ -101,7 +101,7 @@ def save_adapter(folder: Path | str, model: nn.Module, method: Method, **facts: 
         **facts,
         **provenance(),
     }
-    write_atomically(folder / ADAPTER, lambda part: safetensors.torch.save_file(tensors, part))
+    write_atomically(folder / ADAPTER, lambda part: part.write_bytes(safetensors.torch.save(tensors)))
     write_json(folder / CONFIG, config)
 
 

@@ -241,20 +241,21 @@ _NOT_THE_RUN = ("output_dir", "report_to", "overwrite", "debug")
 def run_folder(method: Method, options: TuneOptions) -> Path:
     """Where a run lies: a name to read, and a digest of every option that can change its result.
 
-    Example: outputs/lora/mrpc/minilm-rank8-alpha8-dropout0.0-lr0.001-n_epochs3-seed42-3f2a9c1e
+    Example: outputs/lora/mrpc/minilm-rank8-alpha8-dropout0-lr0.001-n_epochs3-seed42-3f2a9c1e
     """
     decisive = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_THE_RUN}
     if options.data not in ("hub", "demo"):
         decisive["data"] = str(Path(options.data).resolve())
     own = dataclasses.asdict(method)
-    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    text = json.dumps([decisive, own, n_processes], sort_keys=True)
-    shown = {k: v for k, v in own.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    shown |= {k: decisive[k] for k in ("lr", "n_epochs", "seed")}
-    words = [Path(options.checkpoint).name, *(f"{k}{v}" for k, v in shown.items())]
-    name = re.sub(r"[^\w.+-]", "_", "-".join(words))
+    everything = decisive | own | {"n_processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    # 8 and 8.0 are one value, whichever of them the command line or a grid wrote.
+    text = json.dumps({k: float(v) if isinstance(v, int) else v for k, v in everything.items()}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return Path(options.output_dir) / method.name / options.task_name / f"{name}-{digest}"
+    numbers = {k: v for k, v in own.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    shown = numbers | {k: decisive[k] for k in ("lr", "n_epochs", "seed")}
+    words = [Path(options.checkpoint).name, *(f"{k}{v:g}" for k, v in shown.items()), digest]
+    name = re.sub(r"[^\w.+-]", "_", "-".join(words))
+    return Path(options.output_dir) / method.name / options.task_name / name
 
 
 def new_folder(folder: Path) -> None:

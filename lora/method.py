@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.encoders import Linear, layers, replace
-from common.errors import InputError
+from common.errors import DoesNotFit, InputError
 from common.methods import Method
 
 
@@ -28,7 +28,7 @@ class LoraLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         if rank > min(self.in_features, self.out_features):
-            raise InputError(
+            raise DoesNotFit(
                 f"rank {rank} is larger than a layer of {self.in_features} to {self.out_features} features: "
                 f"choose at most {min(self.in_features, self.out_features)}"
             )
@@ -70,7 +70,7 @@ class Lora(Method):
 
     rank: int = 8
     """r: rank of the update."""
-    alpha: float = 8
+    alpha: float = 8.0
     """Scale of the update: alpha / rank."""
     dropout: float = 0.0
     """Dropout on the input of A."""

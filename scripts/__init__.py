@@ -1,0 +1,1 @@
+"""Small tools over finished runs: python -m scripts.NAME"""
