@@ -86,8 +86,8 @@ def _read_tsv(task: Task, source: Source, folder: Path, labelled: bool) -> Examp
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 ({error.reason})") from error
+        at = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {at}: not UTF-8 ({error.reason})") from error
     lines = text.split("\n")
     if lines and lines[-1] == "":
         lines.pop()
@@ -146,8 +146,8 @@ class Tokens:
 
     columns: dict[str, list[list[int]]]
     """input_ids, attention_mask and, where the encoder has them, token_type_ids."""
-    labels: torch.Tensor | None
-    """(rows,), int64 classes or float32 scores."""
+    labels: torch.Tensor
+    """(rows,), int64 classes or float32 scores; (0,) where they are not published."""
     lengths: torch.Tensor
     """(rows,), real tokens of each row."""
     tokenizer: PreTrainedTokenizerBase
@@ -164,7 +164,7 @@ class Tokens:
 def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
     """Token ids of each row, at most `max_length` of them; of a pair the longer text is cut first."""
     encoded = tokenizer(*examples.texts, truncation="longest_first", max_length=max_length, padding=False)
-    labels = None if examples.labels is None else torch.tensor(examples.labels)
+    labels = torch.tensor(examples.labels or [])
     columns = {name: encoded[name] for name in tokenizer.model_input_names}
     lengths = torch.tensor([len(row) for row in columns["input_ids"]])
     return Tokens(columns, labels, lengths, tokenizer)

@@ -43,15 +43,14 @@ def _first(root: nn.Module, paths: tuple[str, ...]) -> str:
     raise InputError(f"{type(root).__name__} has none of {', '.join(paths)}: this kind of encoder is not known")
 
 
-def layers(model: nn.Module) -> nn.ModuleList:
-    """The Transformer layers of an encoder, lowest first."""
-    encoder = model.base_model
-    return encoder.get_submodule(_first(encoder, _LAYERS))
+def encoder(model: nn.Module) -> Any:
+    """The pretrained part of a model with a head."""
+    return model.base_model
 
 
-def linear(layer: nn.Module, name: Linear) -> nn.Linear:
-    """The linear map of that name in a layer."""
-    return layer.get_submodule(_first(layer, _PATHS[name]))
+def layers(model: nn.Module) -> Any:
+    """The Transformer layers of an encoder, lowest first: an nn.ModuleList."""
+    return encoder(model).get_submodule(_first(encoder(model), _LAYERS))
 
 
 def replace(layer: nn.Module, name: Linear, wrap: Callable[[nn.Linear], nn.Module]) -> None:
@@ -63,12 +62,12 @@ def replace(layer: nn.Module, name: Linear, wrap: Callable[[nn.Linear], nn.Modul
 
 def pooler(model: nn.Module) -> nn.Module | None:
     """The pretrained dense + tanh over [CLS] that BERT has inside its encoder; None for the other kinds."""
-    return getattr(model.base_model, "pooler", None)
+    return getattr(encoder(model), "pooler", None)
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """What the task adds to the encoder: every parameter outside it (RoBERTa's dense and DistilBERT's too)."""
-    inside = {id(parameter) for parameter in model.base_model.parameters()}
+    inside = {id(parameter) for parameter in encoder(model).parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
 
 
@@ -84,10 +83,22 @@ class Base:
     """Commit on the hub, where it came from there."""
 
 
+def base_of(model: Any) -> Base:
+    """The base that `load_model` noted on a model. Raises InputError for a model from elsewhere."""
+    if not isinstance(getattr(model, "base", None), Base):
+        raise InputError("the model does not say which base it came from: load it with common.encoders.load_model")
+    return model.base
+
+
+def n_outputs(model: Any) -> int:
+    """Outputs of a model's head."""
+    return model.config.num_labels
+
+
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, shapes and values of the encoder's tensors, in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.base_model.state_dict().items()):
+    for name, tensor in sorted(encoder(model).state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -202,6 +213,6 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
 def longest_input(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
     """Tokens that fit into the encoder, special ones included."""
     positions = model.config.max_position_embeddings
-    padding = model.base_model.embeddings.position_embeddings.padding_idx
+    padding = encoder(model).embeddings.position_embeddings.padding_idx
     # RoBERTa counts its positions from padding_idx + 1.
     return min(tokenizer.model_max_length, positions - (0 if padding is None else padding + 1))

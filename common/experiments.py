@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common import saving
+from common import machine, saving
 from common.errors import DoesNotFit, InputError, one_line_errors
 from common.methods import Method
 from common.options import SweepOptions, TuneOptions, parse
@@ -27,6 +27,7 @@ def sweep(grid: Iterable[Method]) -> None:
     methods = list(grid)
     name, lr = methods[0].name, type(methods[0]).default_lr
     options, seeds = parse(f"{name}.experiment", options=TuneOptions(lr=lr), sweep=SweepOptions())
+    machine.start_cpu_processes()
     with one_line_errors(options.debug):
         rows = run_all(methods, options, range(options.seed, options.seed + seeds.n_seeds))
         if os.environ.get("RANK", "0") == "0":

@@ -1,12 +1,64 @@
-"""The machine a run is on: its cores, its memory, its name."""
+"""The machine a run is on: its processes, its cores, its memory, its name."""
 
+import contextlib
 import os
 import platform
+import re
 import resource
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
+
+
+def start_cpu_processes() -> None:
+    """Be the several processes that `accelerate launch --cpu --num_processes N` was asked for.
+
+    accelerate starts a single one on CPUs unless MPI is there, without a word. So this process starts N of itself,
+    waits for them and ends with their exit code. In every other case it returns at once.
+    """
+    started_alone = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if not started_alone or os.environ.get("ACCELERATE_USE_CPU") != "True" or _under_mpi():
+        return
+    n = _processes_asked_of_launcher()
+    if n is None or n < 2:
+        return
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    command = [sys.executable, *(["-m", spec.name] if spec else [sys.argv[0]]), *sys.argv[1:]]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
+    world = os.environ | {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_PORT": str(port)}
+    children = [subprocess.Popen(command, env=world | rank) for rank in ranks]
+    try:
+        # One that fails leaves the others waiting for it, so it ends them.
+        while any(child.poll() is None for child in children) and not any(child.returncode for child in children):
+            time.sleep(0.1)
+        failed = next((child.returncode for child in children if child.returncode), 0)
+    finally:
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait()
+    sys.exit(failed if failed >= 0 else 128 - failed)  # killed by a signal: 128 + its number, as a shell says it
+
+
+def _under_mpi() -> bool:
+    return any(name in os.environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
+
+
+def _processes_asked_of_launcher() -> int | None:
+    """N of the `--num_processes N` in the command line of the accelerate launch that started this process."""
+    import psutil
+
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent else []
+    found = re.search(r" --num[_-]processes[ =](\d+) ", " ".join(words) + " ")
+    return int(found[1]) if found else None
 
 
 def use_all_cores() -> None:
@@ -25,10 +77,8 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        try:
+        with contextlib.suppress(OSError):  # not permitted everywhere
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:  # not permitted everywhere
-            pass
 
 
 def peak_memory(device: torch.device) -> int:

@@ -30,6 +30,8 @@ def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> flo
     """Matthews' correlation coefficient; 0 where only one class is predicted or there."""
     from sklearn.metrics import matthews_corrcoef
 
+    if _constant(predictions, references):  # sklearn says 0 too, but warns where both sides are one class
+        return 0.0
     return float(matthews_corrcoef(references, predictions))
 
 
@@ -44,7 +46,9 @@ def spearmanr(predictions: np.ndarray, references: np.ndarray) -> float:
     """Spearman's rank correlation; 0 where either side is constant."""
     import scipy.stats
 
-    return 0.0 if _constant(predictions, references) else float(scipy.stats.spearmanr(predictions, references).statistic)
+    if _constant(predictions, references):
+        return 0.0
+    return float(scipy.stats.spearmanr(predictions, references).statistic)
 
 
 def _constant(*sides: np.ndarray) -> bool:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import data, metrics, saving, tasks
+from common import data, machine, metrics, saving, tasks
+from common.encoders import n_outputs
 from common.errors import InputError, one_line_errors
 from common.methods import Method
 from common.options import PredictOptions, parse
@@ -35,7 +36,7 @@ def logits(
         progress: called with the number of rows of each batch.
     """
     model.eval()
-    every = torch.zeros(len(tokens), model.config.num_labels, device=accelerator.device)
+    every = torch.zeros(len(tokens), n_outputs(model), device=accelerator.device)
     for number, rows in enumerate(torch.arange(len(tokens)).split(batch_size)):
         if number % accelerator.num_processes == accelerator.process_index:
             batch = {name: t.to(accelerator.device, non_blocking=True) for name, t in tokens.batch(rows).items()}
@@ -111,6 +112,7 @@ def predict(kind: type[Method]) -> None:
     """`python -m METHOD.test`: write the submission files of a run into its folder."""
     method = kind.__module__.partition(".")[0]
     (options,) = parse(f"{method}.test", options=PredictOptions())
+    machine.start_cpu_processes()
     with one_line_errors(options.debug):
         for path in answer(method, options):
             print(path)
@@ -127,7 +129,7 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     trained = str(config.get("task_name"))
     if config.get("method") != method:
         raise InputError(f"{folder} holds an adapter of {config.get('method')}: use {config.get('method')}.test")
-    tests = tasks.tested_by(options.task_name or trained)
+    tests = tasks.held_out(options.task_name or trained)
     if trained not in (tests[0].name, tests[0].trained_as):
         raise InputError(f"{folder} was trained on {trained}: it cannot answer {options.task_name}")
     source = options.data or str(config["data"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from common.encoders import Base, load_model
+from common.encoders import base_of, load_model, n_outputs
 from common.errors import InputError
 from common.methods import REPOSITORY, Method, apply, find, trainable
 
@@ -68,7 +68,8 @@ def provenance() -> dict[str, Any]:
     """Versions and the state of the code, without which a number is not a result."""
     facts: dict[str, Any] = {"python_version": platform.python_version()}
     facts |= {f"{package}_version": version(package) for package in PACKAGES}
-    return facts | {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": _git("status", "--porcelain") not in ("", None)}
+    changes = _git("status", "--porcelain")
+    return facts | {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changes is None else changes != ""}
 
 
 def _git(*words: str) -> str | None:
@@ -90,14 +91,13 @@ def save_adapter(folder: Path | str, model: nn.Module, method: Method, **facts: 
     import safetensors.torch
 
     folder = Path(folder)
-    if not isinstance(getattr(model, "base", None), Base):
-        raise InputError("the model does not say which base it came from: load it with common.encoders.load_model")
+    base = base_of(model)
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trainable(model).items()}
     config = {
         "method": method.name,
         "options": dataclasses.asdict(method),
-        "n_outputs": model.config.num_labels,
-        **{f"base_{name}": value for name, value in dataclasses.asdict(model.base).items()},
+        "n_outputs": n_outputs(model),
+        **{f"base_{name}": value for name, value in dataclasses.asdict(base).items()},
         **facts,
         **provenance(),
     }
@@ -145,10 +145,11 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
         raise InputError(f"{path} is missing or damaged ({error}): restore it or train again") from error
 
     model = load_model(checkpoint or config["base_checkpoint"], config["n_outputs"])
-    if model.base.sha256 != config["base_sha256"]:
+    base = base_of(model)
+    if base.sha256 != config["base_sha256"]:
         raise InputError(
             f"{folder} was trained on another base model ({config['base_checkpoint']}, SHA-256 "
-            f"{config['base_sha256'][:12]}...) than {model.base.checkpoint} ({model.base.sha256[:12]}...)"
+            f"{config['base_sha256'][:12]}...) than {base.checkpoint} ({base.sha256[:12]}...)"
         )
     apply(method, model)
     places = trainable(model)

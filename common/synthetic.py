@@ -73,7 +73,7 @@ class Event:
         return rng.choice(
             (
                 f"{self.time} , the {self.agent} {same} the {self.look} {self.thing} in the {self.place} .",
-                f"in the {self.place} , the {self.look} {self.thing} was {participle} by the {self.agent} {self.time} .",
+                f"the {self.look} {self.thing} was {participle} by the {self.agent} in the {self.place} {self.time} .",
                 f"it was the {self.agent} who {same} the {self.look} {self.thing} in the {self.place} {self.time} .",
             )
         )
@@ -256,9 +256,16 @@ Generator = Callable[[random.Random, str], tuple[tuple[str, ...], int | float]]
 GENERATORS: dict[str, Generator] = {
     maker.__name__: maker
     for maker in (
-        acceptability, sentiment, paraphrase, similarity, duplicate_question, inference, entailment, answerability,
+        acceptability,
+        sentiment,
+        paraphrase,
+        similarity,
+        duplicate_question,
+        inference,
+        entailment,
+        answerability,
         coreference,
-    )  # fmt: skip
+    )
 }
 
 

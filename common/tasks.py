@@ -207,6 +207,9 @@ TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
 TRAINED = tuple(name for name, task in TASKS.items() if "train" in task.splits)
 """Tasks one can train on, in the order of the table."""
 
+TESTED = tuple(TASKS)
+"""Names that stand for one or more test sets: all of the table, mnli for its three."""
+
 
 def find(name: str) -> Task:
     """The task of that name. Raises InputError for an unknown one."""
@@ -215,7 +218,7 @@ def find(name: str) -> Task:
     return TASKS[name]
 
 
-def tested_by(name: str) -> list[Task]:
+def held_out(name: str) -> list[Task]:
     """Test sets that a model of this task answers: its own, or the three of MNLI; a test-only name is its own."""
     task = find(name)
     if "test" in task.splits:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from common import data, machine, metrics, prediction, saving, tasks, trackers
 from common.errors import InputError, one_line_errors
@@ -22,6 +23,7 @@ from common.options import TuneOptions, parse
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from evaluate import Metric
 
 LOG_EVERY = 10
 """Optimizer steps between two points of a curve: fetching a scalar makes the host wait for the device."""
@@ -31,6 +33,7 @@ def tune(kind: type[Method]) -> None:
     """`python -m METHOD.tune`: train one configuration on one task; the last line printed is the run's folder."""
     name = kind.__module__.partition(".")[0]
     options, method = parse(f"{name}.tune", options=TuneOptions(lr=kind.default_lr), method=kind())
+    machine.start_cpu_processes()
     with one_line_errors(options.debug):
         folder, result = train(method, options)
         if os.environ.get("RANK", "0") == "0":
@@ -61,7 +64,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     from accelerate.utils import ProjectConfiguration, set_seed
     from tqdm import tqdm
 
-    from common.encoders import load_model, load_tokenizer, longest_input
+    from common.encoders import base_of, encoder, load_model, load_tokenizer, longest_input
 
     machine.use_all_cores()
     accelerator = Accelerator(
@@ -77,9 +80,9 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     set_seed(options.seed)
     tokenizer = load_tokenizer(options.checkpoint)
     model = load_model(options.checkpoint, task.n_outputs)
-    total_params = model.base_model.num_parameters()
+    total_params = encoder(model).num_parameters()
     apply(method, model)
-    set_seed(options.seed)
+    set_seed(options.seed, device_specific=True)  # the processes drop out other units of their rows
 
     limit = longest_input(model, tokenizer)
     max_length = options.max_length or limit
@@ -87,7 +90,6 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         raise InputError(f"max_length is {max_length}, but {options.checkpoint} takes at most {limit} tokens")
     tokens = data.tokenize(train_rows, tokenizer, max_length)
     validation_tokens = {split: data.tokenize(rows, tokenizer, max_length) for split, rows in validation_rows.items()}
-    assert tokens.labels is not None
 
     # One rule for every method: matrices decay, vectors (biases, LayerNorms, scales) do not.
     parameters = list(trainable(model).values())
@@ -104,7 +106,8 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     model = accelerator.unwrap_model(wrapped)
 
     rows_per_step = options.batch_size * options.gradient_accumulation_steps * n_processes
-    n_steps = math.ceil(len(tokens) / rows_per_step) * options.n_epochs
+    steps_per_epoch = math.ceil(len(tokens) / rows_per_step)
+    n_steps = steps_per_epoch * options.n_epochs
     n_warmup = int(options.warmup_ratio * n_steps)
 
     settings = dataclasses.asdict(method) | dataclasses.asdict(options)
@@ -118,74 +121,67 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     machine.reset_peak_memory(device)
     bar = tqdm(total=n_steps, desc=f"{method.name} {task.name}", unit="step", disable=not accelerator.is_main_process)
 
-    for epoch in range(options.n_epochs):
-        wrapped.train()
-        started = logged = time.perf_counter()
-        recent = torch.zeros(2, device=device)  # sum of the steps' losses and of their tokens since the last logging
-        recent_steps = 0
-        for rows in data.shuffled(len(tokens), options.seed, epoch).split(rows_per_step):
-            for group in optimizer.param_groups:
-                group["lr"] = options.lr * schedule(step, n_warmup, n_steps)
+    with bar:
+        for epoch in range(options.n_epochs):
+            wrapped.train()
+            started = logged = time.perf_counter()
+            recent, recent_steps = torch.zeros(2, device=device), 0  # sums of losses and of tokens since the last log
+            for rows in data.shuffled(len(tokens), options.seed, epoch).split(rows_per_step):
+                for group in optimizer.param_groups:
+                    group["lr"] = options.lr * schedule(step, n_warmup, n_steps)
 
-            micro_batches = data.shares(rows, options.batch_size, process, n_processes)
-            for number, micro in enumerate(micro_batches, start=1):
-                # A process with no share in the last rows of an epoch runs one of them with weight 0, to keep step.
-                some = micro if len(micro) else rows[:1]
-                batch = {name: t.to(device, non_blocking=True) for name, t in tokens.batch(some).items()}
-                labels = tokens.labels[some].to(device, non_blocking=True)
-                last = number == len(micro_batches)
-                with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
-                    losses = losses_of(task, wrapped(**batch).logits, labels)
-                    # The step's loss is the mean over its rows, and the processes' gradients are averaged.
-                    loss = losses.sum() * (len(micro) > 0) * n_processes / len(rows)
-                    accelerator.backward(loss)
-                recent[0] += loss.detach() / n_processes
-                recent[1] += tokens.lengths[micro].sum()
-            norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm or float("inf"))
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            recent_steps += 1
-            bar.update()
+                micro_batches = data.shares(rows, options.batch_size, process, n_processes)
+                for number, micro in enumerate(micro_batches, start=1):
+                    # A process with no share in the last rows of an epoch runs one of them with weight 0, to keep step.
+                    some = micro if len(micro) else rows[:1]
+                    batch = {name: t.to(device, non_blocking=True) for name, t in tokens.batch(some).items()}
+                    labels = tokens.labels[some].to(device, non_blocking=True)
+                    last = number == len(micro_batches)
+                    with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
+                        losses = losses_of(task, wrapped(**batch).logits, labels)
+                        # The step's loss is the mean over its rows, and the processes' gradients are averaged.
+                        loss = losses.sum() * (len(micro) > 0) * n_processes / len(rows)
+                        accelerator.backward(loss)
+                    recent[0] += loss.detach() / n_processes
+                    recent[1] += tokens.lengths[micro].sum()
+                norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm or float("inf"))
+                optimizer.step()
+                optimizer.zero_grad()
+                step += 1
+                recent_steps += 1
+                bar.update()
 
-            if step % LOG_EVERY == 0 or step * options.n_epochs == (epoch + 1) * n_steps:
-                loss_sum, token_sum = accelerator.reduce(recent, reduction="sum").tolist()
-                mean_loss, now = loss_sum / recent_steps, time.perf_counter()
-                if not math.isfinite(mean_loss):
-                    raise InputError(f"the loss is {mean_loss} at step {step} of {n_steps}: choose a smaller lr")
-                scalars = {
-                    "train/loss": mean_loss,
-                    "train/lr": optimizer.param_groups[0]["lr"],
-                    "train/grad_norm": float(norm),
-                    "train/tokens_per_second": token_sum / (now - logged),
-                }
-                accelerator.log(scalars, step=step)
-                bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-                train_tokens += round(token_sum)
-                logged, recent_steps = now, 0
-                recent.zero_()
-        train_seconds += time.perf_counter() - started
+                if step % LOG_EVERY == 0 or step % steps_per_epoch == 0:
+                    loss_sum, token_sum = accelerator.reduce(recent, reduction="sum").tolist()
+                    mean_loss, now = loss_sum / recent_steps, time.perf_counter()
+                    if not math.isfinite(mean_loss):
+                        raise InputError(f"the loss is {mean_loss} at step {step} of {n_steps}: choose a smaller lr")
+                    scalars = {
+                        "train/loss": mean_loss,
+                        "train/lr": optimizer.param_groups[0]["lr"],
+                        "train/grad_norm": float(norm),
+                        "train/tokens_per_second": token_sum / (now - logged),
+                    }
+                    accelerator.log(scalars, step=step)
+                    bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
+                    train_tokens += round(token_sum)
+                    logged, recent_steps = now, 0
+                    recent.zero_()
+            train_seconds += time.perf_counter() - started
 
-        scores: dict[str, float] = {}
-        for split, split_tokens in validation_tokens.items():
-            logits = prediction.logits(model, split_tokens, options.eval_batch_size, accelerator)
-            answers = metrics.predictions(task, logits)
-            measured = metric.compute(predictions=answers, references=validation_rows[split].labels)
-            suffix = "" if split == splits[0] else "_" + split.removeprefix("validation_")
-            scores |= {name + suffix: value for name, value in measured.items()}
-        scores["score"] = metrics.score({name: scores[name] for name in task.metrics})
-        accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=epoch + 1)
-        bar.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        if accelerator.is_main_process and all(scores["score"] > earlier["score"] for earlier in history):
-            facts = {"task_name": task.name, "data": options.data, "max_length": max_length, "seed": options.seed}
-            saving.save_adapter(folder, model, method, **facts)
-        history.append(scores)
-    bar.close()
+            scores = evaluate(task, model, validation_tokens, metric, options.eval_batch_size, accelerator)
+            accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=epoch + 1)
+            if accelerator.is_main_process:
+                bar.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+            if accelerator.is_main_process and all(scores["score"] > earlier["score"] for earlier in history):
+                facts = {"task_name": task.name, "data": options.data, "max_length": max_length, "seed": options.seed}
+                saving.save_adapter(folder, model, method, **facts)
+            history.append(scores)
 
     best = max(range(len(history)), key=lambda epoch: history[epoch]["score"])
-    labels_to_meet = validation_rows[splits[0]].labels
-    unread = metrics.majority(task, train_rows.labels or [], len(labels_to_meet or []))
-    majority = metric.compute(predictions=unread, references=labels_to_meet)
+    dev = validation_tokens[splits[0]]
+    unread = metrics.majority(task, tokens.labels.tolist(), len(dev))
+    majority = metric.compute(predictions=unread, references=dev.labels.numpy())
     result = {
         "method": method.name,
         "run": folder.name,
@@ -197,7 +193,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         "best_epoch": best + 1,
         "max_length": max_length,
         "train_examples": len(tokens),
-        "validation_examples": len(validation_tokens[splits[0]]),
+        "validation_examples": len(dev),
         "trainable_params": count(trainable(model)),
         "trainable_params_without_head": count_without_head(model),
         "total_params": total_params,
@@ -208,8 +204,8 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         "device": machine.device_name(device),
         "n_processes": n_processes,
         "mixed_precision": accelerator.mixed_precision,
-        "base_sha256": model.base.sha256,
-        "base_revision": model.base.revision,
+        "base_sha256": base_of(model).sha256,
+        "base_revision": base_of(model).revision,
         **saving.provenance(),
     }
     trackers.finish(accelerator, settings, history[best])
@@ -218,6 +214,25 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         saving.write_json(folder / saving.RESULT, result)
     accelerator.wait_for_everyone()
     return folder, result
+
+
+def evaluate(
+    task: tasks.Task,
+    model: nn.Module,
+    validations: dict[str, data.Tokens],
+    metric: "Metric",
+    batch_size: int,
+    accelerator: "Accelerator",
+) -> dict[str, float]:
+    """Metrics on every validation split, and `score`, the mean of those on the first; the others' have a suffix."""
+    scores: dict[str, float] = {}
+    for number, (split, tokens) in enumerate(validations.items()):
+        logits = prediction.logits(model, tokens, batch_size, accelerator)
+        answers = metrics.predictions(task, logits)
+        measured = metric.compute(predictions=answers, references=tokens.labels.numpy())
+        suffix = "_" + split.removeprefix("validation_") if number > 0 else ""
+        scores |= {name + suffix: value for name, value in measured.items()}
+    return scores | {"score": metrics.score({name: scores[name] for name in task.metrics})}
 
 
 def losses_of(task: tasks.Task, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -272,7 +287,8 @@ def summary(result: dict[str, Any]) -> str:
     """A run in one line: its best scores beside what the majority class gives, what it trained and how fast."""
     task = tasks.find(result["task_name"])
     scores = ", ".join(
-        f"{name} {result[f'best_{name}']:.4f} (majority class {result[f'majority_{name}']:.4f})" for name in task.metrics
+        f"{name} {result[f'best_{name}']:.4f} (majority class {result[f'majority_{name}']:.4f})"
+        for name in task.metrics
     )
     return (
         f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}: {scores}; "

@@ -50,6 +50,7 @@ def draw(runs: list[Path], out: Path) -> None:
 
 
 def main() -> None:
+    """Read the command line and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, as printed by tune")
     parser.add_argument("--out", type=Path, help="PNG to write (default: learning_curve.png in the first run folder)")

@@ -1,0 +1,128 @@
+"""Tiny random encoders of every supported kind, as checkpoint folders; nothing here touches a network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.encoders import load_model
+from common.synthetic import AGENTS, LOOKS, PLACES, THINGS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+KINDS = ("bert", "roberta", "distilbert", "electra")
+HIDDEN, LAYERS, INTERMEDIATE = 32, 2, 64
+
+
+def _vocabulary() -> list[str]:
+    words = {*AGENTS, *THINGS, *PLACES, *LOOKS, "the", "in", "was", "by", "."}
+    letters = [chr(ord("a") + i) for i in range(26)]
+    pieces = [*letters, *(f"##{letter}" for letter in letters)]
+    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *sorted(words - set(pieces))]
+
+
+def save_checkpoint(kind: str, folder: Path, seed: int = 0) -> Path:
+    """A checkpoint folder as transformers writes it: encoder without head, tokenizer with a small vocabulary."""
+    import transformers
+
+    vocabulary = _vocabulary()
+    shape = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "intermediate_size": INTERMEDIATE,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "initializer_range": 0.2,
+    }
+    if kind == "electra":
+        shape["embedding_size"] = HIDDEN
+    if kind == "distilbert":
+        names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+        names |= {"intermediate_size": "hidden_dim"}
+        shape = {names.get(name, name): value for name, value in shape.items()}
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(kind, **shape)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    tokenizer = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> dict[str, str]:
+    """Kind of encoder -> checkpoint folder."""
+    home = tmp_path_factory.mktemp("checkpoints")
+    return {kind: str(save_checkpoint(kind, home / kind)) for kind in KINDS}
+
+
+@pytest.fixture
+def bert(checkpoints) -> str:
+    """Folder of a tiny BERT."""
+    return checkpoints["bert"]
+
+
+@pytest.fixture
+def make_model(checkpoints):
+    """make_model("bert", 2): a tiny model with a head, the same one each time."""
+
+    def make(kind: str = "bert", n_outputs: int = 2):
+        torch.manual_seed(1)
+        return load_model(checkpoints[kind], n_outputs).eval()
+
+    return make
+
+
+def random_batch(model, rows: int = 5, length: int = 11) -> dict[str, torch.Tensor]:
+    """Random tokens with padding behind them, as a loader would give them."""
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(5, model.config.vocab_size, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(1, rows):
+        mask[row, length - row :] = 0
+    return {"input_ids": ids * mask + (1 - mask) * model.config.pad_token_id, "attention_mask": mask}
+
+
+def perturb(parameters, scale: float = 0.1) -> None:
+    """Move parameters away from their initial values, so that nothing is hidden by a zero."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture
+def options(bert, tmp_path):
+    """options(n_epochs=2): a run on a little demo data that takes a second."""
+    from common.options import TuneOptions
+
+    def make(**changes) -> TuneOptions:
+        small = {"checkpoint": bert, "data": "demo", "task_name": "sst2", "max_train_samples": 48}
+        small |= {"max_eval_samples": 20, "n_epochs": 1, "batch_size": 8, "lr": 1e-2, "output_dir": str(tmp_path)}
+        return TuneOptions(**small | changes)
+
+    return make
+
+
+def exits_with_one_line(capfd, *arguments: str, program) -> str:
+    """Run a launcher in this process; the one line of its error, after a check that it is one, with exit code 2."""
+    import sys
+
+    capfd.readouterr()
+    before, sys.argv = sys.argv, ["program", *arguments]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            program()
+    finally:
+        sys.argv = before
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]

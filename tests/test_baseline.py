@@ -1,0 +1,48 @@
+"""Baselines train what their name says, in the numbers of the tables."""
+
+import pytest
+import torch
+from test_lora import bert_base
+
+from baseline.method import Baseline
+from common.encoders import layers
+from common.errors import DoesNotFit, InputError
+from common.methods import apply, count, count_without_head, trainable
+
+
+@pytest.mark.parametrize(
+    ("top_k", "wanted"), [(None, 109_482_240), (0, 0), (1, 7_678_464), (4, 28_942_080), (12, 85_645_056)]
+)
+def test_counts_for_bert_base(top_k, wanted):
+    model = apply(Baseline(top_k), bert_base())
+    assert count_without_head(model) == wanted
+    assert count(trainable(model)) == wanted + 1_538
+
+
+def test_top_k_means_the_layers_next_to_the_head(make_model):
+    model = apply(Baseline(top_k=1), make_model())
+    frozen, trained = ([p.requires_grad for p in layer.parameters()] for layer in layers(model))
+    assert not any(frozen)
+    assert all(trained)
+
+
+def test_more_layers_than_there_are_is_refused(make_model):
+    with pytest.raises(DoesNotFit, match="2 layers"):
+        apply(Baseline(top_k=3), make_model())
+    with pytest.raises(InputError, match="top_k is -1"):
+        Baseline(top_k=-1)
+
+
+def test_lora_on_top_of_trained_layers_trains_both(make_model):
+    from lora.method import Lora
+
+    sets = []
+    for order in ((Lora(), Baseline(top_k=1)), (Baseline(top_k=1), Lora())):
+        model = make_model()
+        model.requires_grad_(False)
+        torch.manual_seed(0)
+        for method in order:
+            method.inject(model)
+        sets.append(set(trainable(model)))
+    assert sets[0] == sets[1]
+    assert any("lora_A" in name for name in sets[0])

@@ -1,0 +1,149 @@
+"""Rows come out of the files as they are, or not at all."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from common import data
+from common.encoders import load_tokenizer
+from common.errors import InputError
+from common.tasks import TASKS, find
+
+GLUE = REPOSITORY.parent / "shared" / "glue_data"
+PAIR = "index\tsentence1\tsentence2\tlabel\n"
+
+
+def write(folder: Path, file: str, text: str | bytes) -> str:
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(folder)
+
+
+def test_a_stray_quotation_mark_joins_no_rows(tmp_path):
+    folder = write(tmp_path, "RTE/train.tsv", PAIR + '0\t"a\tb\tentailment\n1\tc\td"\tnot_entailment\n')
+    assert data.read(find("rte"), "train", folder) == data.Examples((['"a', "c"], ["b", 'd"']), [0, 1])
+
+
+def test_other_line_ends_of_unicode_stay_inside_their_sentence(tmp_path):
+    folder = write(tmp_path, "SST-2/train.tsv", "sentence\tlabel\na\u2028b\x85c\t1\r\nd\t0")
+    assert data.read(find("sst2"), "train", folder) == data.Examples((["a\u2028b\x85c", "d"],), [1, 0])
+
+
+def test_mrpc_begins_with_a_byte_order_mark(tmp_path):
+    text = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t6\ta\tb\n"
+    folder = write(tmp_path, "MRPC/train.tsv", text)
+    assert data.read(find("mrpc"), "train", folder) == data.Examples((["a"], ["b"]), [1])
+
+
+def test_cola_has_no_header_but_its_test_set_has_one(tmp_path):
+    folder = write(tmp_path, "CoLA/train.tsv", "gj04\t1\t\tgood\ngj04\t0\t*\tbad\n")
+    write(tmp_path, "CoLA/test.tsv", "index\tsentence\n0\tone\n")
+    assert data.read(find("cola"), "train", folder) == data.Examples((["good", "bad"],), [1, 0])
+    assert data.read(find("cola"), "test", folder) == data.Examples((["one"],), None)
+
+
+def test_scores_are_numbers_from_0_to_5(tmp_path):
+    folder = write(tmp_path, "STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\t3.800\n")
+    assert data.read(find("stsb"), "train", folder).labels == [3.8]
+    write(tmp_path, "STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n")
+    with pytest.raises(InputError, match=r"train.tsv, line 2: score 'nan'"):
+        data.read(find("stsb"), "train", folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (PAIR + "0\ta\tb\tentailment\n1\tc\tnot_entailment\n", r"train.tsv, line 3: 3 tab-separated fields, wanted 4"),
+        (PAIR + "0\ta\tb\tmaybe\n", r"train.tsv, line 2: label 'maybe', wanted one of entailment, not_entailment"),
+        ("index\tsentence1\tlabel\n0\ta\tentailment\n", r"no column 'sentence2', found 'index'"),
+        (PAIR, r"the split 'train' of .* has no rows"),
+        ("", r"train.tsv is empty"),
+        (PAIR.encode() + b"0\t\xff\tb\tentailment\n", r"train.tsv, line 2: not UTF-8"),
+    ],
+)
+def test_an_unusable_file_is_named_with_its_line(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        data.read(find("rte"), "train", write(tmp_path, "RTE/train.tsv", text))
+
+
+def test_missing_folders_and_files_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"data folder .*nowhere not found"):
+        data.read(find("rte"), "train", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=r"RTE/train.tsv not found: rte needs it"):
+        data.read(find("rte"), "train", str(tmp_path))
+
+
+def test_only_a_few_broken_rows_of_qqp_are_left_out(tmp_path, capsys):
+    header, good, bad = "id\tquestion1\tquestion2\tis_duplicate\n", "0\ta\tb\t1\n", "x\t0\n"
+    folder = write(tmp_path, "QQP/train.tsv", header + good + bad + good)
+    assert len(data.read(find("qqp"), "train", folder)) == 2
+    assert "1 rows with missing fields left out (lines [3])" in capsys.readouterr().err
+    write(tmp_path, "QQP/train.tsv", header + good + bad * 11)
+    with pytest.raises(InputError, match="line 13"):
+        data.read(find("qqp"), "train", folder)
+
+
+def test_the_hub_out_of_reach_is_one_clear_error(monkeypatch, tmp_path):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(InputError, match=r"hub cannot be reached .* --data FOLDER, or use --data demo"):
+        data.read(find("rte"), "train", "hub")
+
+
+@pytest.fixture
+def tokenizer(bert):
+    return load_tokenizer(bert)
+
+
+def test_pairs_are_cut_longest_first(tokenizer):
+    examples = data.Examples((["the surgeon " * 20], ["the ruby"]), [1])
+    tokens = data.tokenize(examples, tokenizer, max_length=12)
+    assert tokens.lengths.tolist() == [12]
+    assert tokenizer.decode(tokens.columns["input_ids"][0]).endswith("[SEP] the ruby [SEP]")
+
+
+def test_a_batch_is_padded_to_its_own_longest_row(tokenizer):
+    examples = data.Examples((["the ruby .", "the", "in the old garden ."],), [1, 0, 1])
+    tokens = data.tokenize(examples, tokenizer, max_length=64)
+    batch = tokens.batch(torch.tensor([1, 0]))
+    assert batch["input_ids"].shape == (2, 5)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [3, 5]
+    assert tokens.labels.tolist() == [1, 0, 1]
+
+
+def test_an_epoch_visits_every_row_once_in_an_order_of_seed_and_epoch_alone():
+    orders = {(seed, epoch): data.shuffled(100, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)}
+    assert all(sorted(order) == list(range(100)) for order in orders.values())
+    assert len({tuple(order) for order in orders.values()}) == 4
+    torch.rand(5)
+    assert data.shuffled(100, 1, 0).tolist() == orders[1, 0]
+
+
+@pytest.mark.parametrize(("n_rows", "batch_size", "n_processes"), [(64, 8, 4), (33, 16, 2), (3, 4, 4), (7, 3, 1)])
+def test_processes_share_a_step_without_loss_and_in_step(n_rows, batch_size, n_processes):
+    rows = torch.arange(n_rows) + 100
+    shares = [data.shares(rows, batch_size, process, n_processes) for process in range(n_processes)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(torch.cat([micro for share in shares for micro in share]).tolist()) == rows.tolist()
+    assert all(len(micro) <= batch_size for share in shares for micro in share)
+
+
+@pytest.mark.skipif(not GLUE.is_dir(), reason="no real GLUE data beside the repository")
+def test_the_real_files_have_the_rows_of_the_benchmark():
+    wanted = {
+        ("cola", "train"): 8551, ("cola", "validation"): 1043, ("cola", "test"): 1063,
+        ("sst2", "train"): 67349, ("sst2", "validation"): 872, ("sst2", "test"): 1821,
+        ("mrpc", "train"): 3667,  # one fewer than on the hub: so is the file there
+        ("mrpc", "validation"): 408, ("mrpc", "test"): 1725,
+        ("stsb", "train"): 5749, ("stsb", "validation"): 1500, ("stsb", "test"): 1379,
+        ("rte", "train"): 2490, ("rte", "validation"): 277, ("rte", "test"): 3000,
+        ("wnli", "train"): 635, ("wnli", "validation"): 71, ("wnli", "test"): 146,
+        ("qnli", "validation"): 5463, ("qnli", "test"): 5463, ("mnli", "validation_matched"): 9815,
+        ("ax", "test"): 1104,
+    }  # fmt: skip
+    found = {key: len(data.read(TASKS[key[0]], key[1], str(GLUE))) for key in wanted}
+    assert found == wanted

@@ -1,0 +1,150 @@
+"""LoRA is what the paper says and what peft computes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import perturb, random_batch
+
+from common.encoders import layers
+from common.errors import DoesNotFit, InputError
+from common.methods import apply, count, count_without_head, trainable
+from lora.method import Lora, LoraLinear, merge, unmerge
+
+ALL = ("query", "key", "value", "attention_output", "intermediate", "output")
+PEFT_NAMES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_output": "attention.output.dense",
+    "intermediate": "intermediate.dense",
+    "output": r"layer\.\d+\.output.dense",
+}
+
+
+def bert_base(n_outputs=2):
+    """The bert-base-uncased shape, without memory for its weights."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    with torch.device("meta"):
+        return BertForSequenceClassification(BertConfig(num_labels=n_outputs))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("targets", [("query", "value"), ALL])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_equals_peft_with_copied_weights(kind, targets, rslora, make_model):
+    """Logits, loss and every gradient, to 1e-6 in float32."""
+    peft = pytest.importorskip("peft")
+    ours = apply(Lora(rank=4, alpha=6, targets=targets, rslora=rslora), make_model(kind))
+    perturb(trainable(ours).values())
+    names = "|".join(PEFT_NAMES[target] for target in targets)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=rf".*\.({names})", use_rslora=rslora, task_type="SEQ_CLS"
+    )
+    theirs = peft.get_peft_model(make_model(kind), config)
+
+    def counterpart(name):
+        """peft's name for a parameter of ours."""
+        head = "classifier.modules_to_save.default" if name.startswith("classifier") else None
+        if head:
+            return f"base_model.model.{name.replace('classifier', head, 1)}"
+        return f"base_model.model.{name}.default.weight"
+
+    mine, trained = trainable(ours), {n: p for n, p in theirs.named_parameters() if p.requires_grad}
+    assert {counterpart(name) for name in mine} == set(trained)
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            trained[counterpart(name)].copy_(parameter)
+    batch, labels = random_batch(ours), torch.tensor([0, 1, 1, 0, 1])
+    logits, losses = [], []
+    for model in (ours.eval(), theirs.eval()):
+        logits.append(model(**batch).logits)
+        losses.append(F.cross_entropy(logits[-1], labels))
+        losses[-1].backward()
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=1e-6)
+    for name, parameter in mine.items():
+        torch.testing.assert_close(parameter.grad, trained[counterpart(name)].grad, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_merged_equals_unmerged(kind, dtype, tolerance, make_model):
+    model = apply(Lora(rank=4, alpha=6, targets=ALL), make_model(kind)).eval()
+    perturb(trainable(model).values(), scale=0.02)
+    model, batch = model.to(dtype), random_batch(model)
+    before = model(**batch).logits
+    merge(model)
+    torch.testing.assert_close(model(**batch).logits, before, atol=tolerance, rtol=tolerance)
+
+
+def test_merging_is_idempotent_and_unmerging_gives_back_every_bit(make_model):
+    model = apply(Lora(rank=4), make_model()).eval()
+    perturb(trainable(model).values())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    merge(model)
+    once = {name: value.clone() for name, value in model.state_dict().items()}
+    merge(model)
+    assert all(torch.equal(value, once[name]) for name, value in model.state_dict().items())
+    assert any(not torch.equal(value, once[name]) for name, value in before.items())
+    unmerge(model)
+    unmerge(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_merging_leaves_a_shared_base_alone(make_model):
+    linear = layers(make_model())[0].attention.self.query
+    adapted, weight = LoraLinear(linear, rank=2, scaling=1.0, dropout=0.0), linear.weight.clone()
+    perturb([adapted.lora_B])
+    adapted.merge()
+    assert torch.equal(linear.weight, weight)
+
+
+def test_a_merged_model_refuses_to_train(make_model):
+    model = apply(Lora(), make_model()).train()
+    merge(model)
+    with pytest.raises(RuntimeError, match="unmerge"):
+        model(**random_batch(model))
+
+
+def test_base_weights_are_not_copied(make_model):
+    model = make_model()
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    apply(Lora(targets=ALL), model)
+    after = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    assert all(after[name] == pointer for name, pointer in before.items())
+
+
+def test_scaling_is_alpha_over_rank_or_over_its_root(make_model):
+    for rslora, wanted in ((False, 32 / 16), (True, 32 / 4)):
+        model = apply(Lora(rank=16, alpha=32, rslora=rslora), make_model())
+        assert layers(model)[0].attention.self.query.scaling == wanted
+
+
+def test_dropout_acts_on_the_update_alone(make_model):
+    torch.manual_seed(0)
+    adapted = LoraLinear(torch.nn.Linear(8, 8), rank=2, scaling=1.0, dropout=0.9).train()
+    x = torch.randn(4, 8)
+    assert torch.equal(adapted(x), adapted(x))  # B is zero: dropout cannot show
+    perturb([adapted.lora_B])
+    assert not torch.equal(adapted(x), adapted(x))
+
+
+def test_counts_for_bert_base():
+    """METHODS: 2 L r 2 d without the head, and 769 for each class on top."""
+    for rank, wanted in ((4, 147_456), (8, 294_912), (16, 589_824)):
+        model = apply(Lora(rank=rank), bert_base())
+        assert count_without_head(model) == wanted
+        assert count(trainable(model)) == wanted + 1_538
+    assert count_without_head(apply(Lora(targets=ALL), bert_base())) == 1_327_104
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": ()}])
+def test_unusable_options_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Lora(**wrong)
+
+
+def test_a_rank_above_the_layer_is_refused(make_model):
+    with pytest.raises(DoesNotFit, match="rank 33 is larger than a layer of 32 to 32"):
+        apply(Lora(rank=33), make_model())

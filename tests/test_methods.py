@@ -1,0 +1,137 @@
+"""The contract, asked of every method folder there is, on every kind of encoder."""
+
+import math
+import re
+
+import pytest
+import torch
+from conftest import HIDDEN, INTERMEDIATE, KINDS, LAYERS, REPOSITORY, perturb, random_batch
+
+from common import methods
+from common.encoders import encoder, head_parameters, layers, pooler
+from common.methods import apply, count, count_without_head, find, trainable
+from common.saving import load_adapter, save_adapter
+
+METHODS = methods.names()
+every_method = pytest.mark.parametrize("name", METHODS)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def default(name):
+    return find(name)()
+
+
+def test_there_are_methods():
+    assert {"lora", "baseline"} <= set(METHODS)
+
+
+@every_method
+def test_the_name_is_the_folder(name):
+    assert default(name).name == name
+
+
+@every_kind
+@every_method
+def test_starts_where_the_pretrained_model_is(name, kind, make_model):
+    method, model = default(name), make_model(kind)
+    batch = random_batch(model)
+    before = model(**batch).logits
+    after = apply(method, model).eval()(**batch).logits
+    assert torch.allclose(before, after, atol=1e-6) == method.starts_at_pretrained
+
+
+@every_kind
+@every_method
+def test_exactly_the_trained_parameters_get_gradients(name, kind, make_model):
+    model = apply(default(name), make_model(kind)).train()
+    perturb(trainable(model).values())
+    model(**random_batch(model)).logits.square().sum().backward()
+    with_gradient = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert with_gradient == set(trainable(model))
+
+
+@every_method
+def test_the_head_is_always_trained(name, make_model):
+    for kind in KINDS:
+        model = apply(default(name), make_model(kind))
+        assert set(head_parameters(model)) <= set(trainable(model))
+
+
+@every_kind
+@every_method
+def test_untouched_keys_keep_their_names(name, kind, make_model):
+    before = make_model(kind).state_dict()
+    after = apply(default(name), make_model(kind)).state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@every_kind
+@every_method
+def test_saving_and_loading_keeps_every_bit(name, kind, make_model, tmp_path):
+    method = default(name)
+    model = apply(method, make_model(kind))
+    perturb(trainable(model).values())
+    save_adapter(tmp_path, model, method)
+    torch.manual_seed(99)  # what the loader draws must not matter
+    loaded, loaded_method = load_adapter(tmp_path)
+    batch = random_batch(model)
+    assert loaded_method == method
+    assert torch.equal(model.eval()(**batch).logits, loaded.eval()(**batch).logits)
+
+
+@every_kind
+@every_method
+def test_a_few_steps_lower_the_loss_and_change_nothing_else(name, kind, make_model):
+    model = apply(default(name), make_model(kind)).eval()
+    batch, labels = random_batch(model), torch.tensor([0, 1, 0, 1, 1])
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=3e-3)
+    losses = []
+    for _ in range(10):
+        loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+
+
+@every_method
+def test_the_trained_count_is_the_formula_of_its_readme(name, make_model):
+    text = (REPOSITORY / name / "README.md").read_text()
+    (formula,) = re.findall(r"^trained = (.+)$", text, flags=re.MULTILINE)
+    method, model = default(name), make_model()
+    sizes = {
+        "hidden": HIDDEN,
+        "intermediate": INTERMEDIATE,
+        "layers": LAYERS,
+        "layer": count(dict(layers(model)[0].named_parameters())),
+        "pooler": count(dict(pooler(model).named_parameters())),
+        "encoder": count(dict(encoder(model).named_parameters())),
+    }
+    wanted = eval(formula, {"__builtins__": {}, "len": len}, sizes | vars(method))
+    assert count_without_head(apply(method, model)) == wanted
+
+
+@pytest.mark.parametrize(("first", "second"), [(a, b) for a in METHODS for b in METHODS if a != b])
+def test_injection_freezes_nothing_that_another_method_trains(first, second, make_model):
+    model = make_model()
+    model.requires_grad_(False)
+    default(first).inject(model)
+    trained = set(trainable(model))
+    default(second).inject(model)
+    assert trained <= set(trainable(model))
+
+
+@every_method
+def test_the_head_starts_the_same_whatever_the_method_draws(name, make_model):
+    plain = make_model()
+    injected = apply(default(name), make_model())
+    assert all(torch.equal(injected.get_parameter(n), p) for n, p in head_parameters(plain).items())
+
+
+@every_method
+def test_the_default_learning_rate_is_a_number(name):
+    assert 0 < find(name).default_lr < 1
+    assert not math.isnan(find(name).default_lr)

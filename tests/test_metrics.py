@@ -1,0 +1,69 @@
+"""The GLUE metrics against values worked out by hand."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from common import metrics
+from common.tasks import TASKS, find
+
+
+def compute(name, predictions, references):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return metrics.load(find(name)).compute(predictions=np.array(predictions), references=np.array(references))
+
+
+def test_matthews_by_hand():
+    # TP 3, TN 2, FP 1, FN 2: (3*2 - 1*2) / sqrt(4 * 5 * 3 * 4)
+    found = compute("cola", [1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 1, 1])
+    assert found == {"matthews_correlation": pytest.approx(4 / math.sqrt(240))}
+
+
+def test_accuracy_and_f1_by_hand():
+    # precision 2/3, recall 2/4
+    found = compute("mrpc", [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0])
+    assert found == {"accuracy": pytest.approx(0.5), "f1": pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))}
+
+
+def test_correlations_by_hand():
+    # deviations (-1.5, -.5, .5, 1.5) and (-1, 0, -1, 2) times 1: 4 / sqrt(5 * 6); ranks of the second (1.5, 3, 1.5, 4)
+    found = compute("stsb", [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 1.0, 4.0])
+    assert found["pearson"] == pytest.approx(4 / math.sqrt(30))
+    assert found["spearmanr"] == pytest.approx(3 / math.sqrt(5 * 4.5))
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if not task.is_regression])
+def test_one_class_predicted_is_defined_and_silent(name):
+    found = compute(name, [0, 0, 0, 0], [0, 1, 0, 1])
+    assert set(found) == set(find(name).metrics)
+    assert found.get("accuracy", 0.5) == 0.5
+    assert found.get("matthews_correlation", 0.0) == 0.0
+    assert found.get("f1", 0.0) == 0.0
+
+
+def test_one_class_everywhere_is_defined():
+    assert compute("cola", [1, 1], [1, 1]) == {"matthews_correlation": 0.0}
+    assert compute("mrpc", [0, 0], [0, 0]) == {"accuracy": 1.0, "f1": 0.0}
+
+
+@pytest.mark.parametrize("constant", [0.0, 2.7, 1e6])
+def test_constant_predictions_correlate_with_nothing(constant):
+    assert compute("stsb", [constant] * 3, [1.0, 2.0, 3.0]) == {"pearson": 0.0, "spearmanr": 0.0}
+    assert compute("stsb", [1.0, 2.0, 3.0], [constant] * 3) == {"pearson": 0.0, "spearmanr": 0.0}
+
+
+def test_the_score_is_the_mean_as_in_the_glue_average():
+    assert metrics.score({"accuracy": 0.8, "f1": 0.9}) == pytest.approx(0.85)
+
+
+def test_the_majority_is_that_of_the_training_set():
+    assert metrics.majority(find("mrpc"), [1, 1, 0], 4).tolist() == [1, 1, 1, 1]
+    assert metrics.majority(find("stsb"), [1.0, 2.0], 2).tolist() == [1.5, 1.5]
+
+
+def test_predictions_are_classes_or_scores():
+    assert metrics.predictions(find("rte"), np.array([[0.1, 0.2], [3.0, -1.0]])).tolist() == [1, 0]
+    assert metrics.predictions(find("stsb"), np.array([[2.5], [7.0]])).tolist() == [2.5, 7.0]

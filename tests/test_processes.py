@@ -1,0 +1,91 @@
+"""The commands of the README, as a user types them, on one process and on two."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def launch(n_processes: int, module: str, *arguments: str) -> list[str]:
+    """Lines that a launched module prints."""
+    command = [*LAUNCH, "--num_processes", str(n_processes), "-m", module, *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()
+
+
+@pytest.fixture(scope="module")
+def runs(checkpoints, tmp_path_factory):
+    """One run on one process, one on two; 47 validation rows, so that no number of processes divides them."""
+    folders = {}
+    for n in (1, 2):
+        out = tmp_path_factory.mktemp(f"processes{n}")
+        small = ["--checkpoint", checkpoints["bert"], "--data", "demo", "--task_name", "mrpc", "--n_epochs", "2"]
+        small += ["--max_train_samples", "49", "--max_eval_samples", "47", "--eval_batch_size", "8"]
+        small += ["--batch_size", str(16 // n), "--lr", "1e-3", "--output_dir", str(out), "--rank", "2"]
+        folders[n] = Path(launch(n, "lora.tune", *small)[-1])
+    return folders
+
+
+def test_bad_input_is_told_once_however_many_processes_meet_it():
+    command = [*LAUNCH, "--num_processes", "2", "-m", "lora.tune", "--data", "/no/such/folder"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.stderr.count("error: data folder /no/such/folder not found") == 1
+    assert "returned non-zero exit status 2" in done.stderr  # accelerate's own last word
+    assert done.returncode != 0
+
+
+def test_the_last_line_is_the_run_folder(runs):
+    assert all((folder / "result.json").is_file() for folder in runs.values())
+
+
+def test_two_processes_share_the_work_and_write_once(runs):
+    result = json.loads((runs[2] / "result.json").read_text())
+    assert result["n_processes"] == 2
+    assert result["train_examples"] == 49
+    assert len(list(runs[2].glob("events*"))) == len(list(runs[1].glob("events*")))
+
+
+def test_two_processes_predict_as_one_and_in_the_same_order(runs):
+    texts = []
+    for n in (1, 2):
+        (line,) = [x for x in launch(n, "lora.test", "--run", str(runs[1]), "--batch_size", "7") if x.endswith(".tsv")]
+        texts.append(Path(line).read_text())
+        Path(line).unlink()
+    assert texts[0] == texts[1]
+    assert len(texts[0].splitlines()) == 251
+
+
+def test_two_processes_give_the_validation_score_of_one(runs):
+    """Evaluated on the very same adapter, which no dropout has touched differently."""
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from accelerate import Accelerator\n"
+        "from common import data, metrics, saving, tasks, training\n"
+        "from common.encoders import load_tokenizer\n"
+        f"model, _ = saving.load_adapter({str(runs[1])!r})\n"
+        "task = tasks.find('mrpc')\n"
+        "rows = data.read(task, 'validation', 'demo').head(47)\n"
+        "tokens = data.tokenize(rows, load_tokenizer(model.base.checkpoint), 64)\n"
+        "accelerator = Accelerator(cpu=True)\n"
+        "found = training.evaluate(task, model, {'validation': tokens}, metrics.load(task), 8, accelerator)\n"
+        "accelerator.print('found', found)\n"
+        "accelerator.end_training()\n"
+    )
+    script = runs[1] / "evaluate_again.py"
+    script.write_text(code)
+    found = []
+    for n in (1, 2):
+        command = [*LAUNCH, "--num_processes", str(n), str(script)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        found += [line for line in done.stdout.splitlines() if line.startswith("found")]
+    script.unlink()
+    result = json.loads((runs[1] / "result.json").read_text())
+    assert found[0] == found[1]
+    assert str(result["best_accuracy"]) in found[0]

@@ -1,0 +1,89 @@
+"""What is on disk is whole, holds the trained tensors only, and is loaded as it was or not at all."""
+
+import json
+
+import pytest
+from conftest import perturb
+from safetensors.torch import load_file
+
+from common import saving
+from common.errors import InputError
+from common.methods import apply, trainable
+from lora.method import Lora
+
+
+@pytest.fixture
+def saved(make_model, tmp_path):
+    model = apply(Lora(rank=3, targets=("key", "output")), make_model())
+    perturb(trainable(model).values())
+    saving.save_adapter(tmp_path, model, Lora(rank=3, targets=("key", "output")), task_name="rte")
+    return tmp_path, model
+
+
+def test_only_trained_tensors_are_stored(saved):
+    folder, model = saved
+    assert set(load_file(folder / saving.ADAPTER)) == set(trainable(model))
+    bytes_of_tensors = sum(4 * parameter.numel() for parameter in trainable(model).values())
+    assert (folder / saving.ADAPTER).stat().st_size < bytes_of_tensors + 8192
+
+
+def test_tuples_come_back_as_tuples(saved):
+    _, method = saving.load_adapter(saved[0])
+    assert method == Lora(rank=3, targets=("key", "output"))
+    assert isinstance(method.targets, tuple)
+
+
+def test_provenance_is_stored_beside_it(saved):
+    config = json.loads((saved[0] / saving.CONFIG).read_text())
+    keys = {"method", "options", "base_checkpoint", "base_sha256", "base_revision", "git_commit", "git_dirty"}
+    assert keys | {"torch_version", "transformers_version", "task_name"} <= set(config)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_half_one(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fails(part):
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match=r"cannot write .*file: No space left on device"):
+        saving.write_atomically(path, fails)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_not_a_number_is_no_result(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        saving.write_json(tmp_path / "result.json", {"score": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "os"}, "unknown method 'os'"),
+        ({"method": "../lora"}, "unknown method"),
+        ({"options": {"rank": 3}}, "wanted the options alpha, dropout, rank, rslora, targets"),
+        ({"options": None}, "wanted the options"),
+        ({"n_outputs": "two"}, "no n_outputs"),
+    ],
+)
+def test_a_damaged_config_is_refused(saved, change, message):
+    path = saved[0] / saving.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        saving.load_adapter(saved[0])
+
+
+def test_a_config_that_is_no_json_is_refused(saved):
+    (saved[0] / saving.CONFIG).write_text("{")
+    with pytest.raises(InputError, match=r"adapter.json is damaged"):
+        saving.load_adapter(saved[0])
+
+
+def test_a_model_from_elsewhere_is_not_saved(make_model, tmp_path):
+    model = apply(Lora(), make_model())
+    del model.base
+    with pytest.raises(InputError, match="load_model"):
+        saving.save_adapter(tmp_path, model, Lora())

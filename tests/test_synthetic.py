@@ -1,0 +1,48 @@
+"""The demo data is the same everywhere, balanced, without leaks, and cannot be answered from a word count alone."""
+
+import hashlib
+
+import pytest
+
+from common.synthetic import SIZES, generate
+from common.tasks import TASKS, find
+
+SPLITS = [(name, split) for name, task in TASKS.items() for split in task.splits]
+
+
+@pytest.mark.parametrize(("name", "split"), SPLITS)
+def test_every_split_has_its_size_shape_and_labels(name, split):
+    task = find(name)
+    texts, labels = generate(task, split)
+    assert len(texts) == len(task.texts)
+    assert {len(column) for column in texts} == {SIZES[split.split("_")[0]]}
+    assert (labels is None) == (split == "test")
+    if labels and not task.is_regression:
+        shares = [labels.count(index) / len(labels) for index in range(len(task.labels))]
+        assert min(shares) > 0.2
+    if labels and task.is_regression:
+        assert set(labels) == {0.0, 1.0, 2.0, 3.0, 4.0, 5.0}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_example_is_in_two_splits(name):
+    task = find(name)
+    splits = [set(zip(*generate(task, split)[0], strict=True)) for split in task.splits]
+    assert sum(map(len, splits)) == len(set().union(*splits))
+
+
+def test_the_text_never_changes():
+    """Scores on the demo data are only comparable while it stays as it is: a change here is news for the CHANGELOG."""
+    digest = hashlib.sha256()
+    for name, split in SPLITS:
+        digest.update(repr(generate(find(name), split)).encode())
+    assert digest.hexdigest()[:16] == "512a2f521e34063e"
+
+
+def test_one_word_does_not_give_the_sentiment_away():
+    """Every word of praise and blame occurs under both labels, so that negation has to be read."""
+    from common.synthetic import BLAME, PRAISE
+
+    (texts,), labels = generate(find("sst2"), "train")
+    for word in (*PRAISE, *BLAME):
+        assert {label for text, label in zip(texts, labels, strict=True) if word in text} == {0, 1}

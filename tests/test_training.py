@@ -1,0 +1,190 @@
+"""The loop does what it says, the same way each time, and says afterwards what it did."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from baseline.method import Baseline
+from common import saving, tasks
+from common.encoders import fingerprint, load_model
+from common.errors import InputError
+from common.methods import apply, find, names, trainable
+from common.options import PredictOptions
+from common.prediction import find_run
+from common.training import losses_of, run_folder, schedule, summary, train
+from lora.method import Lora
+from scripts.plot import read_curves
+
+
+def weights(folder):
+    return load_file(folder / saving.ADAPTER)
+
+
+@pytest.mark.parametrize("method", names())
+def test_one_seed_gives_identical_weights(method, options):
+    settings = options(n_epochs=2)
+    first = weights(train(find(method)(), settings)[0])
+    again = weights(train(find(method)(), dataclasses.replace(settings, overwrite=True))[0])
+    other = weights(train(find(method)(), dataclasses.replace(settings, seed=1))[0])
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+def test_after_training_every_untrained_tensor_is_as_it_was(options, bert, monkeypatch):
+    models = []
+
+    def keep(method, model):
+        models.append((apply(method, model), {n: p.clone() for n, p in model.state_dict().items()}))
+
+    monkeypatch.setattr("common.training.apply", keep)
+    train(Lora(rank=2), options())
+    ((model, before),) = models
+    trained = set(trainable(model))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert changed <= trained
+
+
+def test_accumulated_batches_are_one_large_batch(options):
+    # Without dropout the sum over micro-batches has to be the sum over the batch, also in the epoch's short last step.
+    class Still(Lora):
+        def inject(self, model):
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+            super().inject(model)
+
+    same = {"max_train_samples": 44, "lr": 1e-3}
+    large = weights(train(Still(rank=2), options(batch_size=16, **same))[0])
+    small = weights(train(Still(rank=2), options(batch_size=4, gradient_accumulation_steps=4, **same))[0])
+    for name, value in large.items():
+        torch.testing.assert_close(small[name], value, atol=2e-5, rtol=1e-4)
+
+
+def test_the_learning_rate_is_that_of_transformers():
+    from transformers import get_linear_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=7, num_training_steps=60)
+    for step in range(60):
+        assert schedule(step, 7, 60) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+
+
+def test_losses_are_those_of_transformers(make_model, bert):
+    from conftest import random_batch
+
+    for name, labels in (("mnli", torch.tensor([0, 1, 2, 1, 0])), ("stsb", torch.tensor([0.5, 1.0, 5.0, 2.0, 3.3]))):
+        task = tasks.find(name)
+        model = make_model("bert", task.n_outputs)
+        output = model(**random_batch(model), labels=labels)
+        torch.testing.assert_close(losses_of(task, output.logits, labels).mean(), output.loss)
+
+
+def test_result_tells_what_was_run_and_what_came_out(options, bert):
+    settings = options(n_epochs=2, task_name="mrpc")
+    folder, result = train(Lora(rank=2, alpha=4), settings)
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert all(not isinstance(value, dict) for value in result.values())
+    wanted = {"method": "lora", "task_name": "mrpc", "checkpoint": bert, "rank": 2, "alpha": 4, "seed": 42}
+    assert wanted.items() <= result.items()
+    # 2 layers x 2 targets x rank 2 x (32 + 32), and a head of 2 x 32 + 2
+    assert (result["trainable_params_without_head"], result["trainable_params"]) == (512, 578)
+    assert result["stored_bytes"] == (folder / "adapter.safetensors").stat().st_size
+    assert result["best_score"] == pytest.approx((result["best_accuracy"] + result["best_f1"]) / 2)
+    assert result["best_score"] >= result["last_score"]
+    assert {"majority_accuracy", "majority_f1", "majority_score", "git_commit", "torch_version"} <= set(result)
+    assert all(result[key] > 0 for key in ("train_seconds", "examples_per_second", "peak_memory_mib", "total_params"))
+    assert (result["train_examples"], result["validation_examples"]) == (48, 20)
+    assert "majority class" in summary(result)
+
+
+def test_total_params_is_the_untouched_encoder(options, bert):
+    wanted = sum(p.numel() for p in load_model(bert, 2).base_model.parameters())
+    assert {train(method, options())[1]["total_params"] for method in (Lora(rank=2), Baseline())} == {wanted}
+
+
+def test_the_adapter_on_disk_is_that_of_the_best_epoch(options):
+    folder, result = train(Lora(), options(n_epochs=4, lr=3e-2))
+    _, shorter = train(Lora(), options(n_epochs=4, lr=3e-2, max_eval_samples=21))
+    assert 1 <= result["best_epoch"] <= 4
+    config = json.loads((folder / "adapter.json").read_text())
+    assert config["method"] == "lora"
+    assert config["base_sha256"] == result["base_sha256"] == shorter["base_sha256"]
+
+
+def test_the_base_is_fingerprinted_before_it_is_trained(options, bert):
+    _, result = train(Baseline(), options())
+    assert result["base_sha256"] == fingerprint(load_model(bert, 2))
+
+
+def test_tensorboard_has_curves_by_step_and_scores_by_epoch(options):
+    folder, result = train(Lora(rank=2), options(n_epochs=3, max_train_samples=96))
+    curves = read_curves(folder)
+    for tag in ("train/loss", "train/lr", "train/grad_norm", "train/tokens_per_second"):
+        assert curves[tag][0] == [10, 12, 20, 24, 30, 36]
+    assert curves["validation/accuracy"][0] == [1, 2, 3]
+    assert curves["final/score"][1][-1] == pytest.approx(result["best_score"])
+
+
+def test_hyperparameters_stand_beside_the_final_scores(options):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    folder, _ = train(Lora(rank=2), options())
+    events = EventAccumulator(str(folder)).Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert values["rank"].number_value == 2
+    assert values["lr"].number_value == 1e-2
+
+
+def test_a_finished_run_is_not_repeated_unless_asked(options):
+    folder, _ = train(Lora(rank=2), options())
+    stamp = (folder / "result.json").stat().st_mtime_ns
+    assert train(Lora(rank=2), options())[0] == folder
+    assert (folder / "result.json").stat().st_mtime_ns == stamp
+    train(Lora(rank=2), options(overwrite=True))
+    assert (folder / "result.json").stat().st_mtime_ns > stamp
+
+
+def test_every_decisive_option_has_its_own_folder(options):
+    folders = {
+        run_folder(Lora(), options()),
+        run_folder(Lora(rank=4), options()),
+        run_folder(Lora(targets=("key",)), options()),
+        run_folder(Lora(), options(batch_size=4)),
+        run_folder(Lora(), options(max_length=20)),
+    }
+    assert len(folders) == 5
+    assert run_folder(Lora(alpha=8), options()) == run_folder(Lora(alpha=8.0), options())
+    assert run_folder(Lora(), options(report_to=("none",))) == run_folder(Lora(), options())
+
+
+def test_a_diverging_run_ends_with_a_clear_error_and_no_result(options):
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+ of \d+: choose a smaller lr"):
+        train(Baseline(), options(lr=1e30, warmup_ratio=0.0, n_epochs=3, max_grad_norm=0.0))
+    with pytest.raises(InputError, match="no finished"):
+        find_run("baseline", PredictOptions(task_name="sst2", output_dir=options().output_dir))
+
+
+def test_no_tracker_writes_no_events(options):
+    folder, _ = train(Lora(rank=2), options(report_to=("none",)))
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter.json", "adapter.safetensors", "result.json"]
+
+
+def test_mnli_is_validated_on_both_sets(options):
+    _, result = train(Lora(rank=2), options(task_name="mnli"))
+    assert {"best_accuracy", "best_accuracy_mismatched"} <= set(result)
+    assert result["best_score"] == result["best_accuracy"]
+
+
+def test_the_demo_data_can_be_learned(bert, options):
+    """Full fine-tuning of even a random tiny encoder beats the majority class by far on synthetic sentiment."""
+    settings = options(max_train_samples=None, max_eval_samples=None, n_epochs=6, lr=2e-3, batch_size=16)
+    _, result = train(Baseline(), settings)
+    assert result["best_accuracy"] > result["majority_accuracy"] + 0.15
