@@ -53,6 +53,11 @@ def layers(model: nn.Module) -> Any:
     return encoder(model).get_submodule(_first(encoder(model), _LAYERS))
 
 
+def stack(model: nn.Module) -> nn.Module:
+    """The module that runs the layers one after the other, between the embeddings and the pooler or head."""
+    return encoder(model).get_submodule(_first(encoder(model), _LAYERS).rpartition(".")[0])
+
+
 def replace(layer: nn.Module, name: Linear, wrap: Callable[[nn.Linear], nn.Module]) -> None:
     """Put wrap(linear) in the place of a layer's linear map, under the same name."""
     parent, _, child = _first(layer, _PATHS[name]).rpartition(".")
@@ -212,7 +217,10 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
 
 def longest_input(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
     """Tokens that fit into the encoder, special ones included."""
-    positions = model.config.max_position_embeddings
+    return min(tokenizer.model_max_length, model.config.max_position_embeddings - first_position(model))
+
+
+def first_position(model: nn.Module) -> int:
+    """Position of a sequence's first token: 0, but RoBERTa counts from behind its padding index."""
     padding = encoder(model).embeddings.position_embeddings.padding_idx
-    # RoBERTa counts its positions from padding_idx + 1.
-    return min(tokenizer.model_max_length, positions - (0 if padding is None else padding + 1))
+    return 0 if padding is None else padding + 1

@@ -1,0 +1,137 @@
+"""Batches without padding: the sequences lie end to end in one row, and only attention sees where each one ends.
+
+Embeddings, linear maps, LayerNorms and every method that works token by token then run on real tokens alone, with the
+encoder's own modules: transformers lets the attention function be chosen, and a hook hands the [CLS] vectors on.
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.encoders import stack
+
+NAME = "packed"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the sequences of a packed row lie, the longest first."""
+
+    groups: tuple[tuple[int, int, int], ...]
+    """(first token, sequences, tokens of each): neighbours of one length, which attention takes at once."""
+    first_tokens: torch.Tensor
+    """(batch,), the place of every sequence's [CLS], in the order in which the rows were asked for."""
+
+
+def pack(columns: dict[str, list[list[int]]], first_position: int) -> dict[str, Any]:
+    """Lay rows of token ids end to end.
+
+    Args:
+        columns: input_ids and, where the encoder has them, token_type_ids of each row of the batch.
+        first_position: position of a sequence's first token (RoBERTa does not count from 0).
+
+    Returns:
+        The keywords of a forward pass: input_ids, token_type_ids, position_ids: each (1, tokens); packing.
+    """
+    lengths = [len(row) for row in columns["input_ids"]]
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    groups, first_tokens, start = [], [0] * len(lengths), 0
+    for length, rows in groupby(order, key=lambda row: lengths[row]):
+        members = list(rows)
+        groups.append((start, len(members), length))
+        for row in members:
+            first_tokens[row] = start
+            start += length
+    positions = [p for row in order for p in range(first_position, first_position + lengths[row])]
+    inputs = {
+        name: torch.tensor([[token for row in order for token in rows[row]]])
+        for name, rows in columns.items()
+        if name != "attention_mask"
+    }
+    packing = Packing(tuple(groups), torch.tensor(first_tokens))
+    return inputs | {"position_ids": torch.tensor([positions]), "packing": packing}
+
+
+class PackedAttention(torch.autograd.Function):
+    """softmax(Q K^T * scaling) V within each sequence, by plain matrix products.
+
+    Its backward pass writes the gradients of all groups into one tensor each, where slicing would add them up.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, groups, scaling, dropout):  # type: ignore[no-untyped-def]
+        """query, key, value: (tokens, heads, size) -> (tokens, heads, size)"""
+        out = torch.empty_like(query)
+        saved = []
+        for start, n, length in groups:
+            q, k, v, o = (_group(x, start, n, length) for x in (query, key, value, out))
+            weights = torch.matmul(q * scaling, k.transpose(-2, -1)).softmax(dim=-1)  # (n, heads, length, length)
+            dropped = F.dropout(weights, dropout) if dropout > 0 else weights
+            o.copy_(torch.matmul(dropped, v))
+            saved += [weights, dropped] if dropout > 0 else [weights]
+        ctx.save_for_backward(query, key, value, *saved)
+        ctx.settings = groups, scaling, dropout
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        """gradient: (tokens, heads, size) -> the same for query, key and value"""
+        query, key, value, *saved = ctx.saved_tensors
+        groups, scaling, dropout = ctx.settings
+        gradients = [torch.empty_like(x) for x in (query, key, value)]
+        for number, (start, n, length) in enumerate(groups):
+            q, k, v, g, dq, dk, dv = (_group(x, start, n, length) for x in (query, key, value, gradient, *gradients))
+            if dropout > 0:
+                weights, dropped = saved[2 * number : 2 * number + 2]
+            else:
+                weights = dropped = saved[number]
+            dv.copy_(torch.matmul(dropped.transpose(-2, -1), g))
+            d = torch.matmul(g, v.transpose(-2, -1))  # (n, heads, length, length)
+            if dropout > 0:
+                d = torch.where(dropped == 0, 0, d).mul_(1 / (1 - dropout))
+            d = torch._softmax_backward_data(d, weights, -1, weights.dtype).mul_(scaling)
+            dq.copy_(torch.matmul(d, k))
+            dk.copy_(torch.matmul(d.transpose(-2, -1), q))
+        return *gradients, None, None, None
+
+
+def _group(x: torch.Tensor, start: int, n: int, length: int) -> torch.Tensor:
+    """x: (tokens, heads, size) -> a view of n sequences of one length, (n, heads, length, size)"""
+    return x[start : start + n * length].unflatten(0, (n, length)).transpose(1, 2)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    *,
+    packing: Packing,
+    **_kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls for attention. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)"""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
+    return PackedAttention.apply(q, k, v, packing.groups, scaling, dropout)[None], None
+
+
+def take_packed(model: Any) -> Any:
+    """Make a model take packed batches, as `pack` gives them, and answer with one row of logits for each sequence."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+    model.set_attn_implementation(NAME)
+
+    def hand_on_first_tokens(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        # The pooler or head takes the first token of each row: there is one row for each sequence from here on.
+        output.last_hidden_state = output.last_hidden_state[0, kwargs["packing"].first_tokens][:, None]
+        return output
+
+    stack(model).register_forward_hook(hand_on_first_tokens, with_kwargs=True)
+    return model
