@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common import hub, synthetic
+from common import hub, packing, synthetic
 from common.errors import InputError
 from common.tasks import Source, Task
 
@@ -151,23 +151,31 @@ class Tokens:
     lengths: torch.Tensor
     """(rows,), real tokens of each row."""
     tokenizer: PreTrainedTokenizerBase
+    first_position: int | None
+    """Position of a sequence's first token in a packed batch; None = batches are padded."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def batch(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Inputs of these rows, padded to the longest of them. rows: (batch,) -> each (batch, length)"""
+    def batch(self, rows: torch.Tensor, device: torch.device) -> dict[str, Any]:
+        """Keywords of a forward pass over these rows, (batch,): laid end to end, or padded to the longest of them."""
         chosen = {name: [column[row] for row in rows.tolist()] for name, column in self.columns.items()}
-        return dict(self.tokenizer.pad(chosen, return_tensors="pt"))
+        if self.first_position is None:
+            inputs = dict(self.tokenizer.pad(chosen, return_tensors="pt"))
+        else:
+            inputs = packing.pack(chosen, self.first_position)
+        return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
 
 
-def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
+def tokenize(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, first_position: int | None = None
+) -> Tokens:
     """Token ids of each row, at most `max_length` of them; of a pair the longer text is cut first."""
     encoded = tokenizer(*examples.texts, truncation="longest_first", max_length=max_length, padding=False)
     labels = torch.tensor(examples.labels or [])
     columns = {name: encoded[name] for name in tokenizer.model_input_names}
     lengths = torch.tensor([len(row) for row in columns["input_ids"]])
-    return Tokens(columns, labels, lengths, tokenizer)
+    return Tokens(columns, labels, lengths, tokenizer, first_position)
 
 
 def shuffled(n_rows: int, seed: int, epoch: int) -> torch.Tensor:

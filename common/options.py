@@ -52,6 +52,10 @@ class TuneOptions:
     """Passes over the training set."""
     max_grad_norm: float = 1.0
     """Gradient norm to clip at; 0 = no clipping."""
+    padding: Literal["none", "batch"] = "none"
+    """none: sequences lie end to end, no work on padding; batch: padded to the longest of their batch, as usual."""
+    frozen_dtype: Literal["float32", "bfloat16", "auto"] = "auto"
+    """How frozen weights are held; trained ones are float32. auto: float32, or bfloat16 on a GPU launched in bf16."""
     max_length: int | None = None
     """Tokens of an input, pairs cut longest first; None = as many as the encoder takes."""
     seed: int = 42

@@ -25,6 +25,13 @@ class Packing:
     """(first token, sequences, tokens of each): neighbours of one length, which attention takes at once."""
     first_tokens: torch.Tensor
     """(batch,), the place of every sequence's [CLS], in the order in which the rows were asked for."""
+    padded: torch.Tensor
+    """(batch, longest), the place of each token, sequences in packed order; -1 behind the end of a sequence."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Packing":
+        """The same on a device."""
+        tensors = (x.to(device, non_blocking=non_blocking) for x in (self.first_tokens, self.padded))
+        return Packing(self.groups, *tensors)
 
 
 def pack(columns: dict[str, list[list[int]]], first_position: int) -> dict[str, Any]:
@@ -52,7 +59,10 @@ def pack(columns: dict[str, list[list[int]]], first_position: int) -> dict[str, 
         for name, rows in columns.items()
         if name != "attention_mask"
     }
-    packing = Packing(tuple(groups), torch.tensor(first_tokens))
+    starts, sizes = torch.tensor([first_tokens, lengths])[:, order]
+    steps = torch.arange(lengths[order[0]])
+    padded = torch.where(steps < sizes[:, None], starts[:, None] + steps, -1)
+    packing = Packing(tuple(groups), torch.tensor(first_tokens), padded)
     return inputs | {"position_ids": torch.tensor([positions]), "packing": packing}
 
 
@@ -118,7 +128,29 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls for attention. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)"""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
+    if q.is_cuda:  # many small products would keep a GPU waiting
+        return padded_attention(q, k, v, packing.padded, scaling, dropout)[None], None
     return PackedAttention.apply(q, k, v, packing.groups, scaling, dropout)[None], None
+
+
+def padded_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    padded: torch.Tensor,
+    scaling: float,
+    dropout: float,
+) -> torch.Tensor:
+    """The same by one fused kernel over a padded view. query, key, value: (tokens, heads, size) -> the same"""
+    there = padded >= 0  # (batch, longest)
+    places = padded.clamp(min=0)
+    q, k, v = (x[places].transpose(1, 2) for x in (query, key, value))  # (batch, heads, longest, size)
+    out = F.scaled_dot_product_attention(q, k, v, there[:, None, None], dropout, scale=scaling)
+    # Boolean indexing would ask the device for a count; the places of the real tokens are known.
+    flat = out.transpose(1, 2).flatten(0, 1)  # (batch * longest, heads, size)
+    slots = torch.arange(padded.numel(), device=query.device)
+    back = slots.new_zeros(len(query) + 1).scatter_(0, torch.where(there, padded, len(query)).flatten(), slots)
+    return flat[back[:-1]]
 
 
 def take_packed(model: Any) -> Any:

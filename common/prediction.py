@@ -13,6 +13,8 @@ from common.encoders import n_outputs
 from common.errors import InputError, one_line_errors
 from common.methods import Method
 from common.options import PredictOptions, parse
+from common.packing import take_packed
+from common.precision import hold_frozen
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,9 +39,10 @@ def logits(
     """
     model.eval()
     every = torch.zeros(len(tokens), n_outputs(model), device=accelerator.device)
-    for number, rows in enumerate(torch.arange(len(tokens)).split(batch_size)):
+    # In the order of their lengths, which puts rows of one length side by side.
+    for number, rows in enumerate(tokens.lengths.argsort(stable=True).split(batch_size)):
         if number % accelerator.num_processes == accelerator.process_index:
-            batch = {name: t.to(accelerator.device, non_blocking=True) for name, t in tokens.batch(rows).items()}
+            batch = tokens.batch(rows, accelerator.device)
             every[rows.to(every.device)] = model(**batch).logits.float()
         progress(len(rows))
     return accelerator.reduce(every, reduction="sum").cpu().numpy()
@@ -138,17 +141,19 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     from accelerate import Accelerator
     from tqdm import tqdm
 
-    from common.encoders import load_tokenizer
+    from common.encoders import first_position, load_tokenizer
 
     accelerator = Accelerator()
     model, _ = saving.load_adapter(folder, options.checkpoint)
+    hold_frozen(model, config["frozen_dtype"], accelerator.device)
+    model = take_packed(model)
     tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     total = sum(map(len, examples))
     paths = []
     with tqdm(total=total, desc=f"{method} {trained} test", disable=not accelerator.is_main_process) as bar:
         for task, rows in zip(tests, examples, strict=True):
-            tokens = data.tokenize(rows, tokenizer, config["max_length"])
+            tokens = data.tokenize(rows, tokenizer, config["max_length"], first_position(model))
             outputs = logits(model, tokens, options.batch_size, accelerator, bar.update)
             if accelerator.is_main_process:
                 paths.append(write_submission(folder, task, outputs, len(rows)))

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import data, machine, metrics, prediction, saving, tasks, trackers
+from common import data, machine, metrics, precision, prediction, saving, tasks, trackers
 from common.errors import InputError, one_line_errors
 from common.methods import Method, apply, count, count_without_head, trainable
 from common.options import TuneOptions, parse
+from common.packing import take_packed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -64,11 +65,11 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     from accelerate.utils import ProjectConfiguration, set_seed
     from tqdm import tqdm
 
-    from common.encoders import base_of, encoder, load_model, load_tokenizer, longest_input
+    from common.encoders import base_of, encoder, first_position, load_model, load_tokenizer, longest_input
 
     machine.use_all_cores()
     accelerator = Accelerator(
-        log_with=trackers.chosen(options.report_to),
+        log_with=trackers.chosen(options.report_to) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder.parent)),
         # An encoder's buffers are constants: sending them round before every forward pass would be for nothing.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -82,14 +83,22 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     model = load_model(options.checkpoint, task.n_outputs)
     total_params = encoder(model).num_parameters()
     apply(method, model)
+    frozen_dtype = precision.frozen_dtype(options.frozen_dtype, device, accelerator.mixed_precision)
+    precision.hold_frozen(model, frozen_dtype, device)
+    packed_from = None
+    if options.padding == "none":
+        take_packed(model)
+        packed_from = first_position(model)
     set_seed(options.seed, device_specific=True)  # the processes drop out other units of their rows
 
     limit = longest_input(model, tokenizer)
     max_length = options.max_length or limit
     if max_length > limit:
         raise InputError(f"max_length is {max_length}, but {options.checkpoint} takes at most {limit} tokens")
-    tokens = data.tokenize(train_rows, tokenizer, max_length)
-    validation_tokens = {split: data.tokenize(rows, tokenizer, max_length) for split, rows in validation_rows.items()}
+    tokens = data.tokenize(train_rows, tokenizer, max_length, packed_from)
+    validation_tokens = {
+        split: data.tokenize(rows, tokenizer, max_length, packed_from) for split, rows in validation_rows.items()
+    }
 
     # One rule for every method: matrices decay, vectors (biases, LayerNorms, scales) do not.
     parameters = list(trainable(model).values())
@@ -101,6 +110,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         lr=options.lr,
         betas=options.betas,
         eps=options.eps,
+        fused=True,
     )
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(wrapped)
@@ -134,8 +144,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
                 for number, micro in enumerate(micro_batches, start=1):
                     # A process with no share in the last rows of an epoch runs one of them with weight 0, to keep step.
                     some = micro if len(micro) else rows[:1]
-                    batch = {name: t.to(device, non_blocking=True) for name, t in tokens.batch(some).items()}
-                    labels = tokens.labels[some].to(device, non_blocking=True)
+                    batch, labels = tokens.batch(some, device), tokens.labels[some].to(device, non_blocking=True)
                     last = number == len(micro_batches)
                     with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
                         losses = losses_of(task, wrapped(**batch).logits, labels)
@@ -175,6 +184,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
                 bar.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
             if accelerator.is_main_process and all(scores["score"] > earlier["score"] for earlier in history):
                 facts = {"task_name": task.name, "data": options.data, "max_length": max_length, "seed": options.seed}
+                facts |= {"frozen_dtype": frozen_dtype}
                 saving.save_adapter(folder, model, method, **facts)
             history.append(scores)
 
@@ -192,6 +202,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         "majority_score": metrics.score(majority),
         "best_epoch": best + 1,
         "max_length": max_length,
+        "frozen_dtype": frozen_dtype,
         "train_examples": len(tokens),
         "validation_examples": len(dev),
         "trainable_params": count(trainable(model)),

@@ -109,7 +109,7 @@ def test_pairs_are_cut_longest_first(tokenizer):
 def test_a_batch_is_padded_to_its_own_longest_row(tokenizer):
     examples = data.Examples((["the ruby .", "the", "in the old garden ."],), [1, 0, 1])
     tokens = data.tokenize(examples, tokenizer, max_length=64)
-    batch = tokens.batch(torch.tensor([1, 0]))
+    batch = tokens.batch(torch.tensor([1, 0]), torch.device("cpu"))
     assert batch["input_ids"].shape == (2, 5)
     assert batch["attention_mask"].sum(dim=1).tolist() == [3, 5]
     assert tokens.labels.tolist() == [1, 0, 1]

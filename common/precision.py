@@ -1,0 +1,30 @@
+"""How weights are held: frozen ones in few bits where asked, trained ones always in float32."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def frozen_dtype(chosen: str, device: torch.device, mixed_precision: str) -> str:
+    """What "auto" means on this device: bfloat16 on a GPU where the launch asked for it, else float32."""
+    if chosen != "auto":
+        return chosen
+    return "bfloat16" if device.type == "cuda" and mixed_precision == "bf16" else "float32"
+
+
+def hold_frozen(model: Any, dtype: str, device: torch.device) -> None:
+    """Store the frozen weights of linear maps and embeddings in `dtype` and compute under autocast to it.
+
+    Autocast alone would cast every frozen weight again in every step; stored in bfloat16 they need no cast and half
+    the memory. LayerNorms, a thousandth of the parameters, stay as they are. "float32" changes nothing.
+    """
+    if dtype == "float32":
+        return
+    kind = getattr(torch, dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(kind)
+    model.forward = torch.autocast(device.type, dtype=kind)(model.forward)
