@@ -25,7 +25,7 @@ def _vocabulary() -> list[str]:
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *sorted(words - set(pieces))]
 
 
-def save_checkpoint(kind: str, folder: Path, seed: int = 0) -> Path:
+def save_checkpoint(kind: str, folder: Path, seed: int = 0, **changes) -> Path:
     """A checkpoint folder as transformers writes it: encoder without head, tokenizer with a small vocabulary."""
     import transformers
 
@@ -47,7 +47,7 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0) -> Path:
         names |= {"intermediate_size": "hidden_dim"}
         shape = {names.get(name, name): value for name, value in shape.items()}
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(kind, **shape)
+    config = transformers.AutoConfig.for_model(kind, **shape | changes)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     tokenizer = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=64)

@@ -1,0 +1,131 @@
+"""Sequences laid end to end give what padded ones give: the mathematics is the same, the padding is gone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import KINDS, perturb, random_batch, save_checkpoint
+
+from common import methods
+from common.encoders import first_position
+from common.methods import apply, find, trainable
+from common.packing import PackedAttention, pack, packed_attention, padded_attention, take_packed
+from common.training import train
+from lora.method import Lora
+from scripts.plot import read_curves
+
+# Lengths of a batch in which some are equal, some are not, and the longest is not the first.
+LENGTHS = (3, 7, 3, 9, 7, 1, 3)
+
+
+def columns(lengths=LENGTHS):
+    generator = torch.Generator().manual_seed(5)
+    ids = [torch.randint(5, 60, (length,), generator=generator).tolist() for length in lengths]
+    return {"input_ids": ids, "token_type_ids": [[0] * len(row) for row in ids]}
+
+
+def states(lengths=LENGTHS, heads=2, size=4, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(2)
+    shape = (sum(lengths), heads, size)
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for _ in range(3)]
+
+
+def test_every_token_is_there_once_and_every_row_knows_its_start():
+    inputs = pack(columns(), first_position=0)
+    ids, packing = inputs["input_ids"][0], inputs["packing"]
+    assert ids.shape == (sum(LENGTHS),)
+    for row, start in zip(columns()["input_ids"], packing.first_tokens.tolist(), strict=True):
+        assert ids[start : start + len(row)].tolist() == row
+        assert inputs["position_ids"][0, start : start + len(row)].tolist() == list(range(len(row)))
+
+
+def test_neighbours_of_one_length_are_one_group():
+    packing = pack(columns(), first_position=0)["packing"]
+    assert packing.groups == ((0, 1, 9), (9, 2, 7), (23, 3, 3), (32, 1, 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_gradients_equal_the_padded_ones(kind, make_model):
+    padded, packed = (apply(Lora(targets=("query", "key", "output")), make_model(kind)) for _ in range(2))
+    for model in (padded, packed):
+        perturb(trainable(model).values())
+    batch = random_batch(padded)
+    rows = [ids[: int(n)].tolist() for ids, n in zip(batch["input_ids"], batch["attention_mask"].sum(1), strict=True)]
+    named = {"input_ids": rows} | ({} if kind == "distilbert" else {"token_type_ids": [[0] * len(r) for r in rows]})
+    one = padded(**batch).logits
+    other = take_packed(packed)(**pack(named, first_position(packed))).logits
+    torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
+    one.square().mean().backward()
+    other.square().mean().backward()
+    for name, parameter in trainable(padded).items():
+        torch.testing.assert_close(parameter.grad, packed.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+
+
+def attend(function, where, dropout=0.0):
+    def run(query, key, value):
+        torch.manual_seed(0)  # the same units dropped each time
+        return function(query, key, value, where, 0.5, dropout)
+
+    return run
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_backward_pass_is_the_derivative_of_the_forward_pass(dropout):
+    packing = pack(columns(), first_position=0)["packing"]
+    assert torch.autograd.gradcheck(attend(PackedAttention.apply, packing.groups, dropout), states())
+
+
+def test_attention_stays_within_each_sequence():
+    packing = pack(columns(), first_position=0)["packing"]
+    query, key, value = states()
+    ours = attend(PackedAttention.apply, packing.groups)(query, key, value)
+    for start, length in zip(packing.first_tokens.tolist(), LENGTHS, strict=True):
+        q, k, v = (x[start : start + length].transpose(0, 1) for x in (query, key, value))
+        alone = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(0, 1)
+        torch.testing.assert_close(ours[start : start + length], alone)
+
+
+def test_the_padded_view_for_gpus_gives_the_same():
+    packing = pack(columns(), first_position=0)["packing"]
+    results = []
+    for function, where in ((PackedAttention.apply, packing.groups), (padded_attention, packing.padded)):
+        inputs = states()
+        out = attend(function, where)(*inputs)
+        results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_dropout_keeps_the_mean():
+    packing = pack(columns(), first_position=0)["packing"]
+    query, key, value = states()
+    with torch.no_grad():
+        wanted = PackedAttention.apply(query, key, value, packing.groups, 0.5, 0.0)
+        torch.manual_seed(0)
+        found = sum(PackedAttention.apply(query, key, value, packing.groups, 0.5, 0.3) for _ in range(3000)) / 3000
+    assert (wanted - found).abs().max() < 0.1
+
+
+def test_a_padded_batch_is_refused_by_a_packed_model(make_model):
+    with pytest.raises(TypeError, match="packing"):
+        take_packed(make_model())(**random_batch(make_model()))
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_fifty_steps_have_the_loss_curve_of_padded_ones(method, options, tmp_path):
+    """Dropout off, since it would fall on other units; float32; to 1e-4 as the loop logs it."""
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    checkpoint = str(save_checkpoint("bert", tmp_path / "still", **off))
+    curves = []
+    for padding in ("none", "batch"):
+        settings = options(checkpoint=checkpoint, max_train_samples=400, padding=padding, lr=1e-3)
+        folder, _ = train(find(method)(), settings)
+        curves.append(read_curves(folder)["train/loss"])
+    assert curves[0][0] == [10, 20, 30, 40, 50]
+    assert curves[0][1] == pytest.approx(curves[1][1], abs=1e-4)
+
+
+def test_the_attention_function_is_the_one_that_is_tested_here(make_model):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model = take_packed(make_model())
+    assert ALL_ATTENTION_FUNCTIONS[model.config._attn_implementation] is packed_attention
