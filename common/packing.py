@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.dropout import drop_faster, kept
 from common.encoders import stack
 
 NAME = "packed"
@@ -80,9 +81,11 @@ class PackedAttention(torch.autograd.Function):
         for start, n, length in groups:
             q, k, v, o = (_group(x, start, n, length) for x in (query, key, value, out))
             weights = torch.matmul(q * scaling, k.transpose(-2, -1)).softmax(dim=-1)  # (n, heads, length, length)
-            dropped = F.dropout(weights, dropout) if dropout > 0 else weights
-            o.copy_(torch.matmul(dropped, v))
-            saved += [weights, dropped] if dropout > 0 else [weights]
+            saved.append(weights)
+            if dropout > 0:
+                saved.append(kept(weights.shape, dropout, weights.dtype))
+                weights = weights * saved[-1]
+            o.copy_(torch.matmul(weights, v))
         ctx.save_for_backward(query, key, value, *saved)
         ctx.settings = groups, scaling, dropout
         return out
@@ -95,14 +98,14 @@ class PackedAttention(torch.autograd.Function):
         gradients = [torch.empty_like(x) for x in (query, key, value)]
         for number, (start, n, length) in enumerate(groups):
             q, k, v, g, dq, dk, dv = (_group(x, start, n, length) for x in (query, key, value, gradient, *gradients))
-            if dropout > 0:
-                weights, dropped = saved[2 * number : 2 * number + 2]
-            else:
-                weights = dropped = saved[number]
-            dv.copy_(torch.matmul(dropped.transpose(-2, -1), g))
             d = torch.matmul(g, v.transpose(-2, -1))  # (n, heads, length, length)
             if dropout > 0:
-                d = torch.where(dropped == 0, 0, d).mul_(1 / (1 - dropout))
+                weights, mask = saved[2 * number : 2 * number + 2]
+                dv.copy_(torch.matmul((weights * mask).transpose(-2, -1), g))
+                d.mul_(mask)
+            else:
+                weights = saved[number]
+                dv.copy_(torch.matmul(weights.transpose(-2, -1), g))
             d = torch._softmax_backward_data(d, weights, -1, weights.dtype).mul_(scaling)
             dq.copy_(torch.matmul(d, k))
             dk.copy_(torch.matmul(d.transpose(-2, -1), q))
@@ -159,6 +162,7 @@ def take_packed(model: Any) -> Any:
 
     AttentionInterface.register(NAME, packed_attention)
     model.set_attn_implementation(NAME)
+    drop_faster(model)
 
     def hand_on_first_tokens(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         # The pooler or head takes the first token of each row: there is one row for each sequence from here on.
