@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.dropout import drop_faster, kept
+from common.dropout import drop_faster, keep, kept_share
 from common.encoders import stack
 
 NAME = "packed"
@@ -68,48 +68,53 @@ def pack(columns: dict[str, list[list[int]]], first_position: int) -> dict[str, 
 
 
 class PackedAttention(torch.autograd.Function):
-    """softmax(Q K^T * scaling) V within each sequence, by plain matrix products.
+    """softmax(Q K^T * scaling) V within each sequence, by plain matrix products, in float32 or better.
 
-    Its backward pass writes the gradients of all groups into one tensor each, where slicing would add them up.
+    The products are too small for bfloat16 to pay on a CPU. The backward pass writes the gradients of all groups into
+    one tensor each, where slicing would add them up.
     """
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     def forward(ctx, query, key, value, groups, scaling, dropout):  # type: ignore[no-untyped-def]
         """query, key, value: (tokens, heads, size) -> (tokens, heads, size)"""
-        out = torch.empty_like(query)
-        saved = []
+        kind = torch.promote_types(query.dtype, torch.float32)
+        scales = scaling, 1.0, 1 / kept_share(dropout)  # dropout's factor is cheaper here than on every weight
+        inputs = [
+            x.to(kind) * scale if scale != 1 else x.to(kind)
+            for x, scale in zip((query, key, value), scales, strict=True)
+        ]
+        out = torch.empty_like(inputs[0])
+        ctx.attention = []
         for start, n, length in groups:
-            q, k, v, o = (_group(x, start, n, length) for x in (query, key, value, out))
-            weights = torch.matmul(q * scaling, k.transpose(-2, -1)).softmax(dim=-1)  # (n, heads, length, length)
-            saved.append(weights)
-            if dropout > 0:
-                saved.append(kept(weights.shape, dropout, weights.dtype))
-                weights = weights * saved[-1]
-            o.copy_(torch.matmul(weights, v))
-        ctx.save_for_backward(query, key, value, *saved)
-        ctx.settings = groups, scaling, dropout
-        return out
+            q, k, v, o = (_group(x, start, n, length) for x in (*inputs, out))
+            weights = torch.matmul(q, k.transpose(-2, -1)).softmax(dim=-1)  # (n, heads, length, length)
+            kept = keep(weights.shape, dropout, kind) if dropout > 0 else None
+            ctx.attention.append((weights, kept))
+            o.copy_(torch.matmul(_dropped(weights, kept), v))
+        ctx.save_for_backward(*inputs)
+        ctx.settings = groups, scales, query.dtype
+        return out.to(query.dtype)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         """gradient: (tokens, heads, size) -> the same for query, key and value"""
-        query, key, value, *saved = ctx.saved_tensors
-        groups, scaling, dropout = ctx.settings
-        gradients = [torch.empty_like(x) for x in (query, key, value)]
-        for number, (start, n, length) in enumerate(groups):
-            q, k, v, g, dq, dk, dv = (_group(x, start, n, length) for x in (query, key, value, gradient, *gradients))
-            d = torch.matmul(g, v.transpose(-2, -1))  # (n, heads, length, length)
-            if dropout > 0:
-                weights, mask = saved[2 * number : 2 * number + 2]
-                dv.copy_(torch.matmul((weights * mask).transpose(-2, -1), g))
-                d.mul_(mask)
-            else:
-                weights = saved[number]
-                dv.copy_(torch.matmul(weights.transpose(-2, -1), g))
-            d = torch._softmax_backward_data(d, weights, -1, weights.dtype).mul_(scaling)
+        groups, scales, given = ctx.settings
+        inputs = ctx.saved_tensors
+        gradient = gradient.to(inputs[0].dtype)
+        gradients = [torch.empty_like(x) for x in inputs]
+        for (start, n, length), (weights, kept) in zip(groups, ctx.attention, strict=True):
+            q, k, v, g, dq, dk, dv = (_group(x, start, n, length) for x in (*inputs, gradient, *gradients))
+            dv.copy_(torch.matmul(_dropped(weights, kept).transpose(-2, -1), g))
+            d = _dropped(torch.matmul(g, v.transpose(-2, -1)), kept)  # (n, heads, length, length)
+            d = torch._softmax_backward_data(d, weights, -1, weights.dtype)
             dq.copy_(torch.matmul(d, k))
             dk.copy_(torch.matmul(d.transpose(-2, -1), q))
-        return *gradients, None, None, None
+        return *(x.mul_(scale).to(given) for x, scale in zip(gradients, scales, strict=True)), None, None, None
+
+
+def _dropped(x: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    return x if kept is None else x * kept
 
 
 def _group(x: torch.Tensor, start: int, n: int, length: int) -> torch.Tensor:

@@ -1,0 +1,223 @@
+"""Examples per second, memory and bytes of our LoRA beside peft + transformers' Trainer: make bench
+
+Each measurement is a process of its own, ours and theirs in turn (A B A B ...), so that the machine's drift falls on
+both and peak memory is that of one run. Model, task, batch size, rows and precision are the same; Trainer keeps its
+defaults. What is printed are ratios, medians over the pairs.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import saving, tasks
+from common.errors import one_line_errors
+
+OURS = {"ours": [], "ours_bf16": ["--frozen_dtype", "bfloat16"], "padded": ["--padding", "batch"]}
+"""Sides that are our own loop, and the options that make them."""
+SIDES = (*OURS, "peft", "peft_bf16")
+
+
+def ours(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]:
+    """One run of our loop."""
+    from baseline.method import Baseline
+    from common.options import TuneOptions
+    from common.training import train
+    from lora.method import Lora
+
+    method = {"lora": Lora(), "full": Baseline(), "top_k": Baseline(top_k=args.top_k)}[args.method]
+    extra = OURS[side]
+    options = TuneOptions(
+        checkpoint=args.checkpoint,
+        data=args.data,
+        task_name=args.task_name,
+        batch_size=args.batch_size,
+        n_epochs=1,
+        max_train_samples=args.rows,
+        max_eval_samples=args.batch_size,
+        output_dir=folder,
+        report_to=("none",),
+        **{name.removeprefix("--"): value for name, value in zip(extra[::2], extra[1::2], strict=True)},  # type: ignore[arg-type]
+    )
+    _, result = train(method, options)
+    keys = ("examples_per_second", "real_tokens_per_second", "peak_memory_mib", "stored_bytes")
+    return {key: result[key] for key in keys}
+
+
+def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]:
+    """The same rows through peft and Trainer, with Trainer's defaults."""
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+    from common import data, machine
+    from common.encoders import load_model, load_tokenizer
+
+    transformers.utils.logging.disable_progress_bar()
+    machine.use_all_cores()
+    task = tasks.find(args.task_name)
+    tokenizer = load_tokenizer(args.checkpoint)
+    model = load_model(args.checkpoint, task.n_outputs)
+    if args.method == "lora":
+        config = LoraConfig(r=8, lora_alpha=8, target_modules=["query", "value"], task_type="SEQ_CLS")
+        model = get_peft_model(model, config)
+    rows = data.read(task, "train", args.data).head(args.rows)
+    encoded = tokenizer(*rows.texts, truncation=True, max_length=512)
+    names = list(encoded)
+    dataset = [{n: encoded[n][i] for n in names} | {"labels": rows.labels[i]} for i in range(len(rows))]  # type: ignore[index]
+    settings = TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=args.batch_size,
+        num_train_epochs=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        bf16=side == "peft_bf16",
+    )
+    trainer = Trainer(
+        model=model, args=settings, train_dataset=dataset, data_collator=DataCollatorWithPadding(tokenizer)
+    )
+    device = settings.device
+    machine.reset_peak_memory(device)
+    began = time.perf_counter()
+    trainer.train()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    model.save_pretrained(folder)
+    n_tokens = sum(len(ids) for ids in encoded["input_ids"])
+    return {
+        "examples_per_second": len(rows) / seconds,
+        "real_tokens_per_second": n_tokens / seconds,
+        "peak_memory_mib": machine.peak_memory(device) / 2**20,
+        "stored_bytes": sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")),
+    }
+
+
+def matrix_peak(dtype: str) -> float:
+    """FLOP/s of the feed-forward product of the encoder at a good size, the best of many: what the machine can do."""
+    import torch
+
+    from common import machine
+
+    machine.use_all_cores()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokens, inner, outer = (8192, 4096, 4096) if device == "cuda" else (2048, 384, 1536)
+    x = torch.randn(tokens, inner, dtype=getattr(torch, dtype), device=device)
+    w = torch.randn(outer, inner, dtype=getattr(torch, dtype), device=device)
+    best = math.inf
+    for _ in range(50):
+        began = time.perf_counter()
+        torch.nn.functional.linear(x, w)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * tokens * inner * outer / best
+
+
+def flops_per_token(checkpoint: str, mean_square_length: float, mean_length: float) -> float:
+    """What LoRA's forward and backward pass cannot do without, for one real token.
+
+    Counted: the linear maps of every layer and the two attention products, forward and, for the gradients of their
+    inputs, backward; without those of the lowest layer's query, key and value maps, below which nothing is trained.
+    Not counted: embeddings, LayerNorms, activations, LoRA's own small products, the head.
+    """
+    from common.encoders import encoder, layers, load_model
+
+    model = load_model(checkpoint, 2)
+    weights = sum(p.numel() for n, p in layers(model).named_parameters() if p.ndim == 2)
+    hidden, n_layers = encoder(model).config.hidden_size, len(layers(model))
+    linear = 2 * weights * 2 - 2 * 3 * hidden * hidden
+    attention = n_layers * (2 * 2 * hidden) * (1 + 2) * mean_square_length / mean_length
+    return linear + attention
+
+
+def padding_factor(args: argparse.Namespace) -> tuple[float, float, float]:
+    """Tokens of random padded batches over real ones; mean length and mean squared length."""
+    from common import data
+    from common.encoders import load_tokenizer
+
+    task = tasks.find(args.task_name)
+    rows = data.read(task, "train", args.data).head(args.rows)
+    lengths = data.tokenize(rows, load_tokenizer(args.checkpoint), 512).lengths.float()
+    batches = lengths[data.shuffled(len(lengths), 42, 0)].split(args.batch_size)
+    padded = sum(float(batch.max()) * len(batch) for batch in batches)
+    return padded / float(lengths.sum()), float(lengths.mean()), float(lengths.square().mean())
+
+
+def measure(side: str, words: list[str]) -> dict[str, float]:
+    """One side in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--side", side, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{side} failed:\n{done.stderr}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def compare(args: argparse.Namespace, words: list[str]) -> dict[str, Any]:
+    """Run the sides in turn and put medians and ratios together; the first side is ours, the others are divided by."""
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in args.sides}
+    for pair in range(args.pairs):
+        for side in args.sides:
+            runs[side].append(measure(side, words))
+            speed = runs[side][-1]["examples_per_second"]
+            print(f"pair {pair + 1} {side}: {speed:.1f} examples/s", file=sys.stderr, flush=True)
+    first, *others = args.sides
+    factor, length, square = padding_factor(args)
+    row: dict[str, Any] = {"task_name": args.task_name, "method": args.method, "padding_factor": round(factor, 2)}
+    row |= {"rows": args.rows, "batch_size": args.batch_size, "pairs": args.pairs, "checkpoint": args.checkpoint}
+    for side, measured in runs.items():
+        for key in measured[0]:
+            row[f"{side}_{key}"] = round(statistics.median(run[key] for run in measured), 1)
+    for other in others:
+        pairs = list(zip(runs[first], runs[other], strict=True))
+        for key, name in (("examples_per_second", "speed"), ("peak_memory_mib", "memory"), ("stored_bytes", "bytes")):
+            ratios = [a[key] / b[key] for a, b in pairs]
+            row[f"{name}_{first}_over_{other}"] = round(statistics.median(ratios), 3)
+            row[f"{name}_{first}_over_{other}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
+    if args.method == "lora":
+        dtype = "bfloat16" if first == "ours_bf16" else "float32"
+        done = row[f"{first}_real_tokens_per_second"] * flops_per_token(args.checkpoint, square, length)
+        peak = matrix_peak(dtype)
+        row |= {f"matrix_peak_{dtype}_gflops": round(peak / 1e9, 1), "share_of_peak": round(done / peak, 3)}
+    return row | saving.provenance()
+
+
+def main() -> None:
+    """Read the command line, measure, print one JSON line and append it to a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task_name", default="rte", choices=tasks.TRAINED)
+    parser.add_argument("--method", default="lora", choices=("lora", "full", "top_k"), help="full and top_k: ours only")
+    parser.add_argument("--top_k", type=int, default=2)
+    parser.add_argument("--checkpoint", default="minilm")
+    parser.add_argument("--data", default="demo", help="hub, a folder with the official GLUE download, or demo")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=512, help="training rows of one measurement")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--sides", nargs="+", default=["ours", "peft"], choices=SIDES, help="the first one is divided")
+    parser.add_argument("--out", type=Path, help="append the row to this file of JSON lines")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+    with one_line_errors(args.debug):
+        if args.side:
+            with tempfile.TemporaryDirectory() as folder:
+                print(json.dumps((ours if args.side in OURS else theirs)(args, args.side, folder)))
+            return
+        names = ("task_name", "method", "top_k", "checkpoint", "data", "batch_size", "rows")
+        row = compare(args, [word for name in names for word in (f"--{name}", str(getattr(args, name)))])
+        print(json.dumps(row, indent=2))
+        if args.out:
+            with args.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
