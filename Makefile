@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format
+.PHONY: demo test check format bench
 
 ## demo: install what running needs, then train, evaluate, predict and plot on synthetic data (no hub, no GPU)
 demo: .venv/run
@@ -10,6 +10,10 @@ demo: .venv/run
 ## test: the test suite; what CI runs
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+## bench: our speed and memory beside peft and Trainer; ARGS="--task_name rte --data FOLDER", see --help
+bench: .venv/dev
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 ## check: lint, formatting and types
 check: .venv/dev

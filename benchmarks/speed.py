@@ -8,6 +8,7 @@ defaults. What is printed are ratios, medians over the pairs.
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -26,11 +27,15 @@ SIDES = (*OURS, "peft", "peft_bf16")
 
 def ours(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]:
     """One run of our loop."""
+    import torch
+
     from baseline.method import Baseline
     from common.options import TuneOptions
     from common.training import train
     from lora.method import Lora
 
+    if torch.cuda.is_available() and side == "ours_bf16":
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"  # what `accelerate launch --mixed_precision bf16` sets
     method = {"lora": Lora(), "full": Baseline(), "top_k": Baseline(top_k=args.top_k)}[args.method]
     extra = OURS[side]
     options = TuneOptions(

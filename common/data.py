@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import sys
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
+import safetensors.torch
 import torch
 
-from common import hub, packing, synthetic
+from common import hub, packing, saving, synthetic
 from common.errors import InputError
 from common.tasks import Source, Task
 
@@ -144,38 +150,86 @@ def _label(task: Task, text: str, where: str) -> int | float:
 class Tokens:
     """A split as token ids, unpadded, ready to be cut into batches."""
 
-    columns: dict[str, list[list[int]]]
-    """input_ids, attention_mask and, where the encoder has them, token_type_ids."""
+    columns: dict[str, torch.Tensor]
+    """input_ids and, where the encoder has them, token_type_ids: the rows end to end, each (tokens,) of int32."""
+    lengths: torch.Tensor
+    """(rows,), tokens of each row."""
     labels: torch.Tensor
     """(rows,), int64 classes or float32 scores; (0,) where they are not published."""
-    lengths: torch.Tensor
-    """(rows,), real tokens of each row."""
-    tokenizer: PreTrainedTokenizerBase
+    padding: dict[str, int]
+    """What stands behind the end of a row in a padded batch."""
     first_position: int | None
     """Position of a sequence's first token in a packed batch; None = batches are padded."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @cached_property
+    def starts(self) -> torch.Tensor:
+        """(rows,), the place of each row's first token."""
+        return self.lengths.cumsum(0) - self.lengths
+
     def batch(self, rows: torch.Tensor, device: torch.device) -> dict[str, Any]:
         """Keywords of a forward pass over these rows, (batch,): laid end to end, or padded to the longest of them."""
-        chosen = {name: [column[row] for row in rows.tolist()] for name, column in self.columns.items()}
-        if self.first_position is None:
-            inputs = dict(self.tokenizer.pad(chosen, return_tensors="pt"))
+        starts, lengths = self.starts[rows], self.lengths[rows]
+        if self.first_position is not None:
+            inputs = packing.pack(self.columns, starts, lengths, self.first_position)
         else:
-            inputs = packing.pack(chosen, self.first_position)
+            steps = torch.arange(int(lengths.max()))
+            there = steps < lengths[:, None]  # (batch, longest)
+            places = torch.where(there, starts[:, None] + steps, 0)
+            inputs = {n: column[places].where(there, self.padding[n]).long() for n, column in self.columns.items()}
+            inputs["attention_mask"] = there.long()
+        if device.type == "cuda":  # copied while the host goes on
+            inputs = {name: value.pin_memory() for name, value in inputs.items()}
         return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
 
 
 def tokenize(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, first_position: int | None = None
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    first_position: int | None = None,
+    cache: Path | None = None,
 ) -> Tokens:
-    """Token ids of each row, at most `max_length` of them; of a pair the longer text is cut first."""
-    encoded = tokenizer(*examples.texts, truncation="longest_first", max_length=max_length, padding=False)
+    """Token ids of each row, at most `max_length` of them; of a pair the longer text is cut first.
+
+    Args:
+        cache: folder in which the ids are kept, under a digest of texts, tokenizer and length; None = nowhere.
+    """
+    names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
+    path = cache and cache / f"{_digest(examples, tokenizer, max_length)}.safetensors"
+    stored = _stored_tokens(path)
+    if stored is None:
+        encoded = tokenizer(*examples.texts, truncation="longest_first", max_length=max_length, padding=False)
+        lengths = torch.tensor([len(row) for row in encoded["input_ids"]], dtype=torch.int32)
+        stored = {n: torch.tensor(list(chain.from_iterable(encoded[n])), dtype=torch.int32) for n in names}
+        stored["lengths"] = lengths
+        if path:
+            saving.write_atomically(path, lambda part: part.write_bytes(safetensors.torch.save(stored)))
+    padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     labels = torch.tensor(examples.labels or [])
-    columns = {name: encoded[name] for name in tokenizer.model_input_names}
-    lengths = torch.tensor([len(row) for row in columns["input_ids"]])
-    return Tokens(columns, labels, lengths, tokenizer, first_position)
+    return Tokens({n: stored[n] for n in names}, stored["lengths"].long(), labels, padding, first_position)
+
+
+def _digest(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    """Of everything that the token ids depend on."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    del rules["truncation"], rules["padding"]  # what the last call left behind; ours are given with each call
+    digest = hashlib.sha256(f"{json.dumps(rules)} {max_length}".encode())
+    for column in examples.texts:
+        digest.update(json.dumps(column).encode())
+    return digest.hexdigest()[:32]
+
+
+def _stored_tokens(path: Path | None) -> dict[str, torch.Tensor] | None:
+    """Token ids kept by an earlier run; None where there are none, or what is there is damaged."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError):
+        return None
 
 
 def shuffled(n_rows: int, seed: int, epoch: int) -> torch.Tensor:

@@ -5,7 +5,6 @@ encoder's own modules: transformers lets the attention function be chosen, and a
 """
 
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -34,37 +33,38 @@ class Packing:
         tensors = (x.to(device, non_blocking=non_blocking) for x in (self.first_tokens, self.padded))
         return Packing(self.groups, *tensors)
 
+    def pin_memory(self) -> "Packing":
+        """The same where a GPU can fetch it while the host goes on."""
+        return Packing(self.groups, self.first_tokens.pin_memory(), self.padded.pin_memory())
 
-def pack(columns: dict[str, list[list[int]]], first_position: int) -> dict[str, Any]:
-    """Lay rows of token ids end to end.
+
+def pack(
+    columns: dict[str, torch.Tensor], starts: torch.Tensor, lengths: torch.Tensor, first_position: int
+) -> dict[str, Any]:
+    """Lay the sequences of a batch end to end, the longest first.
 
     Args:
-        columns: input_ids and, where the encoder has them, token_type_ids of each row of the batch.
+        columns: input_ids and, where the encoder has them, token_type_ids of a whole split, each (tokens,).
+        starts: (batch,), places of the batch's rows in these columns.
+        lengths: (batch,), their tokens.
         first_position: position of a sequence's first token (RoBERTa does not count from 0).
 
     Returns:
         The keywords of a forward pass: input_ids, token_type_ids, position_ids: each (1, tokens); packing.
     """
-    lengths = [len(row) for row in columns["input_ids"]]
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    groups, first_tokens, start = [], [0] * len(lengths), 0
-    for length, rows in groupby(order, key=lambda row: lengths[row]):
-        members = list(rows)
-        groups.append((start, len(members), length))
-        for row in members:
-            first_tokens[row] = start
-            start += length
-    positions = [p for row in order for p in range(first_position, first_position + lengths[row])]
-    inputs = {
-        name: torch.tensor([[token for row in order for token in rows[row]]])
-        for name, rows in columns.items()
-        if name != "attention_mask"
-    }
-    starts, sizes = torch.tensor([first_tokens, lengths])[:, order]
-    steps = torch.arange(lengths[order[0]])
-    padded = torch.where(steps < sizes[:, None], starts[:, None] + steps, -1)
-    packing = Packing(tuple(groups), torch.tensor(first_tokens), padded)
-    return inputs | {"position_ids": torch.tensor([positions]), "packing": packing}
+    sizes, order = lengths.sort(descending=True, stable=True)
+    begins = sizes.cumsum(0) - sizes  # places in the packed row
+    within = torch.arange(int(sizes.sum())) - begins.repeat_interleave(sizes)
+    source = starts[order].repeat_interleave(sizes) + within
+    inputs = {name: column[source].long()[None] for name, column in columns.items()}
+
+    kinds, counts = sizes.unique_consecutive(return_counts=True)
+    ends = (kinds * counts).cumsum(0)
+    groups = tuple(zip((ends - kinds * counts).tolist(), counts.tolist(), kinds.tolist(), strict=True))
+    steps = torch.arange(int(sizes[0]))
+    padded = torch.where(steps < sizes[:, None], begins[:, None] + steps, -1)
+    packing = Packing(groups, torch.empty_like(begins).scatter_(0, order, begins), padded)
+    return inputs | {"position_ids": (within + first_position)[None], "packing": packing}
 
 
 class PackedAttention(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """What is on disk: adapter.safetensors (the trained tensors), adapter.json (how to load them), result.json (a run)."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -31,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         InputError: the disk is full, the folder cannot be written, and so on; `path` is as it was.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
@@ -39,7 +40,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except Exception as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
         raise

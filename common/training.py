@@ -95,9 +95,10 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     max_length = options.max_length or limit
     if max_length > limit:
         raise InputError(f"max_length is {max_length}, but {options.checkpoint} takes at most {limit} tokens")
-    tokens = data.tokenize(train_rows, tokenizer, max_length, packed_from)
+    cache = Path(options.output_dir) / "tokens"
+    tokens = data.tokenize(train_rows, tokenizer, max_length, packed_from, cache)
     validation_tokens = {
-        split: data.tokenize(rows, tokenizer, max_length, packed_from) for split, rows in validation_rows.items()
+        split: data.tokenize(rows, tokenizer, max_length, packed_from, cache) for split, rows in validation_rows.items()
     }
 
     # One rule for every method: matrices decay, vectors (biases, LayerNorms, scales) do not.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import random_batch
 from test_lora import bert_base
 
 from baseline.method import Baseline
@@ -24,6 +25,15 @@ def test_top_k_means_the_layers_next_to_the_head(make_model):
     frozen, trained = ([p.requires_grad for p in layer.parameters()] for layer in layers(model))
     assert not any(frozen)
     assert all(trained)
+
+
+def test_no_gradient_is_computed_below_the_lowest_trained_layer(make_model):
+    model = apply(Baseline(top_k=1), make_model()).train()
+    needs_gradient = []
+    for layer in layers(model):
+        layer.register_forward_hook(lambda _module, _args, output: needs_gradient.append(output.requires_grad))
+    model(**random_batch(model))
+    assert needs_gradient == [False, True]
 
 
 def test_more_layers_than_there_are_is_refused(make_model):

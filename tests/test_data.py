@@ -103,16 +103,33 @@ def test_pairs_are_cut_longest_first(tokenizer):
     examples = data.Examples((["the surgeon " * 20], ["the ruby"]), [1])
     tokens = data.tokenize(examples, tokenizer, max_length=12)
     assert tokens.lengths.tolist() == [12]
-    assert tokenizer.decode(tokens.columns["input_ids"][0]).endswith("[SEP] the ruby [SEP]")
+    assert tokenizer.decode(tokens.columns["input_ids"]).endswith("[SEP] the ruby [SEP]")
 
 
 def test_a_batch_is_padded_to_its_own_longest_row(tokenizer):
     examples = data.Examples((["the ruby .", "the", "in the old garden ."],), [1, 0, 1])
     tokens = data.tokenize(examples, tokenizer, max_length=64)
     batch = tokens.batch(torch.tensor([1, 0]), torch.device("cpu"))
-    assert batch["input_ids"].shape == (2, 5)
-    assert batch["attention_mask"].sum(dim=1).tolist() == [3, 5]
+    wanted = tokenizer(["the", "the ruby ."], padding=True, return_tensors="pt")
+    assert batch.keys() == wanted.keys()
+    assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
     assert tokens.labels.tolist() == [1, 0, 1]
+
+
+def test_tokens_are_kept_for_the_next_run_and_made_anew_when_anything_changes(tokenizer, tmp_path, monkeypatch):
+    examples = data.Examples((["the ruby .", "the"],), [1, 0])
+    first = data.tokenize(examples, tokenizer, 64, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    stamp = path.stat().st_mtime_ns
+    again = data.tokenize(examples, tokenizer, 64, cache=tmp_path)
+    assert path.stat().st_mtime_ns == stamp
+    assert all(torch.equal(first.columns[name], again.columns[name]) for name in first.columns)
+    data.tokenize(examples, tokenizer, 4, cache=tmp_path)
+    data.tokenize(data.Examples((["the ruby .", "in"],), [1, 0]), tokenizer, 64, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    path.write_bytes(b"damaged")
+    mended = data.tokenize(examples, tokenizer, 64, cache=tmp_path)
+    assert all(torch.equal(first.columns[name], mended.columns[name]) for name in first.columns)
 
 
 def test_an_epoch_visits_every_row_once_in_an_order_of_seed_and_epoch_alone():

@@ -17,10 +17,17 @@ from scripts.plot import read_curves
 LENGTHS = (3, 7, 3, 9, 7, 1, 3)
 
 
-def columns(lengths=LENGTHS):
+def packed(rows, first=0, names=("input_ids", "token_type_ids")):
+    """Rows of token ids as one packed batch."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.tensor([token for row in rows for token in row])
+    values = dict(zip(("input_ids", "token_type_ids"), (ids, torch.zeros_like(ids)), strict=True))
+    return pack({name: values[name] for name in names}, lengths.cumsum(0) - lengths, lengths, first)
+
+
+def rows_of(lengths=LENGTHS):
     generator = torch.Generator().manual_seed(5)
-    ids = [torch.randint(5, 60, (length,), generator=generator).tolist() for length in lengths]
-    return {"input_ids": ids, "token_type_ids": [[0] * len(row) for row in ids]}
+    return [torch.randint(5, 60, (length,), generator=generator).tolist() for length in lengths]
 
 
 def states(lengths=LENGTHS, heads=2, size=4, dtype=torch.float64):
@@ -30,34 +37,34 @@ def states(lengths=LENGTHS, heads=2, size=4, dtype=torch.float64):
 
 
 def test_every_token_is_there_once_and_every_row_knows_its_start():
-    inputs = pack(columns(), first_position=0)
+    inputs = packed(rows_of())
     ids, packing = inputs["input_ids"][0], inputs["packing"]
     assert ids.shape == (sum(LENGTHS),)
-    for row, start in zip(columns()["input_ids"], packing.first_tokens.tolist(), strict=True):
+    for row, start in zip(rows_of(), packing.first_tokens.tolist(), strict=True):
         assert ids[start : start + len(row)].tolist() == row
         assert inputs["position_ids"][0, start : start + len(row)].tolist() == list(range(len(row)))
 
 
 def test_neighbours_of_one_length_are_one_group():
-    packing = pack(columns(), first_position=0)["packing"]
+    packing = packed(rows_of())["packing"]
     assert packing.groups == ((0, 1, 9), (9, 2, 7), (23, 3, 3), (32, 1, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_gradients_equal_the_padded_ones(kind, make_model):
-    padded, packed = (apply(Lora(targets=("query", "key", "output")), make_model(kind)) for _ in range(2))
-    for model in (padded, packed):
+    padded, end_to_end = (apply(Lora(targets=("query", "key", "output")), make_model(kind)) for _ in range(2))
+    for model in (padded, end_to_end):
         perturb(trainable(model).values())
     batch = random_batch(padded)
     rows = [ids[: int(n)].tolist() for ids, n in zip(batch["input_ids"], batch["attention_mask"].sum(1), strict=True)]
-    named = {"input_ids": rows} | ({} if kind == "distilbert" else {"token_type_ids": [[0] * len(r) for r in rows]})
+    names = ("input_ids",) if kind == "distilbert" else ("input_ids", "token_type_ids")
     one = padded(**batch).logits
-    other = take_packed(packed)(**pack(named, first_position(packed))).logits
+    other = take_packed(end_to_end)(**packed(rows, first_position(end_to_end), names)).logits
     torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
     one.square().mean().backward()
     other.square().mean().backward()
     for name, parameter in trainable(padded).items():
-        torch.testing.assert_close(parameter.grad, packed.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(parameter.grad, end_to_end.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
 
 
 def attend(function, where, dropout=0.0):
@@ -70,12 +77,12 @@ def attend(function, where, dropout=0.0):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_the_backward_pass_is_the_derivative_of_the_forward_pass(dropout):
-    packing = pack(columns(), first_position=0)["packing"]
+    packing = packed(rows_of())["packing"]
     assert torch.autograd.gradcheck(attend(PackedAttention.apply, packing.groups, dropout), states())
 
 
 def test_attention_stays_within_each_sequence():
-    packing = pack(columns(), first_position=0)["packing"]
+    packing = packed(rows_of())["packing"]
     query, key, value = states()
     ours = attend(PackedAttention.apply, packing.groups)(query, key, value)
     for start, length in zip(packing.first_tokens.tolist(), LENGTHS, strict=True):
@@ -85,7 +92,7 @@ def test_attention_stays_within_each_sequence():
 
 
 def test_the_padded_view_for_gpus_gives_the_same():
-    packing = pack(columns(), first_position=0)["packing"]
+    packing = packed(rows_of())["packing"]
     results = []
     for function, where in ((PackedAttention.apply, packing.groups), (padded_attention, packing.padded)):
         inputs = states()
@@ -96,7 +103,7 @@ def test_the_padded_view_for_gpus_gives_the_same():
 
 
 def test_dropout_keeps_the_mean():
-    packing = pack(columns(), first_position=0)["packing"]
+    packing = packed(rows_of())["packing"]
     query, key, value = states()
     with torch.no_grad():
         wanted = PackedAttention.apply(query, key, value, packing.groups, 0.5, 0.0)
