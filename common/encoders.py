@@ -210,9 +210,16 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
             "wanted a complete pretrained encoder, since a frozen random part would spoil every comparison"
         )
     layers(model)  # an encoder of an unknown kind is told now
-    revision = getattr(model.config, "_commit_hash", None)
-    model.base = Base(checkpoint, fingerprint(model), revision)
+    model.base = Base(checkpoint, fingerprint(model), _revision(source))
     return model
+
+
+def _revision(source: str) -> str | None:
+    """Commit of a hub checkpoint in the local cache, where loading has put it; None for a local folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json")
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def longest_input(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -14,7 +14,9 @@ def go_offline_if_unreachable() -> bool:
     try:
         huggingface_hub.HfApi().dataset_info("nyu-mll/glue", timeout=10)
         return True
-    except Exception:  # whatever is wrong with the network, the caches are what remains
+    except huggingface_hub.errors.HfHubHTTPError:  # an answer, if not a kind one
+        return True
+    except Exception:  # no name, no route, no time, a proxy's refusal: the caches are what remains
         huggingface_hub.constants.HF_HUB_OFFLINE = True
         import datasets
 

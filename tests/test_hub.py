@@ -1,0 +1,74 @@
+"""Without a network the caches are used at once, and a hub that answers at all counts as reached."""
+
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import huggingface_hub
+import pytest
+from conftest import REPOSITORY
+
+from common.hub import go_offline_if_unreachable
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """A process that has not been told to stay offline; undone afterwards."""
+    import datasets
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def server():
+    """A server on this machine that knows nothing: 404 to everything."""
+
+    class NotFound(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404)
+
+        def log_message(self, *_args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_a_hub_that_answers_is_reached(online, server, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server)
+    assert go_offline_if_unreachable()
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_no_answer_means_offline_from_here_on(online, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert not go_offline_if_unreachable()
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    assert datasets.config.HF_HUB_OFFLINE
+
+
+def test_a_cached_hub_checkpoint_needs_no_network(bert, tmp_path):
+    """The cache as the hub's library lays it out, with a revision that the run has to write down."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "home" / "hub" / "models--someone--tiny"
+    shutil.copytree(bert, repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    arguments = ["--checkpoint", "someone/tiny", "--data", "demo", "--max_train_samples", "16", "--n_epochs", "1"]
+    arguments += ["--max_eval_samples", "8", "--output_dir", str(tmp_path / "out"), "--report_to", "none"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lora.tune", *arguments],
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (config,) = (tmp_path / "out").rglob("adapter.json")
+    assert f'"base_revision": "{revision}"' in config.read_text()
