@@ -274,7 +274,8 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
     if options.data not in ("hub", "demo"):
         decisive["data"] = str(Path(options.data).resolve())
     own = dataclasses.asdict(method)
-    everything = decisive | own | {"n_processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # what accelerate launch decides
+    everything = decisive | own | {name: os.environ.get(name, usual) for name, usual in launched.items()}
     # 8 and 8.0 are one value, whichever of them the command line or a grid wrote.
     text = json.dumps({k: float(v) if isinstance(v, int) else v for k, v in everything.items()}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -152,7 +152,7 @@ def test_a_finished_run_is_not_repeated_unless_asked(options):
     assert (folder / "result.json").stat().st_mtime_ns > stamp
 
 
-def test_every_decisive_option_has_its_own_folder(options):
+def test_every_decisive_option_has_its_own_folder(options, monkeypatch):
     folders = {
         run_folder(Lora(), options()),
         run_folder(Lora(rank=4), options()),
@@ -162,6 +162,8 @@ def test_every_decisive_option_has_its_own_folder(options):
     }
     assert len(folders) == 5
     assert run_folder(Lora(alpha=8), options()) == run_folder(Lora(alpha=8.0), options())
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert run_folder(Lora(), options()) not in folders
     assert run_folder(Lora(), options(report_to=("none",))) == run_folder(Lora(), options())
 
 
