@@ -94,6 +94,25 @@ def test_the_hub_out_of_reach_is_one_clear_error(monkeypatch, tmp_path):
         data.read(find("rte"), "train", "hub")
 
 
+@pytest.mark.parametrize(("name", "split"), [("mrpc", "train"), ("mnli", "validation_mismatched"), ("mnli-mm", "test")])
+def test_the_hubs_columns_are_those_of_the_table(name, split, monkeypatch):
+    """The hub itself is out of reach of a test; its rows come as a real datasets.Dataset of the columns it documents."""
+    import datasets
+
+    task, asked = find(name), []
+
+    def rows(*path, split):
+        asked.append((*path, split))
+        columns = {column: [f"{column} {row}" for row in range(2)] for column in task.texts}
+        return datasets.Dataset.from_dict(columns | {"label": [-1, -1] if "test" in split else [1, 0], "idx": [0, 1]})
+
+    monkeypatch.setattr(datasets, "load_dataset", rows)
+    examples = data.read(task, split, "hub")
+    assert asked == [("nyu-mll/glue", *task.splits[split].hub)]
+    assert examples.texts == tuple([f"{column} 0", f"{column} 1"] for column in task.texts)
+    assert examples.labels == (None if split == "test" else [1, 0])
+
+
 @pytest.fixture
 def tokenizer(bert):
     return load_tokenizer(bert)
