@@ -96,7 +96,7 @@ def test_the_hub_out_of_reach_is_one_clear_error(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("name", "split"), [("mrpc", "train"), ("mnli", "validation_mismatched"), ("mnli-mm", "test")])
 def test_the_hubs_columns_are_those_of_the_table(name, split, monkeypatch):
-    """The hub itself is out of reach of a test; its rows come as a real datasets.Dataset of the columns it documents."""
+    """The hub is out of reach of a test; its rows come as a real datasets.Dataset of the columns it documents."""
     import datasets
 
     task, asked = find(name), []
