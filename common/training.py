@@ -275,7 +275,8 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
         decisive["data"] = str(Path(options.data).resolve())
     own = dataclasses.asdict(method)
     launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # what accelerate launch decides
-    everything = decisive | own | {name: os.environ.get(name, usual) for name, usual in launched.items()}
+    everything = {"method": method.name} | decisive | own
+    everything |= {name: os.environ.get(name, usual) for name, usual in launched.items()}
     # 8 and 8.0 are one value, whichever of them the command line or a grid wrote.
     text = json.dumps({k: float(v) if isinstance(v, int) else v for k, v in everything.items()}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]

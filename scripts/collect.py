@@ -1,0 +1,48 @@
+"""Keep results of runs as JSON lines and print them as a table: python -m scripts.collect RUN [RUN ...] --out FILE"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from common import saving, tasks
+from common.errors import one_line_errors
+from common.experiments import append_once
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One Markdown line per run: what was run, its scores beside the majority class's, what it cost."""
+    lines = [
+        "| method | task | options | seed | scores (majority class) | trained without head | examples/s | MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(rows, key=lambda row: (row["task_name"], row["method"], row["frozen_dtype"], row["seed"])):
+        scores = ", ".join(
+            f"{name} {row[f'best_{name}']:.4f} ({row[f'majority_{name}']:.4f})"
+            for name in tasks.find(row["task_name"]).metrics
+        )
+        settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs, frozen {row['frozen_dtype']}, padding {row['padding']}"
+        lines.append(
+            f"| {row['method']} | {row['task_name']} | {settings} | {row['seed']} | {scores} "
+            f"| {row['trainable_params_without_head']:,} | {row['examples_per_second']:.0f} "
+            f"| {row['peak_memory_mib']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the command line, append the rows that are not there yet and print the table of all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folder, as printed by tune")
+    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+    with one_line_errors(args.debug):
+        for run in args.runs:
+            append_once(args.out, saving.read_json(run / saving.RESULT))
+        rows = [json.loads(line) for line in args.out.read_text(encoding="utf-8").splitlines()]
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

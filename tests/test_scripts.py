@@ -1,0 +1,43 @@
+"""The small tools read what the loop writes."""
+
+import json
+import sys
+
+from conftest import exits_with_one_line
+
+from common.training import train
+from lora.method import Lora
+from scripts import collect, plot
+
+
+def run_main(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+def test_learning_curves_are_drawn(options, monkeypatch, capsys):
+    folders = [train(Lora(rank=rank), options(n_epochs=2))[0] for rank in (1, 2)]
+    run_main(plot, monkeypatch, *folders)
+    path = folders[0] / "learning_curve.png"
+    assert capsys.readouterr().out.strip().endswith(str(path))
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_run_without_curves_is_named(options, capfd):
+    folder, _ = train(Lora(rank=1), options(report_to=("none",)))
+    assert "holds no TensorBoard curves" in exits_with_one_line(capfd, str(folder), program=plot.main)
+
+
+def test_results_are_collected_once_and_printed(options, monkeypatch, tmp_path, capsys):
+    folder, result = train(Lora(rank=1), options())
+    out = tmp_path / "rows.jsonl"
+    for _ in range(2):
+        run_main(collect, monkeypatch, folder, "--out", out)
+    assert [json.loads(line)["run"] for line in out.read_text().splitlines()] == [folder.name]
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert f"accuracy {result['best_accuracy']:.4f} ({result['majority_accuracy']:.4f})" in last
+
+
+def test_a_folder_without_a_result_is_named(tmp_path, capfd):
+    line = exits_with_one_line(capfd, str(tmp_path), "--out", str(tmp_path / "rows"), program=collect.main)
+    assert "cannot read" in line
