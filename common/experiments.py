@@ -27,8 +27,8 @@ def sweep(grid: Iterable[Method]) -> None:
     methods = list(grid)
     name, lr = methods[0].name, type(methods[0]).default_lr
     options, seeds = parse(f"{name}.experiment", options=TuneOptions(lr=lr), sweep=SweepOptions())
-    machine.start_cpu_processes()
     with one_line_errors(options.debug):
+        machine.start_cpu_processes()
         rows = run_all(methods, options, range(options.seed, options.seed + seeds.n_seeds))
         if os.environ.get("RANK", "0") == "0":
             print(table(rows))

@@ -7,17 +7,18 @@ def go_offline_if_unreachable() -> bool:
     Compute nodes often have no network. The hub's libraries then retry every file several times before they look
     into their cache; one short question up front spares that.
     """
-    import huggingface_hub
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
 
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return False
     try:
-        huggingface_hub.HfApi().dataset_info("nyu-mll/glue", timeout=10)
+        HfApi().dataset_info("nyu-mll/glue", timeout=10)
         return True
-    except huggingface_hub.errors.HfHubHTTPError:  # an answer, if not a kind one
+    except HfHubHTTPError:  # an answer, if not a kind one
         return True
     except Exception:  # no name, no route, no time, a proxy's refusal: the caches are what remains
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = True
         import datasets
 
         datasets.config.HF_HUB_OFFLINE = True

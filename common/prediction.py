@@ -115,8 +115,8 @@ def predict(kind: type[Method]) -> None:
     """`python -m METHOD.test`: write the submission files of a run into its folder."""
     method = kind.__module__.partition(".")[0]
     (options,) = parse(f"{method}.test", options=PredictOptions())
-    machine.start_cpu_processes()
     with one_line_errors(options.debug):
+        machine.start_cpu_processes()
         for path in answer(method, options):
             print(path)
 

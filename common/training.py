@@ -34,8 +34,8 @@ def tune(kind: type[Method]) -> None:
     """`python -m METHOD.tune`: train one configuration on one task; the last line printed is the run's folder."""
     name = kind.__module__.partition(".")[0]
     options, method = parse(f"{name}.tune", options=TuneOptions(lr=kind.default_lr), method=kind())
-    machine.start_cpu_processes()
     with one_line_errors(options.debug):
+        machine.start_cpu_processes()
         folder, result = train(method, options)
         if os.environ.get("RANK", "0") == "0":
             print(summary(result))

@@ -55,6 +55,26 @@ def test_no_answer_means_offline_from_here_on(online, monkeypatch):
     assert datasets.config.HF_HUB_OFFLINE
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: cannot load mrpc/train of nyu-mll/glue (the hub cannot be reached and the data is not cached)"),
+        (["--data", "demo"], "error: cannot load the checkpoint 'bert-base-uncased'"),
+    ],
+)
+def test_nothing_cached_and_no_network_is_one_line_soon(arguments, message, tmp_path):
+    """As a user meets it, in a fresh process that nobody has told to stay offline."""
+    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "lora.tune", *arguments],
+        env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | unreachable,
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_cached_hub_checkpoint_needs_no_network(bert, tmp_path):
     """The cache as the hub's library lays it out, with a revision that the run has to write down."""
     revision = "0123456789abcdef0123456789abcdef01234567"
