@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -167,31 +168,30 @@ def measure(side: str, words: list[str]) -> dict[str, float]:
 
 
 def compare(args: argparse.Namespace, words: list[str]) -> dict[str, Any]:
-    """Run the sides in turn and put medians and ratios together; the first side is ours, the others are divided by."""
+    """Run the sides in turn and put medians together, and the ratios of each side to every side named after it."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in args.sides}
     for pair in range(args.pairs):
         for side in args.sides:
             runs[side].append(measure(side, words))
             speed = runs[side][-1]["examples_per_second"]
             print(f"pair {pair + 1} {side}: {speed:.1f} examples/s", file=sys.stderr, flush=True)
-    first, *others = args.sides
     factor, length, square = padding_factor(args)
     row: dict[str, Any] = {"task_name": args.task_name, "method": args.method, "padding_factor": round(factor, 2)}
     row |= {"rows": args.rows, "batch_size": args.batch_size, "pairs": args.pairs, "checkpoint": args.checkpoint}
     for side, measured in runs.items():
         for key in measured[0]:
             row[f"{side}_{key}"] = round(statistics.median(run[key] for run in measured), 1)
-    for other in others:
-        pairs = list(zip(runs[first], runs[other], strict=True))
+    for one, other in combinations(args.sides, 2):
+        pairs = list(zip(runs[one], runs[other], strict=True))
         for key, name in (("examples_per_second", "speed"), ("peak_memory_mib", "memory"), ("stored_bytes", "bytes")):
             ratios = [a[key] / b[key] for a, b in pairs]
-            row[f"{name}_{first}_over_{other}"] = round(statistics.median(ratios), 3)
-            row[f"{name}_{first}_over_{other}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
-    if args.method == "lora":
-        dtype = "bfloat16" if first == "ours_bf16" else "float32"
-        done = row[f"{first}_real_tokens_per_second"] * flops_per_token(args.checkpoint, square, length)
-        peak = matrix_peak(dtype)
-        row |= {f"matrix_peak_{dtype}_gflops": round(peak / 1e9, 1), "share_of_peak": round(done / peak, 3)}
+            row[f"{name}_{one}_over_{other}"] = round(statistics.median(ratios), 3)
+            row[f"{name}_{one}_over_{other}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
+    for side, dtype in (("ours", "float32"), ("ours_bf16", "bfloat16")):
+        if args.method == "lora" and side in runs:
+            done = row[f"{side}_real_tokens_per_second"] * flops_per_token(args.checkpoint, square, length)
+            peak = matrix_peak(dtype)
+            row |= {f"matrix_peak_{dtype}_gflops": round(peak / 1e9), f"{side}_share_of_peak": round(done / peak, 3)}
     return row | saving.provenance()
 
 
@@ -206,7 +206,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--rows", type=int, default=512, help="training rows of one measurement")
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--sides", nargs="+", default=["ours", "peft"], choices=SIDES, help="the first one is divided")
+    parser.add_argument(
+        "--sides", nargs="+", default=["ours", "peft"], choices=SIDES, help="each is divided by all after it"
+    )
     parser.add_argument("--out", type=Path, help="append the row to this file of JSON lines")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
