@@ -70,7 +70,7 @@ def provenance() -> dict[str, Any]:
     """Versions and the state of the code, without which a number is not a result."""
     facts: dict[str, Any] = {"python_version": platform.python_version()}
     facts |= {f"{package}_version": version(package) for package in PACKAGES}
-    changes = _git("status", "--porcelain")
+    changes = _git("status", "--porcelain", "--untracked-files=no")  # an output folder does not make code dirty
     return facts | {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changes is None else changes != ""}
 
 
