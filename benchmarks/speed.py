@@ -86,6 +86,7 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
         report_to="none",
         disable_tqdm=True,
         bf16=side == "peft_bf16",
+        use_cpu=not torch.cuda.is_available(),
     )
     trainer = Trainer(
         model=model, args=settings, train_dataset=dataset, data_collator=DataCollatorWithPadding(tokenizer)
