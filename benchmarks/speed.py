@@ -21,7 +21,11 @@ from typing import Any
 from common import saving, tasks
 from common.errors import one_line_errors
 
-OURS = {"ours": [], "ours_bf16": ["--frozen_dtype", "bfloat16"], "padded": ["--padding", "batch"]}
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "ours_bf16": {"frozen_dtype": "bfloat16"},
+    "padded": {"padding": "batch"},
+}
 """Sides that are our own loop, and the options that make them."""
 SIDES = (*OURS, "peft", "peft_bf16")
 
@@ -38,7 +42,6 @@ def ours(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]:
     if torch.cuda.is_available() and side == "ours_bf16":
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"  # what `accelerate launch --mixed_precision bf16` sets
     method = {"lora": Lora(), "full": Baseline(), "top_k": Baseline(top_k=args.top_k)}[args.method]
-    extra = OURS[side]
     options = TuneOptions(
         checkpoint=args.checkpoint,
         data=args.data,
@@ -49,7 +52,7 @@ def ours(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]:
         max_eval_samples=args.batch_size,
         output_dir=folder,
         report_to=("none",),
-        **{name.removeprefix("--"): value for name, value in zip(extra[::2], extra[1::2], strict=True)},  # type: ignore[arg-type]
+        **OURS[side],
     )
     _, result = train(method, options)
     keys = ("examples_per_second", "real_tokens_per_second", "peak_memory_mib", "stored_bytes")

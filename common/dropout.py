@@ -1,4 +1,4 @@
-"""Dropout for CPUs: torch draws one double for each unit there, which costs more than a tenth of a training step."""
+"""Dropout for CPUs, where drawing the random numbers of nn.Dropout is a noticeable share of a training step."""
 
 import math
 

@@ -87,10 +87,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for label, group in groups.items():
         scores = [row["best_score"] for row in group]
+        plural = "s" if len(scores) > 1 else ""
         spread = f" +- {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
         lines.append(
             f"{label}: {group[0]['trainable_params_without_head']:,} parameters without the head, "
-            f"score {statistics.mean(scores):.4f}{spread} over {len(scores)} seeds "
+            f"score {statistics.mean(scores):.4f}{spread} over {len(scores)} seed{plural} "
             f"(majority class {group[0]['majority_score']:.4f})"
         )
     return "\n".join(lines)

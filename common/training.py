@@ -268,7 +268,7 @@ _NOT_THE_RUN = ("output_dir", "report_to", "overwrite", "debug")
 def run_folder(method: Method, options: TuneOptions) -> Path:
     """Where a run lies: a name to read, and a digest of every option that can change its result.
 
-    Example: outputs/lora/mrpc/minilm-rank8-alpha8-dropout0-lr0.001-n_epochs3-seed42-3f2a9c1e
+    Example: OUTPUT_DIR/METHOD/mrpc/minilm-rank8-alpha8-dropout0-lr0.001-n_epochs3-seed42-3f2a9c1e
     """
     decisive = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_THE_RUN}
     if options.data not in ("hub", "demo"):
