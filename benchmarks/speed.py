@@ -77,7 +77,7 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
     if args.method == "lora":
         config = LoraConfig(r=8, lora_alpha=8, target_modules=["query", "value"], task_type="SEQ_CLS")
         model = get_peft_model(model, config)
-    rows = data.read(task, "train", args.data).head(args.rows)
+    rows = data.read(task, "train", args.data).draw(args.rows)
     encoded = tokenizer(*rows.texts, truncation=True, max_length=512)
     names = list(encoded)
     dataset = [{n: encoded[n][i] for n in names} | {"labels": rows.labels[i]} for i in range(len(rows))]  # type: ignore[index]
@@ -155,7 +155,7 @@ def padding_factor(args: argparse.Namespace) -> tuple[float, float, float]:
     from common.encoders import load_tokenizer
 
     task = tasks.find(args.task_name)
-    rows = data.read(task, "train", args.data).head(args.rows)
+    rows = data.read(task, "train", args.data).draw(args.rows)
     lengths = data.tokenize(rows, load_tokenizer(args.checkpoint), 512).lengths.float()
     batches = lengths[data.shuffled(len(lengths), 42, 0)].split(args.batch_size)
     padded = sum(float(batch.max()) * len(batch) for batch in batches)

@@ -36,9 +36,13 @@ class Examples:
     def __len__(self) -> int:
         return len(self.texts[0])
 
-    def head(self, n: int | None) -> Examples:
-        """The first n rows; all of them for None."""
-        return Examples(tuple(column[:n] for column in self.texts), self.labels and self.labels[:n])
+    def draw(self, n: int | None) -> Examples:
+        """n random rows, the same ones each time (files may be sorted, as STS-B is); all of them for None."""
+        if n is None or n >= len(self):
+            return self
+        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:n].tolist()
+        labels = self.labels and [self.labels[row] for row in rows]
+        return Examples(tuple([column[row] for row in rows] for column in self.texts), labels)
 
 
 def read(task: Task, split: str, data: str) -> Examples:
@@ -158,8 +162,8 @@ class Tokens:
     """(rows,), int64 classes or float32 scores; (0,) where they are not published."""
     padding: dict[str, int]
     """What stands behind the end of a row in a padded batch."""
-    first_position: int | None
-    """Position of a sequence's first token in a packed batch; None = batches are padded."""
+    layout: packing.Layout | None
+    """How batches are packed; None = they are padded."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -172,8 +176,8 @@ class Tokens:
     def batch(self, rows: torch.Tensor, device: torch.device) -> dict[str, Any]:
         """Keywords of a forward pass over these rows, (batch,): laid end to end, or padded to the longest of them."""
         starts, lengths = self.starts[rows], self.lengths[rows]
-        if self.first_position is not None:
-            inputs = packing.pack(self.columns, starts, lengths, self.first_position)
+        if self.layout is not None:
+            inputs = packing.pack(self.columns, starts, lengths, self.layout)
         else:
             steps = torch.arange(int(lengths.max()))
             there = steps < lengths[:, None]  # (batch, longest)
@@ -189,12 +193,13 @@ def tokenize(
     examples: Examples,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    first_position: int | None = None,
+    layout: packing.Layout | None = None,
     cache: Path | None = None,
 ) -> Tokens:
     """Token ids of each row, at most `max_length` of them; of a pair the longer text is cut first.
 
     Args:
+        layout: how batches will be packed; None = they will be padded.
         cache: folder in which the ids are kept, under a digest of texts, tokenizer and length; None = nowhere.
     """
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
@@ -209,7 +214,7 @@ def tokenize(
             saving.write_atomically(path, lambda part: part.write_bytes(safetensors.torch.save(stored)))
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     labels = torch.tensor(examples.labels or [])
-    return Tokens({n: stored[n] for n in names}, stored["lengths"].long(), labels, padding, first_position)
+    return Tokens({n: stored[n] for n in names}, stored["lengths"].long(), labels, padding, layout)
 
 
 def _digest(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:

@@ -61,9 +61,9 @@ class TuneOptions:
     seed: int = 42
     """Decides the head's initial weights, the method's, the batches and dropout."""
     max_train_samples: int | None = None
-    """Train on the first so many rows only."""
+    """Train on so many rows only, drawn at random, the same ones in every run."""
     max_eval_samples: int | None = None
-    """Validate on the first so many rows only."""
+    """Validate on so many rows only, drawn the same way."""
     output_dir: str = "outputs"
     """Runs go to OUTPUT_DIR/METHOD/TASK/RUN."""
     report_to: tuple[str, ...] = ("tensorboard",)

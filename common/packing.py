@@ -38,8 +38,25 @@ class Packing:
         return Packing(self.groups, self.first_tokens.pin_memory(), self.padded.pin_memory())
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the packed batches of a run look."""
+
+    first_position: int = 0
+    """Position of a sequence's first token (RoBERTa does not count from 0)."""
+    rounded: bool = False
+    """Fill the row up to one of 16 sizes for each power of two, with 2 % of idle tokens that nothing attends to.
+
+    Products in bfloat16 are compiled anew for every size on a CPU, at more than the price of those tokens.
+    """
+
+    def filler(self, tokens: int) -> int:
+        """Idle tokens behind a row of so many."""
+        return -tokens % (1 << max(0, tokens.bit_length() - 5)) if self.rounded else 0
+
+
 def pack(
-    columns: dict[str, torch.Tensor], starts: torch.Tensor, lengths: torch.Tensor, first_position: int
+    columns: dict[str, torch.Tensor], starts: torch.Tensor, lengths: torch.Tensor, layout: Layout
 ) -> dict[str, Any]:
     """Lay the sequences of a batch end to end, the longest first.
 
@@ -47,7 +64,7 @@ def pack(
         columns: input_ids and, where the encoder has them, token_type_ids of a whole split, each (tokens,).
         starts: (batch,), places of the batch's rows in these columns.
         lengths: (batch,), their tokens.
-        first_position: position of a sequence's first token (RoBERTa does not count from 0).
+        layout: positions, and whether the row is filled up.
 
     Returns:
         The keywords of a forward pass: input_ids, token_type_ids, position_ids: each (1, tokens); packing.
@@ -56,6 +73,7 @@ def pack(
     begins = sizes.cumsum(0) - sizes  # places in the packed row
     within = torch.arange(int(sizes.sum())) - begins.repeat_interleave(sizes)
     source = starts[order].repeat_interleave(sizes) + within
+    within, source = (F.pad(x, (0, layout.filler(len(x)))) for x in (within, source))
     inputs = {name: column[source].long()[None] for name, column in columns.items()}
 
     kinds, counts = sizes.unique_consecutive(return_counts=True)
@@ -64,7 +82,7 @@ def pack(
     steps = torch.arange(int(sizes[0]))
     padded = torch.where(steps < sizes[:, None], begins[:, None] + steps, -1)
     packing = Packing(groups, torch.empty_like(begins).scatter_(0, order, begins), padded)
-    return inputs | {"position_ids": (within + first_position)[None], "packing": packing}
+    return inputs | {"position_ids": (within + layout.first_position)[None], "packing": packing}
 
 
 class PackedAttention(torch.autograd.Function):
@@ -85,6 +103,8 @@ class PackedAttention(torch.autograd.Function):
             for x, scale in zip((query, key, value), scales, strict=True)
         ]
         out = torch.empty_like(inputs[0])
+        end = sum(n * length for _, n, length in groups)  # idle tokens may follow
+        out[end:] = 0
         ctx.attention = []
         for start, n, length in groups:
             q, k, v, o = (_group(x, start, n, length) for x in (*inputs, out))
@@ -103,6 +123,8 @@ class PackedAttention(torch.autograd.Function):
         inputs = ctx.saved_tensors
         gradient = gradient.to(inputs[0].dtype)
         gradients = [torch.empty_like(x) for x in inputs]
+        for x in gradients:
+            x[sum(n * length for _, n, length in groups) :] = 0
         for (start, n, length), (weights, kept) in zip(groups, ctx.attention, strict=True):
             q, k, v, g, dq, dk, dv = (_group(x, start, n, length) for x in (*inputs, gradient, *gradients))
             dv.copy_(torch.matmul(_dropped(weights, kept).transpose(-2, -1), g))
@@ -135,7 +157,7 @@ def packed_attention(
     **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls for attention. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)"""
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
     if q.is_cuda:  # many small products would keep a GPU waiting
         return padded_attention(q, k, v, packing.padded, scaling, dropout)[None], None
     return PackedAttention.apply(q, k, v, packing.groups, scaling, dropout)[None], None

@@ -13,7 +13,7 @@ from common.encoders import n_outputs
 from common.errors import InputError, one_line_errors
 from common.methods import Method
 from common.options import PredictOptions, parse
-from common.packing import take_packed
+from common.packing import Layout, take_packed
 from common.precision import hold_frozen
 
 if TYPE_CHECKING:
@@ -147,13 +147,14 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     model, _ = saving.load_adapter(folder, options.checkpoint)
     hold_frozen(model, config["frozen_dtype"], accelerator.device)
     model = take_packed(model)
+    layout = Layout(first_position(model), rounded=config["frozen_dtype"] == "bfloat16")
     tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     total = sum(map(len, examples))
     paths = []
     with tqdm(total=total, desc=f"{method} {trained} test", disable=not accelerator.is_main_process) as bar:
         for task, rows in zip(tests, examples, strict=True):
-            tokens = data.tokenize(rows, tokenizer, config["max_length"], first_position(model))
+            tokens = data.tokenize(rows, tokenizer, config["max_length"], layout)
             outputs = logits(model, tokens, options.batch_size, accelerator, bar.update)
             if accelerator.is_main_process:
                 paths.append(write_submission(folder, task, outputs, len(rows)))

@@ -20,7 +20,7 @@ from common import data, machine, metrics, precision, prediction, saving, tasks,
 from common.errors import InputError, one_line_errors
 from common.methods import Method, apply, count, count_without_head, trainable
 from common.options import TuneOptions, parse
-from common.packing import take_packed
+from common.packing import Layout, take_packed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -57,9 +57,9 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         return folder, saving.read_json(folder / saving.RESULT)
 
     # Data first: most bad input is there, and it is found in no time.
-    train_rows = data.read(task, "train", options.data).head(options.max_train_samples)
+    train_rows = data.read(task, "train", options.data).draw(options.max_train_samples)
     splits = [s for s in task.validations if s == task.validations[0] or data.is_there(task, s, options.data)]
-    validation_rows = {s: data.read(task, s, options.data).head(options.max_eval_samples) for s in splits}
+    validation_rows = {s: data.read(task, s, options.data).draw(options.max_eval_samples) for s in splits}
 
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import ProjectConfiguration, set_seed
@@ -85,10 +85,10 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     apply(method, model)
     frozen_dtype = precision.frozen_dtype(options.frozen_dtype, device, accelerator.mixed_precision)
     precision.hold_frozen(model, frozen_dtype, device)
-    packed_from = None
+    layout = None
     if options.padding == "none":
         take_packed(model)
-        packed_from = first_position(model)
+        layout = Layout(first_position(model), rounded=frozen_dtype == "bfloat16")
     set_seed(options.seed, device_specific=True)  # the processes drop out other units of their rows
 
     limit = longest_input(model, tokenizer)
@@ -96,9 +96,9 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     if max_length > limit:
         raise InputError(f"max_length is {max_length}, but {options.checkpoint} takes at most {limit} tokens")
     cache = Path(options.output_dir) / "tokens"
-    tokens = data.tokenize(train_rows, tokenizer, max_length, packed_from, cache)
+    tokens = data.tokenize(train_rows, tokenizer, max_length, layout, cache)
     validation_tokens = {
-        split: data.tokenize(rows, tokenizer, max_length, packed_from, cache) for split, rows in validation_rows.items()
+        split: data.tokenize(rows, tokenizer, max_length, layout, cache) for split, rows in validation_rows.items()
     }
 
     # One rule for every method: matrices decay, vectors (biases, LayerNorms, scales) do not.

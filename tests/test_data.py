@@ -183,3 +183,12 @@ def test_the_real_files_have_the_rows_of_the_benchmark():
     }  # fmt: skip
     found = {key: len(data.read(TASKS[key[0]], key[1], str(GLUE))) for key in wanted}
     assert found == wanted
+
+
+def test_drawn_rows_are_a_fixed_random_part():
+    rows = data.Examples((list("abcdefgh"),), list(range(8)))
+    some = rows.draw(3)
+    assert some == rows.draw(3)
+    assert some.labels != [0, 1, 2]
+    assert ["abcdefgh"[label] for label in some.labels] == some.texts[0]
+    assert rows.draw(None) == rows.draw(9) == rows

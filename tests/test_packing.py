@@ -8,7 +8,7 @@ from conftest import KINDS, perturb, random_batch, save_checkpoint
 from common import methods
 from common.encoders import first_position
 from common.methods import apply, find, trainable
-from common.packing import PackedAttention, pack, packed_attention, padded_attention, take_packed
+from common.packing import Layout, PackedAttention, pack, packed_attention, padded_attention, take_packed
 from common.training import train
 from lora.method import Lora
 from scripts.plot import read_curves
@@ -17,12 +17,12 @@ from scripts.plot import read_curves
 LENGTHS = (3, 7, 3, 9, 7, 1, 3)
 
 
-def packed(rows, first=0, names=("input_ids", "token_type_ids")):
+def packed(rows, names=("input_ids", "token_type_ids"), **layout):
     """Rows of token ids as one packed batch."""
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.tensor([token for row in rows for token in row])
     values = dict(zip(("input_ids", "token_type_ids"), (ids, torch.zeros_like(ids)), strict=True))
-    return pack({name: values[name] for name in names}, lengths.cumsum(0) - lengths, lengths, first)
+    return pack({name: values[name] for name in names}, lengths.cumsum(0) - lengths, lengths, Layout(**layout))
 
 
 def rows_of(lengths=LENGTHS):
@@ -50,8 +50,15 @@ def test_neighbours_of_one_length_are_one_group():
     assert packing.groups == ((0, 1, 9), (9, 2, 7), (23, 3, 3), (32, 1, 1))
 
 
+def test_a_rounded_row_has_one_of_sixteen_sizes_for_each_power_of_two():
+    sizes = {n + Layout(rounded=True).filler(n) for n in range(512, 1025)}
+    assert sizes == set(range(512, 1025, 32))
+    assert all(Layout().filler(n) == 0 for n in range(512, 1025))
+
+
+@pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_and_gradients_equal_the_padded_ones(kind, make_model):
+def test_logits_and_gradients_equal_the_padded_ones(kind, rounded, make_model):
     padded, end_to_end = (apply(Lora(targets=("query", "key", "output")), make_model(kind)) for _ in range(2))
     for model in (padded, end_to_end):
         perturb(trainable(model).values())
@@ -59,7 +66,9 @@ def test_logits_and_gradients_equal_the_padded_ones(kind, make_model):
     rows = [ids[: int(n)].tolist() for ids, n in zip(batch["input_ids"], batch["attention_mask"].sum(1), strict=True)]
     names = ("input_ids",) if kind == "distilbert" else ("input_ids", "token_type_ids")
     one = padded(**batch).logits
-    other = take_packed(end_to_end)(**packed(rows, first_position(end_to_end), names)).logits
+    packed_rows = packed(rows, names, first_position=first_position(end_to_end), rounded=rounded)
+    assert (packed_rows["input_ids"].numel() > sum(map(len, rows))) == rounded
+    other = take_packed(end_to_end)(**packed_rows).logits
     torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
     one.square().mean().backward()
     other.square().mean().backward()

@@ -71,7 +71,7 @@ def test_two_processes_give_the_validation_score_of_one(runs):
         "from common.encoders import load_tokenizer\n"
         f"model, _ = saving.load_adapter({str(runs[1])!r})\n"
         "task = tasks.find('mrpc')\n"
-        "rows = data.read(task, 'validation', 'demo').head(47)\n"
+        "rows = data.read(task, 'validation', 'demo').draw(47)\n"
         "tokens = data.tokenize(rows, load_tokenizer(model.base.checkpoint), 64)\n"
         "accelerator = Accelerator(cpu=True)\n"
         "found = training.evaluate(task, model, {'validation': tokens}, metrics.load(task), 8, accelerator)\n"
