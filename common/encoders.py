@@ -30,6 +30,15 @@ _PATHS: dict[str, tuple[str, ...]] = {
     "output": ("output.dense", "ffn.lin2"),
 }
 _LAYERS = ("encoder.layer", "transformer.layer")
+_SELF_ATTENTION = ("attention.self", "attention")
+
+Sublayer = Literal["attention", "feedforward"]
+"""The two parts of a Transformer layer, each with a residual sum and a LayerNorm behind it."""
+
+_LAYER_NORMS: dict[Sublayer, tuple[str, ...]] = {
+    "attention": ("attention.output.LayerNorm", "sa_layer_norm"),
+    "feedforward": ("output.LayerNorm", "output_layer_norm"),
+}
 
 
 def _first(root: nn.Module, paths: tuple[str, ...]) -> str:
@@ -58,6 +67,142 @@ def stack(model: nn.Module) -> nn.Module:
     return encoder(model).get_submodule(_first(encoder(model), _LAYERS).rpartition(".")[0])
 
 
+def embeddings(model: nn.Module) -> Any:
+    """The module that makes the lowest layer's input of token ids: words, positions, types, LayerNorm, dropout."""
+    return encoder(model).embeddings
+
+
+def replace_words(model: nn.Module, wrap: Callable[[nn.Embedding], nn.Module]) -> None:
+    """Put wrap(table of the vocabulary) in its place, under the same name."""
+    embeddings(model).word_embeddings = wrap(embeddings(model).word_embeddings)
+
+
+def embedding_projection(model: nn.Module) -> nn.Linear | None:
+    """ELECTRA's map from its smaller embeddings to the hidden size; None where there is none."""
+    return getattr(encoder(model), "embeddings_project", None)
+
+
+def linear(layer: nn.Module, name: Linear) -> Any:
+    """A linear map of a layer."""
+    return layer.get_submodule(_first(layer, _PATHS[name]))
+
+
+def layer_norm(layer: nn.Module, sublayer: Sublayer) -> Any:
+    """The LayerNorm behind a sublayer's residual sum."""
+    return layer.get_submodule(_first(layer, _LAYER_NORMS[sublayer]))
+
+
+def embedding_layer_norm(model: nn.Module) -> Any:
+    """The LayerNorm below the lowest layer."""
+    return embeddings(model).LayerNorm
+
+
+def self_attention(layer: nn.Module) -> Any:
+    """The module that makes queries, keys and values and lets them attend."""
+    return layer.get_submodule(_first(layer, _SELF_ATTENTION))
+
+
+def n_heads(model: Any) -> int:
+    """Attention heads of a layer."""
+    return encoder(model).config.num_attention_heads
+
+
+def hidden_size(model: Any) -> int:
+    """Features of a token between the layers."""
+    return encoder(model).config.hidden_size
+
+
+class _Adapted(nn.Module):
+    """The end of a BERT sublayer with an adapter: LayerNorm(adapter(dropout(dense(x))) + input), names unchanged."""
+
+    def __init__(self, block: Any, adapter: nn.Module):
+        super().__init__()
+        self.dense, self.dropout, self.LayerNorm = block.dense, block.dropout, block.LayerNorm
+        self.adapter = adapter
+
+    def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
+        """hidden_states: (..., dense's in), input_tensor: (..., hidden) -> (..., hidden)"""
+        output = self.dropout(self.dense(hidden_states))
+        return self.LayerNorm(self.adapter(output, input_tensor, self.LayerNorm) + input_tensor)
+
+
+def adapt(layer: nn.Module, sublayer: Sublayer, adapter: nn.Module) -> None:
+    """Put adapter(output, input, layer_norm) in the place of a sublayer's output, before the residual sum.
+
+    Args:
+        adapter: called with the sublayer's output behind its dropout and its input, both (..., hidden), and with the
+            LayerNorm behind the sum; its parameters get names that begin with the sublayer's.
+    """
+    norm = layer_norm(layer, sublayer)
+    path = {"attention": "attention.output", "feedforward": "output"}[sublayer]
+    try:
+        block = layer.get_submodule(path)
+    except AttributeError:  # DistilBERT: the sum is the layer's business, so the sublayer's output can be changed
+        part = layer.get_submodule({"attention": "attention", "feedforward": "ffn"}[sublayer])
+        part.adapter = adapter
+
+        def change(module: Any, args: Any, output: Any) -> Any:
+            if isinstance(output, tuple):  # attention also hands on its weights
+                return module.adapter(output[0], args[0], norm), *output[1:]
+            return module.adapter(output, args[0], norm)
+
+        part.register_forward_hook(change)
+        return
+    parent, _, child = path.rpartition(".")
+    setattr(layer.get_submodule(parent), child, _Adapted(block, adapter))
+
+
+def begin_with(model: nn.Module, ids: torch.Tensor, positions: bool) -> None:
+    """Put these token ids in front of every sequence that the encoder is given; what it hands on is the text's part.
+
+    So [CLS] stays what head and pooler take, though it stands behind the new tokens.
+
+    Args:
+        ids: (n,), ids that the embeddings know.
+        positions: whether the new tokens take the first positions, or the text keeps its own from the first on.
+    """
+    n, first = len(ids), first_position(model)
+
+    def lengthen(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        values = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
+        text = values.get("input_ids")
+        if text is None:
+            raise TypeError("tokens can be put in front of input_ids only, not of inputs_embeds")
+        if values.get("position_ids") is None and not positions:
+            values["position_ids"] = (first + torch.arange(text.shape[1], device=text.device)).expand_as(text)
+        new = {"input_ids": ids.to(text.device), "token_type_ids": ids.new_zeros(n), "attention_mask": ids.new_ones(n)}
+        new["position_ids"] = first + (torch.arange(n) if positions else torch.zeros(n, dtype=torch.long))
+        if values.get("position_ids") is not None and positions:
+            values["position_ids"] = values["position_ids"] + n
+        moved = places = None
+        if "packing" in values:
+            values["packing"], moved, places = values["packing"].lengthened(n, text.shape[1])
+        for name, tokens in new.items():
+            if values.get(name) is not None:
+                values[name] = _inserted(values[name], tokens.to(text.device), moved, places)
+        return (), values
+
+    def drop(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if "packing" not in kwargs:  # else the packing knows where the text begins
+            output.last_hidden_state = output.last_hidden_state[:, n:]
+        return output
+
+    encoder(model).register_forward_pre_hook(lengthen, with_kwargs=True)
+    stack(model).register_forward_hook(drop, with_kwargs=True)
+
+
+def _inserted(
+    text: torch.Tensor, new: torch.Tensor, moved: torch.Tensor | None, places: torch.Tensor | None
+) -> torch.Tensor:
+    """text: (batch, length), new: (n,) -> (batch, n + length); or, packed, at the places that Packing tells."""
+    if moved is None or places is None:
+        return torch.cat((new.to(text.dtype).expand(len(text), -1), text), dim=1)
+    row = text.new_empty(1, len(moved) + places.numel())
+    row[0, moved] = text[0]
+    row[0, places] = new.to(text.dtype)
+    return row
+
+
 def replace(layer: nn.Module, name: Linear, wrap: Callable[[nn.Linear], nn.Module]) -> None:
     """Put wrap(linear) in the place of a layer's linear map, under the same name."""
     parent, _, child = _first(layer, _PATHS[name]).rpartition(".")
@@ -74,6 +219,12 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """What the task adds to the encoder: every parameter outside it (RoBERTa's dense and DistilBERT's too)."""
     inside = {id(parameter) for parameter in encoder(model).parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
+
+
+def layer_norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights and biases of every LayerNorm of the encoder (bert-base: 25 of them), under the names they have."""
+    inside = {id(p) for m in encoder(model).modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in inside}
 
 
 @dataclass(frozen=True)
@@ -220,6 +371,17 @@ def _revision(source: str) -> str | None:
 
     path = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json")
     return Path(path).parent.name if isinstance(path, str) else None
+
+
+def blank_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
+    """A model of a checkpoint's shapes on the device "meta", which holds no numbers: to count, in no time."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    with _loading(checkpoint) as source, torch.device("meta"):
+        config = AutoConfig.from_pretrained(source, num_labels=n_outputs)
+        model = AutoModelForSequenceClassification.from_config(config)
+    model.base = Base(checkpoint, "", None)
+    return model
 
 
 def longest_input(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -1,16 +1,21 @@
 """The contract of a method: the only place where a method meets a model."""
 
+import copy
+import dataclasses
 import importlib
 import inspect
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+import torch
 from torch import nn
 
-from common.encoders import head_parameters
-from common.errors import InputError
+from common.encoders import head_parameters, layer_norm_parameters, pooler
+from common.errors import DoesNotFit, InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Model = TypeVar("Model", bound=nn.Module)
@@ -27,6 +32,8 @@ class Method(ABC):
     """Learning rate where the user names none."""
     starts_at_pretrained: ClassVar[bool] = True
     """Whether the injected model computes what the pretrained one does until it is trained."""
+    size: ClassVar[str | None] = None
+    """The option that decides how many parameters are trained, for `within`; None = there is none."""
 
     @abstractmethod
     def inject(self, model: nn.Module) -> None:
@@ -35,6 +42,22 @@ class Method(ABC):
         Raises:
             DoesNotFit: the options are not for this model.
         """
+
+    def positions(self) -> int:
+        """Positions of the encoder that the method takes for itself, so that the text has fewer."""
+        return 0
+
+    def skips_some(self) -> bool:
+        """Whether a forward pass may leave out trained parameters, which several processes have to know."""
+        return False
+
+    def to_use(self, model: nn.Module) -> "tuple[Method, dict[str, torch.Tensor]]":
+        """A trained model as it is stored to be used: the method that loads it, and its tensors by name."""
+        return self, {name: parameter.detach() for name, parameter in trainable(model).items()}
+
+    def states(self, model: nn.Module) -> Iterator[str]:
+        """States of the trained model that are worth a score each: the model is in one while its name is out."""
+        return iter(())
 
     @property
     def name(self) -> str:
@@ -45,7 +68,9 @@ class Method(ABC):
 def apply(method: Method, model: Model) -> Model:
     """Freeze the model, inject the method and unfreeze the head; what is trained is true by this order alone."""
     model.requires_grad_(False)
+    own = {id(parameter) for parameter in model.parameters()}
     method.inject(model)
+    model.pretrained = frozenset(n for n, p in model.named_parameters() if id(p) in own)  # type: ignore[assignment]
     for parameter in head_parameters(model).values():
         parameter.requires_grad_(True)
     return model
@@ -65,6 +90,66 @@ def count_without_head(model: nn.Module) -> int:
     """Trained scalars outside the head: the figure that papers on these methods give."""
     head = head_parameters(model)
     return count({name: parameter for name, parameter in trainable(model).items() if name not in head})
+
+
+def table(model: nn.Module) -> dict[str, int]:
+    """What `apply` has made trained, in scalars: the method's own parameters and each kind of the model's.
+
+    Keys: own, weights (matrices of the encoder), biases, layer_norms, pooler, head.
+    """
+    head, norms = head_parameters(model), layer_norm_parameters(model)
+    pool = pooler(model)
+    pooled = {id(parameter) for parameter in pool.parameters()} if pool is not None else set()
+    kinds = dict.fromkeys(("own", "weights", "biases", "layer_norms", "pooler", "head"), 0)
+    for name, parameter in trainable(model).items():
+        if name in head:
+            kind = "head"
+        elif name not in model.pretrained:  # type: ignore[operator]
+            kind = "own"
+        elif id(parameter) in pooled:
+            kind = "pooler"
+        elif name in norms:
+            kind = "layer_norms"
+        else:
+            kind = "biases" if parameter.ndim == 1 else "weights"
+        kinds[kind] += parameter.numel()
+    return kinds
+
+
+def within(method: Method, budget: int, blank: nn.Module) -> Method:
+    """The method at the largest size that trains at most `budget` parameters without the head.
+
+    Args:
+        blank: a model of the right shapes that holds no numbers (on the device "meta"); it stays as it is.
+
+    Raises:
+        InputError: the method has no size, or its smallest one is too large.
+    """
+    option = method.size
+    if option is None:
+        raise InputError(f"{method.name} has no option for its size: leave param_budget out")
+
+    def sized(size: int) -> Method:
+        return dataclasses.replace(method, **{option: size})
+
+    def needed(size: int) -> float:
+        try:
+            return count_without_head(apply(sized(size), copy.deepcopy(blank)))
+        except DoesNotFit:
+            return math.inf
+
+    def fits(size: int) -> bool:
+        return needed(size) <= budget
+
+    if not fits(1):
+        raise InputError(f"param_budget is {budget:,}, but {option} 1 already trains {needed(1):,} parameters")
+    low, high = 1, 2  # the count grows with the size
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return sized(low)
 
 
 def names() -> list[str]:

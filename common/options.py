@@ -58,6 +58,9 @@ class TuneOptions:
     """How frozen weights are held; trained ones are float32. auto: float32, or bfloat16 on a GPU launched in bf16."""
     max_length: int | None = None
     """Tokens of an input, pairs cut longest first; None = as many as the encoder takes."""
+    param_budget: int | None = None
+    """Take the method's size (rank, bottleneck, length, ...) as large as this many trained parameters without the head
+    allow, so that methods can be compared at one budget."""
     seed: int = 42
     """Decides the head's initial weights, the method's, the batches and dropout."""
     max_train_samples: int | None = None
@@ -75,7 +78,7 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         at_least_one = ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "n_epochs")
-        optional = ("max_length", "max_train_samples", "max_eval_samples")
+        optional = ("max_length", "param_budget", "max_train_samples", "max_eval_samples")
         counts = {name: getattr(self, name) for name in (*at_least_one, *optional)}
         _check(
             {

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,13 @@ from common.errors import InputError
 from common.methods import REPOSITORY, Method, apply, find, trainable
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 ADAPTER = "adapter.safetensors"
 CONFIG = "adapter.json"
 RESULT = "result.json"
+RESUMABLE = "resumable"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
 
 
@@ -86,15 +88,26 @@ def _git(*words: str) -> str | None:
 def save_adapter(folder: Path | str, model: nn.Module, method: Method, **facts: Any) -> None:
     """Write the trained tensors of a model and what is needed to load them again.
 
+    Where a method stores less than it trains, the trained form lies in the folder `resumable`, as an
+    adapter like any other.
+
     Args:
         model: from `load_model`, after `apply(method, model)`.
         facts: further JSON values to keep in adapter.json (task, maximal length, data, ...).
     """
+    used, to_use = method.to_use(model)
+    _save(Path(folder), model, used, to_use, facts)
+    if used != method:
+        _save(Path(folder) / RESUMABLE, model, method, trainable(model), facts)
+
+
+def _save(
+    folder: Path, model: nn.Module, method: Method, tensors: Mapping[str, "torch.Tensor"], facts: dict[str, Any]
+) -> None:
     import safetensors.torch
 
-    folder = Path(folder)
     base = base_of(model)
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trainable(model).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     config = {
         "method": method.name,
         "options": dataclasses.asdict(method),

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from common import data, machine, metrics, precision, prediction, saving, tasks, trackers
+from common.encoders import blank_model
 from common.errors import InputError, one_line_errors
-from common.methods import Method, apply, count, count_without_head, trainable
+from common.methods import Method, apply, count, count_without_head, table, trainable, within
 from common.options import TuneOptions, parse
 from common.packing import Layout, take_packed
 
@@ -52,6 +53,8 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         InputError: unusable options, data, checkpoint or folder, or a loss that is no number any more.
     """
     task = tasks.find(options.task_name)
+    if options.param_budget is not None:
+        method = within(method, options.param_budget, blank_model(options.checkpoint, task.n_outputs))
     folder = run_folder(method, options)
     if (folder / saving.RESULT).is_file() and not options.overwrite:
         return folder, saving.read_json(folder / saving.RESULT)
@@ -72,7 +75,9 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         log_with=trackers.chosen(options.report_to) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder.parent)),
         # An encoder's buffers are constants: sending them round before every forward pass would be for nothing.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=method.skips_some())
+        ],
     )
     device, process, n_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
 
@@ -91,7 +96,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         layout = Layout(first_position(model), rounded=frozen_dtype == "bfloat16")
     set_seed(options.seed, device_specific=True)  # the processes drop out other units of their rows
 
-    limit = longest_input(model, tokenizer)
+    limit = longest_input(model, tokenizer) - method.positions()
     max_length = options.max_length or limit
     if max_length > limit:
         raise InputError(f"max_length is {max_length}, but {options.checkpoint} takes at most {limit} tokens")
@@ -121,6 +126,10 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     n_steps = steps_per_epoch * options.n_epochs
     n_warmup = int(options.warmup_ratio * n_steps)
 
+    trained = table(model)
+    accelerator.print("trained parameters\n" + "\n".join(f"{kind:>14} {n:>12,}" for kind, n in trained.items()))
+    if method.positions():
+        accelerator.print(f"{method.positions()} positions are the method's own: inputs are cut to {max_length} tokens")
     settings = dataclasses.asdict(method) | dataclasses.asdict(options)
     if accelerator.is_main_process:
         new_folder(folder)
@@ -128,6 +137,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     trackers.start(accelerator, folder.name, settings)
     metric = metrics.load(task)
     history: list[dict[str, float]] = []
+    state_scores: dict[str, float] = {}  # of the states that the method wants scored, in the best epoch
     step, train_seconds, train_tokens = 0, 0.0, 0
     machine.reset_peak_memory(device)
     bar = tqdm(total=n_steps, desc=f"{method.name} {task.name}", unit="step", disable=not accelerator.is_main_process)
@@ -183,10 +193,18 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
             accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=epoch + 1)
             if accelerator.is_main_process:
                 bar.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-            if accelerator.is_main_process and all(scores["score"] > earlier["score"] for earlier in history):
+            if all(scores["score"] > earlier["score"] for earlier in history):
+                state_scores = {
+                    f"{state}_{name}": value
+                    for state in method.states(model)
+                    for name, value in evaluate(
+                        task, model, validation_tokens, metric, options.eval_batch_size, accelerator
+                    ).items()
+                }
                 facts = {"task_name": task.name, "data": options.data, "max_length": max_length, "seed": options.seed}
                 facts |= {"frozen_dtype": frozen_dtype}
-                saving.save_adapter(folder, model, method, **facts)
+                if accelerator.is_main_process:
+                    saving.save_adapter(folder, model, method, **facts)
             history.append(scores)
 
     best = max(range(len(history)), key=lambda epoch: history[epoch]["score"])
@@ -201,6 +219,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         **{f"last_{name}": value for name, value in history[-1].items()},
         **{f"majority_{name}": value for name, value in majority.items()},
         "majority_score": metrics.score(majority),
+        **state_scores,
         "best_epoch": best + 1,
         "max_length": max_length,
         "frozen_dtype": frozen_dtype,
@@ -208,6 +227,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         "validation_examples": len(dev),
         "trainable_params": count(trainable(model)),
         "trainable_params_without_head": count_without_head(model),
+        **{f"trained_{kind}": n for kind, n in trained.items()},
         "total_params": total_params,
         "train_seconds": round(train_seconds, 3),
         "examples_per_second": round(len(tokens) * options.n_epochs / train_seconds, 2),

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from conftest import KINDS, perturb, random_batch, save_checkpoint
 
 from common import methods
+from common.attention import PackedAttention, packed_attention, padded_attention
 from common.encoders import first_position
 from common.methods import apply, find, trainable
-from common.packing import Layout, PackedAttention, pack, packed_attention, padded_attention, take_packed
+from common.packing import Layout, pack, take_packed
 from common.training import train
 from lora.method import Lora
 from scripts.plot import read_curves
@@ -30,10 +31,11 @@ def rows_of(lengths=LENGTHS):
     return [torch.randint(5, 60, (length,), generator=generator).tolist() for length in lengths]
 
 
-def states(lengths=LENGTHS, heads=2, size=4, dtype=torch.float64):
+def states(first=0, lengths=LENGTHS, heads=2, size=4, dtype=torch.float64):
+    """Query, key and value of the text, then keys and values before every sequence."""
     generator = torch.Generator().manual_seed(2)
-    shape = (sum(lengths), heads, size)
-    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for _ in range(3)]
+    shapes = [(sum(lengths), heads, size)] * 3 + [(heads, first, size)] * 2
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
 
 
 def test_every_token_is_there_once_and_every_row_knows_its_start():
@@ -77,47 +79,52 @@ def test_logits_and_gradients_equal_the_padded_ones(kind, rounded, make_model):
 
 
 def attend(function, where, dropout=0.0):
-    def run(query, key, value):
+    def run(*states):
         torch.manual_seed(0)  # the same units dropped each time
-        return function(query, key, value, where, 0.5, dropout)
+        return function(*states, where, 0.5, dropout)
 
     return run
 
 
+@pytest.mark.parametrize("first", [0, 2])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_the_backward_pass_is_the_derivative_of_the_forward_pass(dropout):
+def test_the_backward_pass_is_the_derivative_of_the_forward_pass(dropout, first):
     packing = packed(rows_of())["packing"]
-    assert torch.autograd.gradcheck(attend(PackedAttention.apply, packing.groups, dropout), states())
+    assert torch.autograd.gradcheck(attend(PackedAttention.apply, packing.groups, dropout), states(first))
 
 
-def test_attention_stays_within_each_sequence():
+@pytest.mark.parametrize("first", [0, 2])
+def test_attention_stays_within_each_sequence_and_what_stands_before_it(first):
     packing = packed(rows_of())["packing"]
-    query, key, value = states()
-    ours = attend(PackedAttention.apply, packing.groups)(query, key, value)
+    query, key, value, first_key, first_value = states(first)
+    ours = attend(PackedAttention.apply, packing.groups)(query, key, value, first_key, first_value)
     for start, length in zip(packing.first_tokens.tolist(), LENGTHS, strict=True):
         q, k, v = (x[start : start + length].transpose(0, 1) for x in (query, key, value))
+        k, v = torch.cat((first_key, k), dim=1), torch.cat((first_value, v), dim=1)
         alone = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(0, 1)
         torch.testing.assert_close(ours[start : start + length], alone)
 
 
-def test_the_padded_view_for_gpus_gives_the_same():
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_padded_view_for_gpus_gives_the_same(first):
     packing = packed(rows_of())["packing"]
     results = []
     for function, where in ((PackedAttention.apply, packing.groups), (padded_attention, packing.padded)):
-        inputs = states()
+        inputs = states(first)
         out = attend(function, where)(*inputs)
-        results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+        gradients = torch.autograd.grad(out.square().sum(), inputs[: 5 if first else 3])
+        results.append((out, *gradients))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
 def test_dropout_keeps_the_mean():
     packing = packed(rows_of())["packing"]
-    query, key, value = states()
+    inputs = states()
     with torch.no_grad():
-        wanted = PackedAttention.apply(query, key, value, packing.groups, 0.5, 0.0)
+        wanted = PackedAttention.apply(*inputs, packing.groups, 0.5, 0.0)
         torch.manual_seed(0)
-        found = sum(PackedAttention.apply(query, key, value, packing.groups, 0.5, 0.3) for _ in range(3000)) / 3000
+        found = sum(PackedAttention.apply(*inputs, packing.groups, 0.5, 0.3) for _ in range(3000)) / 3000
     assert (wanted - found).abs().max() < 0.1
 
 

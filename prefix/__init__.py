@@ -1,0 +1,1 @@
+"""Prefix tuning (Li & Liang, 2021) on encoders."""

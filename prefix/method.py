@@ -1,0 +1,90 @@
+"""Prefix tuning: softmax(Q [P_K; K]^T / sqrt(size)) [P_V; V], P_K and P_V trained in each layer (Li & Liang, 2021)."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from common.attention import prepend
+from common.encoders import hidden_size, layers, n_heads, stack
+from common.errors import InputError
+from common.methods import Method
+
+
+class Prefix(nn.Module):
+    """Keys and values of all layers, trained as they are or as the output of a small network (the paper's section 4.3).
+
+    They are one table, (l, layers * 2 * hidden): `embedding` itself, or MLP(embedding) with embedding (l, hidden).
+    """
+
+    def __init__(self, length: int, n_layers: int, width: int, heads: int, hidden_dim: int):
+        """
+        Args:
+            length: l.
+            n_layers: layers of the encoder.
+            width: features of a token in it.
+            heads: attention heads of a layer.
+            hidden_dim: hidden units of the MLP; 0 = none.
+        """
+        super().__init__()
+        self.n_layers, self.heads = n_layers, heads
+        features = n_layers * 2 * width
+        self.embedding = nn.Parameter(torch.empty(length, width if hidden_dim else features))
+        nn.init.normal_(self.embedding)
+        self.mlp = None
+        if hidden_dim:
+            self.mlp = nn.Sequential(nn.Linear(width, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, features))
+        self.current = torch.empty(0)
+
+    def forward(self) -> torch.Tensor:
+        """-> the table (l, layers * 2 * hidden)"""
+        return self.embedding if self.mlp is None else self.mlp(self.embedding)
+
+    def compute(self, *_: object) -> None:
+        """Run the MLP, once for a forward pass of the model, before its lowest layer."""
+        table = self().unflatten(1, (self.n_layers, 2, self.heads, -1))
+        self.current = table.permute(1, 2, 3, 0, 4)  # (layers, 2, heads, l, size)
+
+    def of_layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer, each (heads, l, size)."""
+        key, value = self.current[number].unbind()
+        return key, value
+
+
+@dataclass(frozen=True)
+class PrefixTuning(Method):
+    """Trained keys and values in front of the text's, in the attention of every layer (Li & Liang, 2021)."""
+
+    prefix_length: int = 20
+    """l: places in front of the text."""
+    hidden_dim: int = 0
+    """Hidden units of the MLP that computes them while training; 0 = none, they are trained as they are."""
+
+    default_lr: ClassVar[float] = 1e-2
+    starts_at_pretrained: ClassVar[bool] = False
+    size: ClassVar[str] = "prefix_length"
+
+    def __post_init__(self) -> None:
+        if self.prefix_length < 1:
+            raise InputError(f"prefix_length is {self.prefix_length}: choose at least 1")
+        if self.hidden_dim < 0:
+            raise InputError(f"hidden_dim is {self.hidden_dim}: choose at least 1, or 0 for no MLP")
+
+    def inject(self, model: nn.Module) -> None:
+        prefix = Prefix(self.prefix_length, len(layers(model)), hidden_size(model), n_heads(model), self.hidden_dim)
+        stack(model).prefix = prefix
+        stack(model).register_forward_pre_hook(prefix.compute)
+        prepend(model, prefix.of_layer)
+
+    def to_use(self, model: nn.Module) -> tuple[Method, dict[str, torch.Tensor]]:
+        """The MLP has done its work: what is stored is its output, which loads as a prefix without one."""
+        method, tensors = super().to_use(model)
+        if not self.hidden_dim:
+            return method, tensors
+        ((name, prefix),) = ((n, m) for n, m in model.named_modules() if isinstance(m, Prefix))
+        own = {f"{name}.{inner}" for inner, _ in prefix.named_parameters()}
+        tensors = {n: tensor for n, tensor in tensors.items() if n not in own}
+        tensors[f"{name}.embedding"] = prefix().detach()
+        return dataclasses.replace(self, hidden_dim=0), tensors
