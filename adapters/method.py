@@ -23,9 +23,12 @@ ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
 
 
 class Dropped:
-    """How many of the lowest layers do without their adapters at the moment: one object for all layers of a model."""
+    """How many of the lowest layers do without their adapters: one object for all layers of a model."""
 
     n = 0
+    """In the forward pass that runs."""
+    in_evaluation = 0
+    """In every forward pass of model.eval()."""
 
 
 class Adapter(nn.Module):
@@ -125,8 +128,7 @@ class Adapters(Method):
         if self.drop_layers == "random":
 
             def draw(module: nn.Module, _args: Any) -> None:
-                if module.training:
-                    dropped.n = int(torch.randint(n_layers, ()))
+                dropped.n = int(torch.randint(n_layers, ())) if module.training else dropped.in_evaluation
 
             stack(model).register_forward_pre_hook(draw)
 
@@ -137,6 +139,6 @@ class Adapters(Method):
         """After random dropping: the model without the adapters of its lowest 0, 1, 2, ... layers."""
         if self.drop_layers == "random":
             dropped = next(module.dropped for module in model.modules() if isinstance(module, Adapter))
-            for dropped.n in range(len(layers(model))):
-                yield f"dropped_{dropped.n}"
-            dropped.n = 0
+            for dropped.in_evaluation in range(len(layers(model))):
+                yield f"dropped_{dropped.in_evaluation}"
+            dropped.in_evaluation = 0

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from common import hub
-from common.errors import InputError
+from common.errors import DoesNotFit, InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -204,10 +204,17 @@ def _inserted(
 
 
 def replace(layer: nn.Module, name: Linear, wrap: Callable[[nn.Linear], nn.Module]) -> None:
-    """Put wrap(linear) in the place of a layer's linear map, under the same name."""
+    """Put wrap(linear) in the place of a layer's linear map, under the same name.
+
+    Raises:
+        DoesNotFit: another method has replaced that map already; its parameters would be lost.
+    """
     parent, _, child = _first(layer, _PATHS[name]).rpartition(".")
     owner = layer.get_submodule(parent)
-    setattr(owner, child, wrap(getattr(owner, child)))
+    found = getattr(owner, child)
+    if type(found) is not nn.Linear:
+        raise DoesNotFit(f"the {name} map is a {type(found).__name__} already: one method can replace it, not two")
+    setattr(owner, child, wrap(found))
 
 
 def pooler(model: nn.Module) -> nn.Module | None:

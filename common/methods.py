@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from common.errors import DoesNotFit, InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Model = TypeVar("Model", bound=nn.Module)
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,63 @@ class Method(ABC):
         """Whether a forward pass may leave out trained parameters, which several processes have to know."""
         return False
 
-    def to_use(self, model: nn.Module) -> "tuple[Method, dict[str, torch.Tensor]]":
-        """A trained model as it is stored to be used: the method that loads it, and its tensors by name."""
-        return self, {name: parameter.detach() for name, parameter in trainable(model).items()}
+    def to_use(self, model: nn.Module, tensors: Tensors) -> "tuple[Method, Tensors]":
+        """A trained model as it is stored to be used: the method that loads it, and what it needs of the tensors."""
+        return self, tensors
 
     def states(self, model: nn.Module) -> Iterator[str]:
         """States of the trained model that are worth a score each: the model is in one while its name is out."""
         return iter(())
 
+    def options(self) -> dict[str, Any]:
+        """The fields by name, as they are stored."""
+        return dataclasses.asdict(self)
+
     @property
     def name(self) -> str:
         """The folder that the method lives in."""
         return type(self).__module__.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Combined(Method):
+    """Several methods on one model, injected one after the other."""
+
+    parts: tuple[Method, ...]
+
+    def __post_init__(self) -> None:
+        if len({part.name for part in self.parts}) < len(self.parts):
+            raise InputError(f"{self.name}: each method can be there once")
+
+    def inject(self, model: nn.Module) -> None:
+        for part in self.parts:
+            part.inject(model)
+
+    def positions(self) -> int:
+        return sum(part.positions() for part in self.parts)
+
+    def skips_some(self) -> bool:
+        return any(part.skips_some() for part in self.parts)
+
+    def to_use(self, model: nn.Module, tensors: Tensors) -> tuple[Method, Tensors]:
+        parts = []
+        for part in self.parts:
+            used, tensors = part.to_use(model, tensors)
+            parts.append(used)
+        return Combined(tuple(parts)), tensors
+
+    def states(self, model: nn.Module) -> Iterator[str]:
+        for part in self.parts:
+            yield from part.states(model)
+
+    def options(self) -> dict[str, Any]:
+        """The options of each method, under its name."""
+        return {part.name: part.options() for part in self.parts}
+
+    @property
+    def name(self) -> str:
+        """The names of the methods, in the order in which they are injected."""
+        return "+".join(part.name for part in self.parts)
 
 
 def apply(method: Method, model: Model) -> Model:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,9 @@ from torch import nn
 
 from common.encoders import base_of, load_model, n_outputs
 from common.errors import InputError
-from common.methods import REPOSITORY, Method, apply, find, trainable
+from common.methods import REPOSITORY, Combined, Method, Tensors, apply, find, trainable
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 ADAPTER = "adapter.safetensors"
@@ -95,22 +94,21 @@ def save_adapter(folder: Path | str, model: nn.Module, method: Method, **facts: 
         model: from `load_model`, after `apply(method, model)`.
         facts: further JSON values to keep in adapter.json (task, maximal length, data, ...).
     """
-    used, to_use = method.to_use(model)
-    _save(Path(folder), model, used, to_use, facts)
+    tensors = {name: parameter.detach() for name, parameter in trainable(model).items()}
+    used, needed = method.to_use(model, tensors)
+    _save(Path(folder), model, used, needed, facts)
     if used != method:
-        _save(Path(folder) / RESUMABLE, model, method, trainable(model), facts)
+        _save(Path(folder) / RESUMABLE, model, method, tensors, facts)
 
 
-def _save(
-    folder: Path, model: nn.Module, method: Method, tensors: Mapping[str, "torch.Tensor"], facts: dict[str, Any]
-) -> None:
+def _save(folder: Path, model: nn.Module, method: Method, tensors: Tensors, facts: dict[str, Any]) -> None:
     import safetensors.torch
 
     base = base_of(model)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     config = {
         "method": method.name,
-        "options": dataclasses.asdict(method),
+        "options": method.options(),
         "n_outputs": n_outputs(model),
         **{f"base_{name}": value for name, value in dataclasses.asdict(base).items()},
         **facts,
@@ -122,8 +120,11 @@ def _save(
 
 def read_method(folder: Path, config: dict[str, Any]) -> Method:
     """The method, with its options, that an adapter.json tells of. Raises InputError if it is not one of ours."""
-    options = config.get("options")
-    kind = find(str(config.get("method")))
+    name, options = str(config.get("method")), config.get("options")
+    parts = name.split("+")
+    if len(parts) > 1 and isinstance(options, dict):
+        return Combined(tuple(read_method(folder, {"method": p, "options": options.get(p)}) for p in parts))
+    kind = find(name)
     fields = {field.name for field in dataclasses.fields(kind)}
     if not isinstance(options, dict) or set(options) != fields:
         raise InputError(f"{folder / CONFIG} is damaged: wanted the options {', '.join(sorted(fields))}")

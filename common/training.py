@@ -18,7 +18,7 @@ from torch import nn
 
 from common import data, machine, metrics, precision, prediction, saving, tasks, trackers
 from common.encoders import blank_model
-from common.errors import InputError, one_line_errors
+from common.errors import DoesNotFit, InputError, one_line_errors
 from common.methods import Method, apply, count, count_without_head, table, trainable, within
 from common.options import TuneOptions, parse
 from common.packing import Layout, take_packed
@@ -97,6 +97,8 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     set_seed(options.seed, device_specific=True)  # the processes drop out other units of their rows
 
     limit = longest_input(model, tokenizer) - method.positions()
+    if limit < 3:  # [CLS], a token, [SEP]
+        raise DoesNotFit(f"{method.size} leaves room for {limit} tokens in {options.checkpoint}: choose a smaller one")
     max_length = options.max_length or limit
     if max_length > limit:
         raise InputError(f"max_length is {max_length}, but {options.checkpoint} takes at most {limit} tokens")

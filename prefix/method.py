@@ -10,7 +10,7 @@ from torch import nn
 from common.attention import prepend
 from common.encoders import hidden_size, layers, n_heads, stack
 from common.errors import InputError
-from common.methods import Method
+from common.methods import Method, Tensors
 
 
 class Prefix(nn.Module):
@@ -78,11 +78,10 @@ class PrefixTuning(Method):
         stack(model).register_forward_pre_hook(prefix.compute)
         prepend(model, prefix.of_layer)
 
-    def to_use(self, model: nn.Module) -> tuple[Method, dict[str, torch.Tensor]]:
+    def to_use(self, model: nn.Module, tensors: Tensors) -> tuple[Method, Tensors]:
         """The MLP has done its work: what is stored is its output, which loads as a prefix without one."""
-        method, tensors = super().to_use(model)
         if not self.hidden_dim:
-            return method, tensors
+            return self, tensors
         ((name, prefix),) = ((n, m) for n, m in model.named_modules() if isinstance(m, Prefix))
         own = {f"{name}.{inner}" for inner, _ in prefix.named_parameters()}
         tensors = {n: tensor for n, tensor in tensors.items() if n not in own}

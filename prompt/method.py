@@ -83,6 +83,8 @@ class PromptTuning(Method):
         tokenizer = load_tokenizer(base_of(model).checkpoint)
         if self.init == "text":
             ids = torch.tensor(tokenizer(self.init_text, add_special_tokens=False)["input_ids"])
+            if len(ids) == 0:
+                raise InputError(f"init_text {self.init_text!r} has no tokens: give words to start from")
         else:
             special = set(tokenizer.all_special_ids)
             words = (i for token, i in tokenizer.get_vocab().items() if i not in special and "[unused" not in token)

@@ -9,7 +9,7 @@ from conftest import HIDDEN, INTERMEDIATE, KINDS, LAYERS, REPOSITORY, perturb, r
 
 from common import methods
 from common.encoders import encoder, head_parameters, layers, pooler
-from common.methods import apply, count, count_without_head, find, trainable
+from common.methods import Combined, apply, count, count_without_head, find, trainable
 from common.saving import load_adapter, save_adapter
 
 METHODS = methods.names()
@@ -114,7 +114,30 @@ def test_the_trained_count_is_the_formula_of_its_readme(name, make_model):
     assert count_without_head(apply(method, model)) == wanted
 
 
-@pytest.mark.parametrize(("first", "second"), [(a, b) for a in METHODS for b in METHODS if a != b])
+every_pair = pytest.mark.parametrize(("first", "second"), [(a, b) for a in METHODS for b in METHODS if a != b])
+
+
+@every_pair
+def test_two_methods_are_trained_saved_and_loaded_together(first, second, make_model, tmp_path):
+    method = Combined((default(first), default(second)))
+    model = apply(method, make_model()).train()
+    batch, labels = random_batch(model), torch.tensor([0, 1, 0, 1, 1])
+    separately = {n for name in (first, second) for n in trainable(apply(default(name), make_model()))}
+    assert set(trainable(model)) == separately
+    start = {name: parameter.clone() for name, parameter in trainable(model).items()}
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-3)
+    for _ in range(3):  # what is behind a zero matrix gets its gradient in the second step
+        torch.nn.functional.cross_entropy(model(**batch).logits, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not any(torch.equal(parameter, start[name]) for name, parameter in trainable(model).items())
+    save_adapter(tmp_path, model, method)
+    loaded, loaded_method = load_adapter(tmp_path)
+    assert loaded_method == method
+    assert torch.equal(model.eval()(**batch).logits, loaded.eval()(**batch).logits)
+
+
+@every_pair
 def test_injection_freezes_nothing_that_another_method_trains(first, second, make_model):
     model = make_model()
     model.requires_grad_(False)

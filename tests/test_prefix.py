@@ -1,0 +1,135 @@
+"""A prefix is seen by every token, moves none of them, and is stored without the network that made it."""
+
+import pytest
+import torch
+from conftest import KINDS, perturb, random_batch
+from test_lora import bert_base
+
+from common.encoders import first_position
+from common.errors import InputError
+from common.methods import apply, count, count_without_head, trainable
+from common.packing import Layout, pack, take_packed
+from common.saving import load_adapter, save_adapter
+from prefix.method import Prefix, PrefixTuning
+
+
+@pytest.mark.parametrize(
+    ("length", "hidden_dim", "wanted"),
+    [(20, 0, 368_640), (10, 0, 184_320), (30, 0, 552_960), (20, 512, 9_864_704), (30, 512, 9_872_384)],
+)
+def test_counts_for_bert_base(length, hidden_dim, wanted):
+    assert count_without_head(apply(PrefixTuning(length, hidden_dim), bert_base())) == wanted
+
+
+def perturbed(model, **options):
+    apply(PrefixTuning(**options), model).eval()
+    perturb(trainable(model).values())
+    return model
+
+
+def peft_twin(ours, plain, length):
+    """peft's model with the weights of ours."""
+    peft = pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=length)
+    theirs = peft.get_peft_model(plain, config).eval()
+    with torch.no_grad():
+        theirs.prompt_encoder["default"].embedding.weight.copy_(ours.get_parameter("bert.encoder.prefix.embedding"))
+        for name in ("weight", "bias"):
+            head = theirs.base_model.classifier.modules_to_save["default"]
+            getattr(head, name).copy_(getattr(ours.classifier, name))
+    return theirs
+
+
+def test_equals_peft_but_for_the_positions_that_peft_shifts(make_model):
+    ours = perturbed(make_model(), prefix_length=5)
+    theirs, batch = peft_twin(ours, make_model(), 5), random_batch(ours)
+    shifted = torch.arange(5, 5 + batch["input_ids"].shape[1])[None]
+    wanted = theirs(**batch).logits
+    torch.testing.assert_close(ours(**batch, position_ids=shifted).logits, wanted, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(ours(**batch).logits, wanted, atol=1e-3)
+
+
+def test_a_full_input_fits_where_peft_runs_out_of_positions(make_model):
+    ours = perturbed(make_model(), prefix_length=5)
+    batch = {"input_ids": torch.full((1, 64), 7), "attention_mask": torch.ones(1, 64, dtype=torch.long)}
+    assert ours(**batch).logits.isfinite().all()
+    with pytest.raises((RuntimeError, IndexError)):
+        peft_twin(ours, make_model(), 5)(**batch)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_of_every_form_mean_the_same(kind, make_model, tmp_path):
+    """None, bool (sdpa), float (eager); the padded tokens are not seen, the prefix always is."""
+    batch = random_batch(make_model(kind))
+    lengths = batch["attention_mask"].sum(1).tolist()
+    model = perturbed(make_model(kind), prefix_length=3)
+    sdpa = model(**batch).logits
+    alone = torch.cat([model(batch["input_ids"][i : i + 1, :n]).logits for i, n in enumerate(lengths)])  # no mask
+    torch.testing.assert_close(alone, sdpa, atol=1e-5, rtol=1e-5)
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(**batch).logits, sdpa, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_bfloat16_gives_the_same_to_its_precision(implementation, make_model):
+    model = perturbed(make_model(), prefix_length=3)
+    model.set_attn_implementation(implementation)
+    batch = random_batch(model)
+    exact = model(**batch).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model(**batch).logits.float(), exact, atol=0.1, rtol=0.1)
+    half = model.to(torch.bfloat16)
+    torch.testing.assert_close(half(**batch).logits.float(), exact, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("hidden_dim", [0, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_logits_and_gradients_equal_the_padded_ones(kind, hidden_dim, make_model):
+    padded, packed = (perturbed(make_model(kind), prefix_length=3, hidden_dim=hidden_dim) for _ in range(2))
+    batch = random_batch(padded)
+    lengths = batch["attention_mask"].sum(1)
+    columns = {"input_ids": batch["input_ids"][batch["attention_mask"].bool()]}
+    inputs = pack(columns, lengths.cumsum(0) - lengths, lengths, Layout(first_position(packed), rounded=True))
+    one, other = padded(**batch).logits, take_packed(packed)(**inputs).logits
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    one.square().mean().backward()
+    other.square().mean().backward()
+    for name, parameter in trainable(padded).items():
+        torch.testing.assert_close(parameter.grad, packed.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_stored_is_the_output_of_the_network_and_gives_the_same_logits(make_model, tmp_path):
+    method = PrefixTuning(prefix_length=4, hidden_dim=6)
+    model = perturbed(make_model(), prefix_length=4, hidden_dim=6)
+    save_adapter(tmp_path, model, method)
+    loaded, used = load_adapter(tmp_path)
+    assert used == PrefixTuning(prefix_length=4, hidden_dim=0)
+    assert count_without_head(loaded) == 4 * 2 * 2 * 32
+    batch = random_batch(model)
+    torch.testing.assert_close(loaded.eval()(**batch).logits, model(**batch).logits, atol=1e-6, rtol=1e-6)
+
+
+def test_the_form_to_train_on_with_is_kept_beside_it(make_model, tmp_path):
+    method = PrefixTuning(prefix_length=4, hidden_dim=6)
+    model = perturbed(make_model(), prefix_length=4, hidden_dim=6)
+    save_adapter(tmp_path, model, method)
+    again, trained = load_adapter(tmp_path / "resumable")
+    assert trained == method
+    assert count(trainable(again)) == count(trainable(model))
+    batch = random_batch(model)
+    assert torch.equal(again.eval()(**batch).logits, model(**batch).logits)
+
+
+def test_the_network_runs_once_in_a_forward_pass(make_model):
+    model = perturbed(make_model(), prefix_length=4, hidden_dim=6)
+    runs = []
+    (prefix,) = (module for module in model.modules() if isinstance(module, Prefix))
+    prefix.mlp.register_forward_hook(lambda *_: runs.append(1))
+    model(**random_batch(model))
+    assert runs == [1]
+
+
+@pytest.mark.parametrize("wrong", [{"prefix_length": 0}, {"hidden_dim": -1}])
+def test_unusable_options_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        PrefixTuning(**wrong)

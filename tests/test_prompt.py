@@ -1,0 +1,139 @@
+"""A prompt stands in front of the text, and what is classified is still [CLS]."""
+
+import pytest
+import torch
+from conftest import KINDS, perturb, random_batch
+from test_lora import bert_base
+
+from common.encoders import encoder, first_position, load_tokenizer
+from common.errors import InputError
+from common.methods import apply, count_without_head, trainable
+from common.packing import Layout, pack, take_packed
+from common.training import train
+from prompt.method import PromptTuning
+
+
+@pytest.mark.parametrize(("length", "wanted"), [(10, 7_680), (20, 15_360), (100, 76_800)])
+def test_counts_for_bert_base(length, wanted):
+    assert count_without_head(apply(PromptTuning(length, init="random"), bert_base())) == wanted
+
+
+def perturbed(model, length=5, **options):
+    apply(PromptTuning(length, **options), model).eval()
+    perturb(trainable(model).values())
+    return model
+
+
+def prompt_of(model):
+    return encoder(model).embeddings.word_embeddings.prompt
+
+
+def hidden_states(model, batch):
+    """What the encoder itself hands on, the prompt's places included."""
+    seen = []
+    hook = encoder(model).encoder.register_forward_hook(
+        lambda _m, _a, out: seen.append(out.last_hidden_state), prepend=True
+    )
+    logits = model(**batch).logits
+    hook.remove()
+    return seen[0], logits
+
+
+def test_equals_peft_but_for_the_token_that_is_classified(make_model):
+    """Every hidden state is peft's; peft's classifier takes the first virtual token, ours [CLS]."""
+    peft = pytest.importorskip("peft")
+    ours = perturbed(make_model())
+    config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5)
+    theirs = peft.get_peft_model(make_model(), config).eval()
+    with torch.no_grad():
+        theirs.prompt_encoder["default"].embedding.weight.copy_(prompt_of(ours))
+        head = theirs.base_model.classifier.modules_to_save["default"]
+        head.weight.copy_(ours.classifier.weight)
+        head.bias.copy_(ours.classifier.bias)
+    batch = random_batch(ours)
+    mine, my_logits = hidden_states(ours, batch)
+    seen = []
+    theirs.base_model.bert.encoder.register_forward_hook(lambda _m, _a, out: seen.append(out.last_hidden_state))
+    their_logits = theirs(**batch).logits
+    there = torch.cat((torch.ones(5, 5), batch["attention_mask"]), dim=1).bool()
+    torch.testing.assert_close(mine[there], seen[0][there], atol=1e-6, rtol=1e-5)
+
+    def classified(at):
+        return ours.classifier(ours.bert.pooler(mine[:, at:]))
+
+    torch.testing.assert_close(my_logits, classified(5), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(their_logits, classified(0), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(my_logits, their_logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("level", ["words", "embeddings"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_logits_and_gradients_equal_the_padded_ones(kind, level, make_model):
+    padded, packed = (perturbed(make_model(kind), 3, level=level, init="random") for _ in range(2))
+    packed.load_state_dict(padded.state_dict())
+    batch = random_batch(padded)
+    lengths = batch["attention_mask"].sum(1)
+    columns = {"input_ids": batch["input_ids"][batch["attention_mask"].bool()]}
+    inputs = pack(columns, lengths.cumsum(0) - lengths, lengths, Layout(first_position(packed), rounded=True))
+    one, other = padded(**batch).logits, take_packed(packed)(**inputs).logits
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    one.square().mean().backward()
+    other.square().mean().backward()
+    for name, parameter in trainable(padded).items():
+        torch.testing.assert_close(parameter.grad, packed.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+
+
+def test_the_embeddings_level_gives_the_prompt_no_layernorm_and_the_text_its_positions(make_model):
+    model = perturbed(make_model(), level="embeddings")
+    seen = []
+    layer = encoder(model).encoder.layer[0]
+    layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    batch = random_batch(model)
+    model(**batch)
+    torch.testing.assert_close(seen[0][:, :5], prompt_of(model).expand(5, -1, -1))
+    torch.testing.assert_close(seen[0][:, 5:], make_model().bert.embeddings(batch["input_ids"]))
+
+
+def test_vectors_start_as_words_or_as_a_text(make_model, bert):
+    table = make_model().get_input_embeddings().weight
+    torch.manual_seed(0)
+    vectors = prompt_of(apply(PromptTuning(6), make_model()))
+    rows = [int((table == vector).all(1).nonzero()) for vector in vectors]
+    tokenizer = load_tokenizer(bert)
+    assert len(set(rows)) == 6
+    assert not set(rows) & set(tokenizer.all_special_ids)
+    ids = tokenizer("the was", add_special_tokens=False)["input_ids"]
+    vectors = prompt_of(apply(PromptTuning(5, init="text", init_text="the was"), make_model()))
+    assert torch.equal(vectors, table[[*ids, *ids, ids[0]]])
+    vectors = prompt_of(apply(PromptTuning(500, init="random"), make_model()))
+    assert vectors.abs().max() <= 0.5
+    assert abs(vectors.mean()) < 0.01
+
+
+def test_a_text_without_tokens_is_refused(make_model):
+    with pytest.raises(InputError, match="init_text"):
+        apply(PromptTuning(5, init="text", init_text=" "), make_model())
+
+
+@pytest.mark.parametrize("padding", ["none", "batch"])
+def test_texts_are_cut_to_what_the_prompt_leaves_and_the_run_says_so(padding, options, capsys):
+    _, result = train(PromptTuning(60), options(max_train_samples=16, padding=padding))
+    assert result["max_length"] == 4
+    assert capsys.readouterr().out.count("60 positions are the method's own: inputs are cut to 4 tokens") == 1
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(options):
+    with pytest.raises(InputError, match="prompt_length"):
+        train(PromptTuning(62), options())
+
+
+@pytest.mark.parametrize("wrong", [{"prompt_length": 0}, {"init": "text"}, {"init_text": "a"}])
+def test_unusable_options_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        PromptTuning(**wrong)
+
+
+def test_embeddings_as_inputs_are_refused(make_model):
+    model = apply(PromptTuning(2), make_model())
+    with pytest.raises(TypeError, match="input_ids"):
+        model(inputs_embeds=torch.zeros(1, 3, 32))
