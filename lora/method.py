@@ -80,6 +80,7 @@ class Lora(Method):
     """Scale by alpha / sqrt(rank) instead, which keeps large ranks learning (Kalajdzievski, 2023)."""
 
     default_lr: ClassVar[float] = 5e-4
+    size: ClassVar[str] = "rank"
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -1,0 +1,97 @@
+"""A budget of parameters decides a method's size; what is trained is told by kind."""
+
+import contextlib
+import dataclasses
+
+import pytest
+from test_lora import bert_base
+
+from adapters.method import Adapters
+from baseline.method import Baseline
+from bitfit.method import BitFit
+from common import methods
+from common.encoders import blank_model
+from common.errors import DoesNotFit, InputError
+from common.methods import apply, count, count_without_head, find, table, trainable, within
+from common.training import run_folder, train
+from lora.method import Lora
+from prefix.method import PrefixTuning
+from prompt.method import PromptTuning
+
+SIZED = [name for name in methods.names() if find(name).size]
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "wanted"),
+    [
+        (Lora(), 294_912, {"rank": 8}),
+        (Lora(), 294_911, {"rank": 7}),
+        (Adapters(placement="pfeiffer"), 900_000, {"bottleneck_size": 48}),
+        (Adapters(), 2_417_664, {"bottleneck_size": 64}),
+        (PrefixTuning(), 368_640, {"prefix_length": 20}),
+        (PrefixTuning(hidden_dim=512), 9_864_704, {"prefix_length": 20}),
+        (PromptTuning(init="random"), 15_999, {"prompt_length": 20}),
+        (Baseline(), 28_942_080, {"top_k": 4}),
+        (Baseline(), 10**9, {"top_k": 12}),
+    ],
+)
+def test_the_largest_size_within_the_budget_of_bert_base(method, budget, wanted):
+    assert within(method, budget, bert_base()) == dataclasses.replace(method, **wanted)
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_the_size_fits_and_the_next_one_would_not(name, bert, make_model):
+    method, blank = find(name)(), blank_model(bert, 2)
+    smallest = dataclasses.replace(method, **{method.size: 1})
+    budget = count_without_head(apply(smallest, make_model())) + 100_000
+    found = within(method, budget, blank)
+    assert count_without_head(apply(found, make_model())) <= budget
+    larger = dataclasses.replace(found, **{found.size: getattr(found, found.size) + 1})
+    with contextlib.suppress(DoesNotFit):
+        assert count_without_head(apply(larger, make_model())) > budget
+
+
+def test_a_budget_below_the_smallest_size_is_refused():
+    with pytest.raises(InputError, match="param_budget is 10, but rank 1 already trains 36,864 parameters"):
+        within(Lora(), 10, bert_base())
+
+
+def test_a_method_without_a_size_is_refused():
+    with pytest.raises(InputError, match="bitfit has no option for its size"):
+        within(BitFit(), 10**6, bert_base())
+
+
+def test_a_run_takes_the_size_and_records_it(options):
+    _, result = train(Lora(), options(param_budget=1_000))
+    assert result["rank"] == 3  # 256 parameters for each rank: 2 layers, 2 maps, 2 sides of 32
+    assert result["trainable_params_without_head"] == 768
+    assert "rank3" in result["run"]
+    assert run_folder(Lora(rank=3), options(param_budget=1_000)).name == result["run"]
+
+
+def test_the_table_counts_every_trained_parameter_once(make_model):
+    for name in methods.names():
+        model = apply(find(name)(), make_model())
+        assert sum(table(model).values()) == count(trainable(model))
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted"),
+    [
+        (Lora(), {"own": 294_912}),
+        (Adapters(), {"own": 2_379_264, "layer_norms": 38_400}),
+        (BitFit(), {"biases": 12 * (5 * 768 + 3072), "layer_norms": 25 * 768, "pooler": 768}),
+        (PrefixTuning(), {"own": 368_640}),
+        (Baseline(top_k=0), {}),
+    ],
+)
+def test_the_table_of_bert_base(method, wanted):
+    kinds = dict.fromkeys(("own", "weights", "biases", "layer_norms", "pooler", "head"), 0)
+    assert table(apply(method, bert_base())) == kinds | wanted | {"head": 1_538}
+
+
+def test_the_table_is_printed_and_stored(options, capsys):
+    _, result = train(BitFit(), options(max_train_samples=16))
+    assert result["trained_biases"] == 2 * (5 * 32 + 64)
+    assert result["trained_head"] == 66
+    assert f"biases {result['trained_biases']:>12,}" in capsys.readouterr().out
