@@ -1,4 +1,4 @@
-"""Examples per second, memory and bytes of our LoRA beside peft + transformers' Trainer: make bench
+"""Examples per second, memory and bytes of our methods beside peft + transformers' Trainer: make bench
 
 Each measurement is a process of its own, ours and theirs in turn (A B A B ...), so that the machine's drift falls on
 both and peak memory is that of one run. Model, task, batch size, rows and precision are the same; Trainer keeps its
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from common import saving, tasks
-from common.errors import one_line_errors
+from common.errors import InputError, one_line_errors
+from common.methods import names
 
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
@@ -35,13 +36,13 @@ def ours(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]:
     import torch
 
     from baseline.method import Baseline
+    from common.methods import find
     from common.options import TuneOptions
     from common.training import train
-    from lora.method import Lora
 
     if torch.cuda.is_available() and side == "ours_bf16":
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"  # what `accelerate launch --mixed_precision bf16` sets
-    method = {"lora": Lora(), "full": Baseline(), "top_k": Baseline(top_k=args.top_k)}[args.method]
+    method = Baseline(top_k=args.top_k) if args.method == "top_k" else find(args.method)()
     options = TuneOptions(
         checkpoint=args.checkpoint,
         data=args.data,
@@ -63,7 +64,7 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
     """The same rows through peft and Trainer, with Trainer's defaults."""
     import torch
     import transformers
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     from common import data, machine
@@ -74,13 +75,18 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
     task = tasks.find(args.task_name)
     tokenizer = load_tokenizer(args.checkpoint)
     model = load_model(args.checkpoint, task.n_outputs)
-    if args.method == "lora":
-        config = LoraConfig(r=8, lora_alpha=8, target_modules=["query", "value"], task_type="SEQ_CLS")
-        model = get_peft_model(model, config)
+    configs = {  # our defaults
+        "lora": LoraConfig(r=8, lora_alpha=8, target_modules=["query", "value"], task_type="SEQ_CLS"),
+        "prefix": PrefixTuningConfig(num_virtual_tokens=20, task_type="SEQ_CLS"),
+        "prompt": PromptTuningConfig(num_virtual_tokens=20, task_type="SEQ_CLS"),
+    }
+    if args.method not in (*configs, "baseline"):
+        raise InputError(f"peft has no {args.method}: choose {', '.join(configs)} or baseline, or sides of ours alone")
+    if args.method in configs:
+        model = get_peft_model(model, configs[args.method])
     rows = data.read(task, "train", args.data).draw(args.rows)
     encoded = tokenizer(*rows.texts, truncation=True, max_length=512)
-    names = list(encoded)
-    dataset = [{n: encoded[n][i] for n in names} | {"labels": rows.labels[i]} for i in range(len(rows))]  # type: ignore[index]
+    dataset = [{n: encoded[n][i] for n in encoded} | {"labels": rows.labels[i]} for i in range(len(rows))]  # type: ignore[index]
     settings = TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=args.batch_size,
@@ -203,7 +209,7 @@ def main() -> None:
     """Read the command line, measure, print one JSON line and append it to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task_name", default="rte", choices=tasks.TRAINED)
-    parser.add_argument("--method", default="lora", choices=("lora", "full", "top_k"), help="full and top_k: ours only")
+    parser.add_argument("--method", default="lora", choices=("top_k", *names()), help="baseline = full fine-tuning")
     parser.add_argument("--top_k", type=int, default=2)
     parser.add_argument("--checkpoint", default="minilm")
     parser.add_argument("--data", default="demo", help="hub, a folder with the official GLUE download, or demo")
@@ -222,8 +228,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 print(json.dumps((ours if args.side in OURS else theirs)(args, args.side, folder)))
             return
-        names = ("task_name", "method", "top_k", "checkpoint", "data", "batch_size", "rows")
-        row = compare(args, [word for name in names for word in (f"--{name}", str(getattr(args, name)))])
+        settings = ("task_name", "method", "top_k", "checkpoint", "data", "batch_size", "rows")
+        row = compare(args, [word for name in settings for word in (f"--{name}", str(getattr(args, name)))])
         print(json.dumps(row, indent=2))
         if args.out:
             with args.out.open("a") as file:
