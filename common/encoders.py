@@ -77,6 +77,13 @@ def replace_words(model: nn.Module, wrap: Callable[[nn.Embedding], nn.Module]) -
     embeddings(model).word_embeddings = wrap(embeddings(model).word_embeddings)
 
 
+def store_embeddings(model: nn.Module, store: nn.Module) -> None:
+    """Put a module that gives hidden states for token ids in the place of everything below the lowest layer."""
+    encoder(model).embeddings = store
+    if embedding_projection(model) is not None:
+        encoder(model).embeddings_project = nn.Identity()
+
+
 def embedding_projection(model: nn.Module) -> nn.Linear | None:
     """ELECTRA's map from its smaller embeddings to the hidden size; None where there is none."""
     return getattr(encoder(model), "embeddings_project", None)

@@ -56,6 +56,8 @@ class TuneOptions:
     """none: sequences lie end to end, no work on padding; batch: padded to the longest of their batch, as usual."""
     frozen_dtype: Literal["float32", "bfloat16", "auto"] = "auto"
     """How frozen weights are held; trained ones are float32. auto: float32, or bfloat16 on a GPU launched in bf16."""
+    reuse_frozen: bool = False
+    """Run the layers below the lowest trained parameter once, without dropout, and reuse their output."""
     max_length: int | None = None
     """Tokens of an input, pairs cut longest first; None = as many as the encoder takes."""
     param_budget: int | None = None
@@ -88,6 +90,7 @@ class TuneOptions:
                 f"weight_decay is {self.weight_decay}: choose at least 0": not 0 <= self.weight_decay < float("inf"),
                 f"warmup_ratio is {self.warmup_ratio}: choose from 0 to 1": not 0 <= self.warmup_ratio <= 1,
                 f"max_grad_norm is {self.max_grad_norm}: choose at least 0": not self.max_grad_norm >= 0,
+                "reuse_frozen needs padding none": self.reuse_frozen and self.padding != "none",
                 f"seed is {self.seed}: choose from 0 to 2**32 - 1": not 0 <= self.seed < 2**32,
             }
             | {f"{k} is {v}: choose at least 1": v is not None and v < 1 for k, v in counts.items()}

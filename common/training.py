@@ -22,6 +22,7 @@ from common.errors import DoesNotFit, InputError, one_line_errors
 from common.methods import Method, apply, count, count_without_head, table, trainable, within
 from common.options import TuneOptions, parse
 from common.packing import Layout, take_packed
+from common.reuse import reuse
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -108,6 +109,14 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         split: data.tokenize(rows, tokenizer, max_length, layout, cache) for split, rows in validation_rows.items()
     }
 
+    train_seconds = 0.0
+    if options.reuse_frozen:
+        began = time.perf_counter()
+        model.to(device)
+        above = reuse(model, {"train": tokens, **validation_tokens}, options.eval_batch_size, device)
+        tokens, validation_tokens = above.pop("train"), above
+        train_seconds = time.perf_counter() - began
+
     # One rule for every method: matrices decay, vectors (biases, LayerNorms, scales) do not.
     parameters = list(trainable(model).values())
     optimizer: Any = torch.optim.AdamW(
@@ -140,7 +149,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     metric = metrics.load(task)
     history: list[dict[str, float]] = []
     state_scores: dict[str, float] = {}  # of the states that the method wants scored, in the best epoch
-    step, train_seconds, train_tokens = 0, 0.0, 0
+    step, train_tokens = 0, 0
     machine.reset_peak_memory(device)
     bar = tqdm(total=n_steps, desc=f"{method.name} {task.name}", unit="step", disable=not accelerator.is_main_process)
 
