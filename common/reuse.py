@@ -16,6 +16,8 @@ from common.methods import trainable
 class Store(nn.Module):
     """Stands for the embeddings and the frozen layers above them: looks their output up by a token's place."""
 
+    table: torch.Tensor
+
     def __init__(self, table: torch.Tensor):
         super().__init__()
         self.register_buffer("table", table, persistent=False)
@@ -61,9 +63,7 @@ def reuse(model: Any, splits: dict[str, Tokens], batch_size: int, device: torch.
     """
     count, width = n_frozen(model), hidden_size(model)
     if count == 0:
-        raise InputError(
-            "reuse_frozen is on, but the lowest layer is trained: use it with the head, the top layers ..."
-        )
+        raise InputError("reuse_frozen is on, but the lowest layer is trained: nothing below it can be reused")
     head_only = count == len(layers(model))
     sizes = {name: len(tokens) if head_only else int(tokens.lengths.sum()) for name, tokens in splits.items()}
     needed, there = 4 * width * sum(sizes.values()), psutil.virtual_memory().available
