@@ -89,3 +89,24 @@ def test_two_processes_give_the_validation_score_of_one(runs):
     result = json.loads((runs[1] / "result.json").read_text())
     assert found[0] == found[1]
     assert str(result["best_accuracy"]) in found[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [("adapters", ["--drop_layers", "random"]), ("prefix", ["--hidden_dim", "8"])],
+)
+def test_dropped_adapters_and_a_prefix_network_train_on_two_processes(method, own, checkpoints, tmp_path):
+    """Randomly dropped adapters get no gradient in a step, in other layers on each process."""
+    small = ["--checkpoint", checkpoints["bert"], "--data", "demo", "--task_name", "sst2", "--n_epochs", "2"]
+    small += [
+        "--max_train_samples",
+        "45",
+        "--max_eval_samples",
+        "30",
+        "--batch_size",
+        "4",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    folder = Path(launch(2, f"{method}.tune", *small, *own)[-1])
+    assert json.loads((folder / "result.json").read_text())["n_processes"] == 2
