@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench
+.PHONY: demo test check format bench parity-adapterhub
 
 ## demo: install what running needs, then train, evaluate, predict and plot on synthetic data (no hub, no GPU)
 demo: .venv/run
@@ -14,6 +14,10 @@ test: .venv/dev
 ## bench: our speed and memory beside peft and Trainer; ARGS="--task_name rte --data FOLDER", see --help
 bench: .venv/dev
 	$(BIN)/python -m benchmarks.speed $(ARGS)
+
+## parity-adapterhub: our methods beside AdapterHub's library with the same weights, in an environment of its own
+parity-adapterhub: .venv/run .venv-adapterhub/run
+	$(BIN)/python -m parity.adapterhub $(ARGS)
 
 ## check: lint, formatting and types
 check: .venv/dev
@@ -35,4 +39,9 @@ format: .venv/dev
 
 .venv/dev: .venv/run requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.venv-adapterhub/run: parity/requirements-adapterhub.txt | .venv/run
+	$(PYTHON) -m venv .venv-adapterhub
+	.venv-adapterhub/bin/python -m pip install --quiet --disable-pip-version-check -r parity/requirements-adapterhub.txt
 	@touch $@

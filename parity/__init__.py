@@ -1,0 +1,1 @@
+"""Our methods beside other libraries, each in an environment of its own."""

@@ -1,0 +1,289 @@
+"""Our methods beside AdapterHub's library, with the same weights on the same batch: make parity-adapterhub
+
+A tiny random BERT is adapted by each method, all that is trained is moved away from its initial values, and weights and
+batch are handed to AdapterHub's library in its own environment (adapterhub_side.py), which is not allowed to leave out
+a tensor. What the encoder says of each real token, and the logits, must then be the same. Where AdapterHub is known to
+do something else, the table says so, and the difference must be there.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from adapters.method import Adapters
+from common.encoders import encoder, load_model
+from common.errors import InputError, one_line_errors
+from common.methods import Method, apply, trainable
+from lora.method import Lora
+from prefix.method import PrefixTuning
+from prompt.method import PromptTuning
+
+SIDE = Path(__file__).with_name("adapterhub_side.py")
+TOLERANCE = 1e-5
+HIDDEN, BOTTLENECK, N_OUTPUTS = 32, 8, 3
+ADAPTER = "parity"
+"""Name of the adapter in AdapterHub's model, which is part of its tensors' names."""
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method of ours and what AdapterHub calls the same."""
+
+    method: Method
+    config: str
+    """Class of AdapterHub's configuration."""
+    options: dict[str, Any]
+    """Its fields, where its defaults are others."""
+    names: dict[str, str]
+    """What is replaced in the names of our tensors to give AdapterHub's."""
+    attention: str = "sdpa"
+    """AdapterHub's implementation of attention."""
+    behind_cls: bool = False
+    """Whether AdapterHub puts its virtual tokens behind [CLS] and not before it."""
+    padding_differs: str = ""
+    """Why texts with padding are known to come out differently; empty = they must not."""
+
+
+def _bottleneck(placement: Any, config: str, activation: str) -> Case:
+    # Our activation is left to our default. AdapterHub's size is a ratio.
+    return Case(
+        Adapters(BOTTLENECK, placement, scaling=4.0, train_layernorm=False),
+        config,
+        {"reduction_factor": HIDDEN // BOTTLENECK, "non_linearity": activation},
+        {"adapter.down.": f"adapters.{ADAPTER}.adapter_down.0.", "adapter.up.": f"adapters.{ADAPTER}.adapter_up."},
+    )
+
+
+def _prompt(combine: str, attention: str, padding_differs: str = "") -> Case:
+    return Case(
+        PromptTuning(prompt_length=5, init="random", level="embeddings"),
+        "PromptTuningConfig",
+        {"prompt_length": 5, "combine": combine},
+        {"embeddings.word_embeddings.prompt": f"prompt_tuning.prompt_tunings.{ADAPTER}.prompt_embedding.weight"},
+        attention,
+        behind_cls=combine == "prefix_after_bos",
+        padding_differs=padding_differs,
+    )
+
+
+CASES = {
+    "lora": Case(
+        Lora(rank=8, alpha=16.0, targets=("query", "value")),
+        "LoRAConfig",
+        {"r": 8, "alpha": 16, "attn_matrices": ["q", "v"]},
+        {"lora_": f"loras.{ADAPTER}.lora_"},
+    ),
+    "houlsby": _bottleneck("houlsby", "DoubleSeqBnConfig", "gelu"),
+    "pfeiffer": _bottleneck("pfeiffer", "SeqBnConfig", "relu"),
+    "parallel": _bottleneck("parallel", "ParBnConfig", "relu"),
+    "prefix": Case(
+        PrefixTuning(prefix_length=5),
+        "PrefixTuningConfig",
+        {"prefix_length": 5, "flat": True},
+        # One table for all layers, which AdapterHub reaches through the lowest one.
+        {
+            "encoder.prefix.embedding": "encoder.layer.0.attention.self.prefix_tuning.pool."
+            f"prefix_tunings.{ADAPTER}.self_prefix.control_trans"
+        },
+    ),
+    "prompt": _prompt("prefix", "eager"),
+    # They attend to each other as before, since the vectors join behind the positions; but now it pools [CLS].
+    "prompt behind [CLS]": _prompt("prefix_after_bos", "eager"),
+    "prompt, sdpa": _prompt("prefix", "sdpa", padding_differs="its virtual tokens see the padding"),
+}
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    compared: str
+    difference: float
+    same: bool = True
+    """Whether the two must be the same; else they must not."""
+
+    def holds(self) -> bool:
+        """Whether it came out as it must."""
+        return (self.difference <= TOLERANCE) == self.same
+
+    def verdict(self) -> str:
+        """The last column."""
+        return ("ok" if self.same else "differs, as known") if self.holds() else "FAILED"
+
+
+def save_checkpoint(folder: Path) -> None:
+    """A tiny random BERT without head, as both generations of transformers load it."""
+    from transformers import BertConfig, BertModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=100,
+        hidden_size=HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=2 * HIDDEN,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(folder)
+
+
+def random_batch(rows: int = 5, length: int = 11) -> Tensors:
+    """Random texts, each but the first with padding behind it; the ids there are random too, as none may look."""
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.ones(rows, length, dtype=torch.long)
+    for row in range(rows):
+        mask[row, length - row :] = 0
+    return {
+        "input_ids": torch.randint(100, (rows, length), generator=generator),
+        "attention_mask": mask,
+        "token_type_ids": torch.randint(2, (rows, length), generator=generator),
+    }
+
+
+def perturb(model: nn.Module) -> None:
+    """Move all that is trained away from its initial values, so that nothing is hidden by a zero."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+@torch.no_grad()
+def run(model: Any, batch: Tensors) -> Tensors:
+    """States (batch, length, hidden) and logits (batch, outputs) of a model that is not trained at the moment."""
+    model.eval()
+    return {"states": encoder(model)(**batch).last_hidden_state, "logits": model(**batch).logits}
+
+
+def their_name(name: str, case: Case) -> str:
+    """What AdapterHub calls a tensor of ours."""
+    for ours, theirs in case.names.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def write(case: Case, model: nn.Module, batch: Tensors, file: Path) -> None:
+    """All that AdapterHub's side needs for a case: what is trained, the batch and the configuration."""
+    tensors = {f"weight:{their_name(name, case)}": p.detach() for name, p in trainable(model).items()}
+    tensors |= {f"batch:{name}": tensor for name, tensor in batch.items()}
+    settings = {"adapter": ADAPTER, "config": case.config, "options": case.options, "attention": case.attention}
+    save_file(tensors, file, metadata={"case": json.dumps(settings)})
+
+
+def ask_adapterhub(python: Path, folder: Path) -> str:
+    """Let AdapterHub's side answer every file of a folder; the versions it ran with."""
+    # -I and another working directory: from ours, `import adapters` would find our own package.
+    command = [str(python), "-I", str(SIDE), str(folder)]
+    done = subprocess.run(command, cwd=folder, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE)
+    if done.returncode:
+        raise SystemExit(f"error: AdapterHub's side ended with exit code {done.returncode}, see above")
+    return done.stdout.decode().strip()
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor, where: torch.Tensor | None = None) -> float:
+    """The largest absolute difference; with where, only at the places where it is true."""
+    distance = (ours - theirs).abs()
+    if not distance.isfinite().all():
+        return float("inf")
+    return float((distance if where is None else distance[where]).max())
+
+
+def compare(case: Case, model: Any, mask: torch.Tensor, ours: Tensors, theirs: Tensors) -> Iterator[Row]:
+    """The lines of a case. mask: (batch, length), 1 at the tokens of the text."""
+    real = mask.bool()
+    padded = ~real.all(dim=1, keepdim=True)
+    n_virtual = theirs["states"].shape[1] - mask.shape[1]
+    texts = theirs["states"][:, n_virtual:]
+    if case.behind_cls:
+        texts = torch.cat((theirs["states"][:, :1], texts[:, 1:]), dim=1)
+    if case.padding_differs:
+        what = f"states, padded texts: {case.padding_differs}"
+        yield Row("states, texts without padding", difference(ours["states"], texts, real & ~padded))
+        yield Row(what, difference(ours["states"], texts, real & padded), same=False)
+        return
+    yield Row("states", difference(ours["states"], texts, real))
+    if n_virtual == 0 or case.behind_cls:
+        yield Row("logits", difference(ours["logits"], theirs["logits"]))
+        return
+    with torch.no_grad():
+        first = model.classifier(encoder(model).pooler(theirs["states"]))  # pools place 0
+    yield Row("its logits, and its virtual token 0 pooled", difference(first, theirs["logits"]))
+    yield Row("logits: it pools virtual token 0, we [CLS]", difference(ours["logits"], theirs["logits"]), same=False)
+
+
+def measure(python: Path, folder: Path) -> tuple[str, list[tuple[str, float, Row]]]:
+    """Versions of the other side; then every line of the table behind its case and the method's effect on the states.
+
+    The effect is what a difference has to be seen beside: a method without one would agree with anything.
+    """
+    checkpoint, exchange = folder / "checkpoint", folder / "cases"
+    exchange.mkdir()
+    save_checkpoint(checkpoint)
+    batch = random_batch()
+    mask = batch["attention_mask"]
+    models, results = {}, {}
+    for name, case in CASES.items():
+        torch.manual_seed(3)
+        models[name] = apply(case.method, load_model(str(checkpoint), N_OUTPUTS))
+        perturb(models[name])
+        results[name] = run(models[name], batch)
+        write(case, models[name], batch, exchange / f"{name}.safetensors")
+    versions = ask_adapterhub(python, exchange)
+    plain = run(load_model(str(checkpoint), N_OUTPUTS), batch)["states"]
+    lines = []
+    for name, case in CASES.items():
+        theirs = load_file(exchange / f"{name}.theirs.safetensors")
+        effect = difference(results[name]["states"], plain, mask.bool())
+        lines += [(name, effect, row) for row in compare(case, models[name], mask, results[name], theirs)]
+    return versions, lines
+
+
+def table(lines: list[tuple[str, float, Row]]) -> str:
+    """The lines as aligned columns."""
+    rows = [("case", "effect", "compared", "difference", "")]
+    rows += [(n, f"{effect:.2f}", row.compared, f"{row.difference:.1e}", row.verdict()) for n, effect, row in lines]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def main() -> None:
+    """Read the command line, compare, print the table; exit code 1 if a line is not as it must be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--python",
+        type=Path,
+        default=Path(".venv-adapterhub/bin/python"),
+        help="interpreter of an environment with parity/requirements-adapterhub.txt (default: %(default)s)",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+    with one_line_errors(args.debug), tempfile.TemporaryDirectory() as folder:
+        if not args.python.is_file():
+            raise InputError(f"{args.python} not found: `make parity-adapterhub` makes it, or name one with --python")
+        import transformers
+
+        # absolute, not resolved: an environment's python is a link, and behind it is another environment
+        versions, lines = measure(args.python.absolute(), Path(folder))
+        print(f"ours: transformers {transformers.__version__}, torch {torch.__version__}\ntheirs: {versions}\n")
+        print(table(lines))
+        print(f"\nlargest absolute differences; ok: at most {TOLERANCE:g}; effect: how far the method moves the states")
+    sys.exit(not all(row.holds() for _, _, row in lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""AdapterHub's side of adapterhub.py, a plain file for the python of its environment: adapterhub_side.py FOLDER
+
+Answers FOLDER/NAME.safetensors with FOLDER/NAME.theirs.safetensors. The checkpoint lies in FOLDER/../checkpoint.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForSequenceClassification
+
+import adapters  # AdapterHub's, not our folder
+
+Tensors = dict[str, torch.Tensor]
+
+
+def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensors]]:
+    """The settings of a case, and its tensors by kind: weight, batch."""
+    kinds: dict[str, Tensors] = {}
+    with safe_open(file, "pt") as content:
+        settings = json.loads(content.metadata()["case"])
+        for key in content.keys():  # noqa: SIM118 (not a dict)
+            kind, _, name = key.partition(":")
+            kinds.setdefault(kind, {})[name] = content.get_tensor(key)
+    return settings, kinds
+
+
+def load(checkpoint: Path, settings: dict[str, Any], n_outputs: int) -> Any:
+    """The checkpoint with an active adapter of the case's kind, everything else frozen but the head."""
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint,
+        num_labels=n_outputs,
+        torch_dtype=torch.float32,
+        attn_implementation=settings["attention"],
+        output_loading_info=True,
+    )
+    strange = {*info["missing_keys"], *info["unexpected_keys"]} - {"classifier.weight", "classifier.bias"}
+    if strange or info["mismatched_keys"]:
+        raise SystemExit(f"error: the checkpoint does not fit transformers {transformers.__version__}: {strange}")
+    adapters.init(model)
+    model.add_adapter(settings["adapter"], config=getattr(adapters, settings["config"])(**settings["options"]))
+    model.train_adapter(settings["adapter"])  # freezes the rest, and makes the adapter active
+    return model.eval()
+
+
+@torch.no_grad()
+def copy_strictly(model: torch.nn.Module, weights: Tensors) -> None:
+    """Set exactly what is trained, no tensor more and none less."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if trained.keys() != weights.keys():
+        only = {"AdapterHub": sorted(trained.keys() - weights.keys()), "ours": sorted(weights.keys() - trained.keys())}
+        raise SystemExit("error: trained by one side only: " + json.dumps(only))
+    for name, parameter in trained.items():
+        weight = weights[name]
+        # AdapterHub keeps a prefix as one row of numbers; any other shape is a mistake.
+        if weight.shape != parameter.shape and (parameter.ndim > 1 or weight.numel() != parameter.numel()):
+            raise SystemExit(f"error: {name} is {tuple(parameter.shape)} in AdapterHub, ours {tuple(weight.shape)}")
+        parameter.copy_(weight.view_as(parameter))
+
+
+@torch.no_grad()
+def answer(file: Path) -> None:
+    """Run one case: states (batch, virtual tokens + length, hidden) and logits (batch, outputs)."""
+    settings, kinds = read(file)
+    model = load(file.parent.parent / "checkpoint", settings, n_outputs=len(kinds["weight"]["classifier.bias"]))
+    copy_strictly(model, kinds["weight"])
+    results = {
+        "states": model.base_model(**kinds["batch"]).last_hidden_state,
+        "logits": model(**kinds["batch"]).logits,
+    }
+    save_file({n: x.contiguous() for n, x in results.items()}, file.with_name(f"{file.stem}.theirs.safetensors"))
+
+
+def main() -> None:
+    """Answer every case of the folder and print the versions it ran with."""
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("adapters").setLevel(logging.ERROR)  # making an adapter active warns that none is yet
+    for file in sorted(Path(sys.argv[1]).glob("*.safetensors")):
+        answer(file)
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    print(f"adapters {adapters.__version__}, {versions}")
+
+
+if __name__ == "__main__":
+    main()
