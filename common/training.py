@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -141,12 +142,15 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     accelerator.print("trained parameters\n" + "\n".join(f"{kind:>14} {n:>12,}" for kind, n in trained.items()))
     if method.positions():
         accelerator.print(f"{method.positions()} positions are the method's own: inputs are cut to {max_length} tokens")
-    settings = dataclasses.asdict(method) | dataclasses.asdict(options)
+    settings = method.options() | dataclasses.asdict(options)
     if accelerator.is_main_process:
         new_folder(folder)
     accelerator.wait_for_everyone()
     trackers.start(accelerator, folder.name, settings)
     metric = metrics.load(task)
+    evaluate_now = functools.partial(
+        evaluate, task, model, validation_tokens, metric, options.eval_batch_size, accelerator
+    )
     history: list[dict[str, float]] = []
     state_scores: dict[str, float] = {}  # of the states that the method wants scored, in the best epoch
     step, train_tokens = 0, 0
@@ -200,17 +204,13 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
                     recent.zero_()
             train_seconds += time.perf_counter() - started
 
-            scores = evaluate(task, model, validation_tokens, metric, options.eval_batch_size, accelerator)
+            scores = evaluate_now()
             accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=epoch + 1)
             if accelerator.is_main_process:
                 bar.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
             if all(scores["score"] > earlier["score"] for earlier in history):
                 state_scores = {
-                    f"{state}_{name}": value
-                    for state in method.states(model)
-                    for name, value in evaluate(
-                        task, model, validation_tokens, metric, options.eval_batch_size, accelerator
-                    ).items()
+                    f"{state}_{name}": value for state in method.states(model) for name, value in evaluate_now().items()
                 }
                 facts = {"task_name": task.name, "data": options.data, "max_length": max_length, "seed": options.seed}
                 facts |= {"frozen_dtype": frozen_dtype}
@@ -304,7 +304,7 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
     decisive = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_THE_RUN}
     if options.data not in ("hub", "demo"):
         decisive["data"] = str(Path(options.data).resolve())
-    own = dataclasses.asdict(method)
+    own = method.options()
     launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # what accelerate launch decides
     everything = {"method": method.name} | decisive | own
     everything |= {name: os.environ.get(name, usual) for name, usual in launched.items()}

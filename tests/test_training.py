@@ -190,3 +190,13 @@ def test_the_demo_data_can_be_learned(bert, options):
     settings = options(max_train_samples=None, max_eval_samples=None, n_epochs=6, lr=2e-3, batch_size=16)
     _, result = train(Baseline(), settings)
     assert result["best_accuracy"] > result["majority_accuracy"] + 0.15
+
+
+def test_combined_methods_are_trained_like_one(options):
+    from bitfit.method import BitFit
+    from common.methods import Combined
+
+    folder, result = train(Combined((Lora(), BitFit())), options(max_train_samples=16))
+    assert (result["method"], result["lora"]["rank"], result["bitfit"]["terms"]) == ("lora+bitfit", 8, ("all",))
+    assert folder.parent.parent.name == "lora+bitfit"
+    assert saving.load_adapter(folder)[1] == Combined((Lora(), BitFit()))
