@@ -32,7 +32,7 @@ class Prefix(nn.Module):
         self.n_layers, self.heads = n_layers, heads
         features = n_layers * 2 * width
         self.embedding = nn.Parameter(torch.empty(length, width if hidden_dim else features))
-        nn.init.normal_(self.embedding)
+        nn.init.normal_(self.embedding, std=0.02)  # as the encoder's own embeddings began
         self.mlp = None
         if hidden_dim:
             self.mlp = nn.Sequential(nn.Linear(width, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, features))
@@ -62,7 +62,7 @@ class PrefixTuning(Method):
     hidden_dim: int = 0
     """Hidden units of the MLP that computes them while training; 0 = none, they are trained as they are."""
 
-    default_lr: ClassVar[float] = 1e-2
+    default_lr: ClassVar[float] = 3e-2
     starts_at_pretrained: ClassVar[bool] = False
     size: ClassVar[str] = "prefix_length"
 

@@ -52,7 +52,7 @@ class PromptTuning(Method):
     """words: they stand where word embeddings stand, and get positions, type and LayerNorm; embeddings: they join
     behind all that, and leave the text its positions."""
 
-    default_lr: ClassVar[float] = 3e-2
+    default_lr: ClassVar[float] = 1e-1
     starts_at_pretrained: ClassVar[bool] = False
     size: ClassVar[str] = "prompt_length"
 
