@@ -39,7 +39,7 @@ class BitFit(Method):
     pooler_bias: bool = True
     """Also the pooler's, as in the authors' code, where the encoder has a pooler (BERT)."""
 
-    default_lr: ClassVar[float] = 1e-3
+    default_lr: ClassVar[float] = 3e-3
 
     def __post_init__(self) -> None:
         if not self.terms or len(set(self.groups())) < len(self.groups()):
