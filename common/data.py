@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from common import hub, packing, saving, synthetic
+from common import hub, machine, packing, saving, synthetic
 from common.errors import InputError
 from common.tasks import Source, Task
 
@@ -173,8 +173,12 @@ class Tokens:
         """(rows,), the place of each row's first token."""
         return self.lengths.cumsum(0) - self.lengths
 
-    def batch(self, rows: torch.Tensor, device: torch.device) -> dict[str, Any]:
-        """Keywords of a forward pass over these rows, (batch,): laid end to end, or padded to the longest of them."""
+    def batch(self, rows: torch.Tensor, device: torch.device) -> tuple[dict[str, Any], torch.Tensor]:
+        """These rows, (batch,), laid end to end, or padded to the longest of them.
+
+        Returns:
+            The keywords of a forward pass, and the labels, (batch,), or (0,) where there are none.
+        """
         starts, lengths = self.starts[rows], self.lengths[rows]
         if self.layout is not None:
             inputs = packing.pack(self.columns, starts, lengths, self.layout)
@@ -184,9 +188,15 @@ class Tokens:
             places = torch.where(there, starts[:, None] + steps, 0)
             inputs = {n: column[places].where(there, self.padding[n]).long() for n, column in self.columns.items()}
             inputs["attention_mask"] = there.long()
-        if device.type == "cuda":  # copied while the host goes on
-            inputs = {name: value.pin_memory() for name, value in inputs.items()}
-        return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+        places = inputs.pop("packing", None)
+        tensors = inputs | {"labels": self.labels[rows] if len(self.labels) else self.labels}
+        if places is not None:
+            tensors |= {"first_tokens": places.first_tokens, "padded": places.padded}
+        sent: dict[str, Any] = machine.send(tensors, device)
+        labels = sent.pop("labels")
+        if places is not None:
+            sent["packing"] = packing.Packing(places.groups, sent.pop("first_tokens"), sent.pop("padded"))
+        return sent, labels
 
 
 def tokenize(

@@ -17,6 +17,9 @@ from common.errors import DoesNotFit, InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
+"""Model types that this file knows its way around in."""
+
 Linear = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
 """The linear maps of a Transformer layer; `intermediate` and `output` are the two of the feed-forward part."""
 
@@ -49,7 +52,7 @@ def _first(root: nn.Module, paths: tuple[str, ...]) -> str:
             return path
         except AttributeError:
             continue
-    raise InputError(f"{type(root).__name__} has none of {', '.join(paths)}: this kind of encoder is not known")
+    raise InputError(f"{type(root).__name__} has none of {', '.join(paths)}: known are encoders of {', '.join(KINDS)}")
 
 
 def encoder(model: nn.Module) -> Any:
@@ -335,6 +338,16 @@ def _loading(checkpoint: str) -> Iterator[str]:
             logging.enable_progress_bar()
 
 
+def _config(source: str, **changes: Any) -> Any:
+    """The configuration of a checkpoint. Raises InputError if the encoder is of an unknown kind."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, **changes)
+    if config.model_type not in KINDS:
+        raise InputError(f"{source} is an encoder of kind {config.model_type}: known are {', '.join(KINDS)}")
+    return config
+
+
 def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a checkpoint. Raises InputError if it cannot be loaded."""
     from transformers import AutoTokenizer
@@ -358,6 +371,7 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
     from transformers import AutoModelForSequenceClassification
 
     with _loading(checkpoint) as source:
+        _config(source)  # an encoder of an unknown kind is told before its weights are read
         # float32 is said because transformers 5 takes the type of the file; safetensors because pickles run code.
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
@@ -374,7 +388,6 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
             f"checkpoint {checkpoint} has no weights for {', '.join(missing[:3])}{' ...' if missing[3:] else ''}: "
             "wanted a complete pretrained encoder, since a frozen random part would spoil every comparison"
         )
-    layers(model)  # an encoder of an unknown kind is told now
     model.base = Base(checkpoint, fingerprint(model), _revision(source))
     return model
 
@@ -389,10 +402,10 @@ def _revision(source: str) -> str | None:
 
 def blank_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
     """A model of a checkpoint's shapes on the device "meta", which holds no numbers: to count, in no time."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     with _loading(checkpoint) as source, torch.device("meta"):
-        config = AutoConfig.from_pretrained(source, num_labels=n_outputs)
+        config = _config(source, num_labels=n_outputs)
         model = AutoModelForSequenceClassification.from_config(config)
     model.base = Base(checkpoint, "", None)
     return model

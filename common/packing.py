@@ -27,15 +27,6 @@ class Packing:
     padded: torch.Tensor
     """(batch, longest), the place of each token, sequences in packed order; -1 behind the end of a sequence."""
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Packing":
-        """The same on a device."""
-        tensors = (x.to(device, non_blocking=non_blocking) for x in (self.first_tokens, self.padded))
-        return Packing(self.groups, *tensors)
-
-    def pin_memory(self) -> "Packing":
-        """The same where a GPU can fetch it while the host goes on."""
-        return Packing(self.groups, self.first_tokens.pin_memory(), self.padded.pin_memory())
-
     def lengthened(self, n: int, tokens: int) -> tuple["Packing", torch.Tensor, torch.Tensor]:
         """Make room for n more tokens in front of every sequence of a row of so many tokens.
 

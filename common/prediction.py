@@ -42,7 +42,7 @@ def logits(
     # In the order of their lengths, which puts rows of one length side by side.
     for number, rows in enumerate(tokens.lengths.argsort(stable=True).split(batch_size)):
         if number % accelerator.num_processes == accelerator.process_index:
-            batch = tokens.batch(rows, accelerator.device)
+            batch, _ = tokens.batch(rows, accelerator.device)
             every[rows.to(every.device)] = model(**batch).logits.float()
         progress(len(rows))
     return accelerator.reduce(every, reduction="sum").cpu().numpy()

@@ -85,7 +85,7 @@ def reuse(model: Any, splits: dict[str, Tokens], batch_size: int, device: torch.
         lengths = torch.ones_like(tokens.lengths) if head_only else tokens.lengths
         starts = lengths.cumsum(0) - lengths + begin
         for rows in tokens.lengths.argsort(stable=True).split(batch_size):
-            batch = tokens.batch(rows, device)
+            batch, _ = tokens.batch(rows, device)
             model(**batch)
             out = seen.pop().float().cpu()  # (batch, hidden) or (tokens, hidden)
             if head_only:

@@ -170,7 +170,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
                 for number, micro in enumerate(micro_batches, start=1):
                     # A process with no share in the last rows of an epoch runs one of them with weight 0, to keep step.
                     some = micro if len(micro) else rows[:1]
-                    batch, labels = tokens.batch(some, device), tokens.labels[some].to(device, non_blocking=True)
+                    batch, labels = tokens.batch(some, device)
                     last = number == len(micro_batches)
                     with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
                         losses = losses_of(task, wrapped(**batch).logits, labels)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from common import data
+from common import data, machine
 from common.encoders import load_tokenizer
 from common.errors import InputError
 from common.tasks import TASKS, find
@@ -128,11 +128,11 @@ def test_pairs_are_cut_longest_first(tokenizer):
 def test_a_batch_is_padded_to_its_own_longest_row(tokenizer):
     examples = data.Examples((["the ruby .", "the", "in the old garden ."],), [1, 0, 1])
     tokens = data.tokenize(examples, tokenizer, max_length=64)
-    batch = tokens.batch(torch.tensor([1, 0]), torch.device("cpu"))
+    batch, labels = tokens.batch(torch.tensor([1, 0]), torch.device("cpu"))
     wanted = tokenizer(["the", "the ruby ."], padding=True, return_tensors="pt")
     assert batch.keys() == wanted.keys()
     assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
-    assert tokens.labels.tolist() == [1, 0, 1]
+    assert labels.tolist() == [0, 1]
 
 
 def test_tokens_are_kept_for_the_next_run_and_made_anew_when_anything_changes(tokenizer, tmp_path, monkeypatch):
@@ -192,3 +192,19 @@ def test_drawn_rows_are_a_fixed_random_part():
     assert some.labels != [0, 1, 2]
     assert ["abcdefgh"[label] for label in some.labels] == some.texts[0]
     assert rows.draw(None) == rows.draw(9) == rows
+
+
+def test_what_is_sent_to_a_gpu_in_one_piece_comes_apart_again():
+    tensors = {
+        "scores": torch.rand(3),
+        "ids": torch.arange(10).view(2, 5),
+        "none": torch.zeros(0),
+        "place": torch.ones(1),
+    }
+    row = machine.joined(tensors)
+    assert (row.dtype, row.shape) == (torch.uint8, (3 * 4 + 10 * 8 + 4,))
+    apart = machine.parted(row, tensors)
+    assert apart.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(apart[name], tensor)
+        assert apart[name].dtype == tensor.dtype

@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import HIDDEN, INTERMEDIATE, KINDS, LAYERS, random_batch, save_checkpoint
+from conftest import HIDDEN, INTERMEDIATE, KINDS, LAYERS, perturb, random_batch, save_checkpoint
 
+from common import methods
 from common.encoders import (
     MINILM,
     MINILM_SHA256,
@@ -19,6 +20,7 @@ from common.encoders import (
     replace,
 )
 from common.errors import InputError
+from common.methods import apply, find, trainable
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,3 +103,25 @@ def test_minilm_without_its_package_says_how_to_get_it(monkeypatch):
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(InputError, match=r"has no config.json"):
         load_model(str(tmp_path), 2)
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "camembert"])
+@pytest.mark.parametrize("method", methods.names())
+def test_the_relatives_of_roberta_work_with_every_method(kind, method, tmp_path):
+    model = load_model(str(save_checkpoint(kind, tmp_path)), 2).eval()
+    batch = random_batch(model)
+    before = model(**batch).logits
+    model = apply(find(method)(), model).eval()
+    perturb(trainable(model).values())
+    after = model(**batch).logits
+    assert after.isfinite().all()
+    assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize("kind", ["albert", "mpnet"])
+def test_another_architecture_is_told_with_those_that_work(kind, tmp_path):
+    folder = str(save_checkpoint(kind, tmp_path))
+    with pytest.raises(
+        InputError, match=f"of kind {kind}: known are bert, roberta, xlm-roberta, camembert, distilbert, electra"
+    ):
+        load_model(folder, 2)
