@@ -26,6 +26,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours_bf16": {"frozen_dtype": "bfloat16"},
     "padded": {"padding": "batch"},
+    "reused": {"reuse_frozen": True},
 }
 """Sides that are our own loop, and the options that make them."""
 SIDES = (*OURS, "peft", "peft_bf16")
@@ -48,7 +49,7 @@ def ours(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]:
         data=args.data,
         task_name=args.task_name,
         batch_size=args.batch_size,
-        n_epochs=1,
+        n_epochs=args.n_epochs,
         max_train_samples=args.rows,
         max_eval_samples=args.batch_size,
         output_dir=folder,
@@ -90,7 +91,7 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
     settings = TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=args.batch_size,
-        num_train_epochs=1,
+        num_train_epochs=args.n_epochs,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -110,8 +111,8 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
     model.save_pretrained(folder)
     n_tokens = sum(len(ids) for ids in encoded["input_ids"])
     return {
-        "examples_per_second": len(rows) / seconds,
-        "real_tokens_per_second": n_tokens / seconds,
+        "examples_per_second": len(rows) * args.n_epochs / seconds,
+        "real_tokens_per_second": n_tokens * args.n_epochs / seconds,
         "peak_memory_mib": machine.peak_memory(device) / 2**20,
         "stored_bytes": sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")),
     }
@@ -188,6 +189,7 @@ def compare(args: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     factor, length, square = padding_factor(args)
     row: dict[str, Any] = {"task_name": args.task_name, "method": args.method, "padding_factor": round(factor, 2)}
     row |= {"rows": args.rows, "batch_size": args.batch_size, "pairs": args.pairs, "checkpoint": args.checkpoint}
+    row["n_epochs"] = args.n_epochs
     for side, measured in runs.items():
         for key in measured[0]:
             row[f"{side}_{key}"] = round(statistics.median(run[key] for run in measured), 1)
@@ -215,6 +217,7 @@ def main() -> None:
     parser.add_argument("--data", default="demo", help="hub, a folder with the official GLUE download, or demo")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--rows", type=int, default=512, help="training rows of one measurement")
+    parser.add_argument("--n_epochs", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument(
         "--sides", nargs="+", default=["ours", "peft"], choices=SIDES, help="each is divided by all after it"
@@ -228,7 +231,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 print(json.dumps((ours if args.side in OURS else theirs)(args, args.side, folder)))
             return
-        settings = ("task_name", "method", "top_k", "checkpoint", "data", "batch_size", "rows")
+        settings = ("task_name", "method", "top_k", "checkpoint", "data", "batch_size", "rows", "n_epochs")
         row = compare(args, [word for name in settings for word in (f"--{name}", str(getattr(args, name)))])
         print(json.dumps(row, indent=2))
         if args.out:
