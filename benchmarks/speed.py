@@ -69,7 +69,7 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     from common import data, machine
-    from common.encoders import load_model, load_tokenizer
+    from common.checkpoints import load_model, load_tokenizer
 
     transformers.utils.logging.disable_progress_bar()
     machine.use_all_cores()
@@ -146,7 +146,8 @@ def flops_per_token(checkpoint: str, mean_square_length: float, mean_length: flo
     inputs, backward; without those of the lowest layer's query, key and value maps, below which nothing is trained.
     Not counted: embeddings, LayerNorms, activations, LoRA's own small products, the head.
     """
-    from common.encoders import encoder, layers, load_model
+    from common.checkpoints import load_model
+    from common.encoders import encoder, layers
 
     model = load_model(checkpoint, 2)
     weights = sum(p.numel() for n, p in layers(model).named_parameters() if p.ndim == 2)
@@ -159,7 +160,7 @@ def flops_per_token(checkpoint: str, mean_square_length: float, mean_length: flo
 def padding_factor(args: argparse.Namespace) -> tuple[float, float, float]:
     """Tokens of random padded batches over real ones; mean length and mean squared length."""
     from common import data
-    from common.encoders import load_tokenizer
+    from common.checkpoints import load_tokenizer
 
     task = tasks.find(args.task_name)
     rows = data.read(task, "train", args.data).draw(args.rows)

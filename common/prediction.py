@@ -141,7 +141,8 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     from accelerate import Accelerator
     from tqdm import tqdm
 
-    from common.encoders import first_position, load_tokenizer
+    from common.checkpoints import load_tokenizer
+    from common.encoders import first_position
 
     accelerator = Accelerator()
     model, _ = saving.load_adapter(folder, options.checkpoint)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from common.encoders import base_of, load_model, n_outputs
+from common.checkpoints import base_of, load_model
+from common.encoders import n_outputs
 from common.errors import InputError
 from common.methods import REPOSITORY, Combined, Method, Tensors, apply, find, trainable
 

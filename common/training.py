@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common import data, machine, metrics, precision, prediction, saving, tasks, trackers
-from common.encoders import blank_model
+from common.checkpoints import blank_model
 from common.errors import DoesNotFit, InputError, one_line_errors
 from common.methods import Method, apply, count, count_without_head, table, trainable, within
 from common.options import TuneOptions, parse
@@ -70,7 +70,8 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     from accelerate.utils import ProjectConfiguration, set_seed
     from tqdm import tqdm
 
-    from common.encoders import base_of, encoder, first_position, load_model, load_tokenizer, longest_input
+    from common.checkpoints import base_of, load_model, load_tokenizer
+    from common.encoders import encoder, first_position, longest_input
 
     machine.use_all_cores()
     accelerator = Accelerator(

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adapters.method import Adapters
-from common.encoders import encoder, load_model
+from common.checkpoints import load_model
+from common.encoders import encoder
 from common.errors import InputError, one_line_errors
 from common.methods import Method, apply, trainable
 from lora.method import Lora

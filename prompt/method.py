@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import base_of, begin_with, embeddings, load_tokenizer, replace_words
+from common.checkpoints import base_of, load_tokenizer
+from common.encoders import begin_with, embeddings, replace_words
 from common.errors import InputError
 from common.methods import Method
 

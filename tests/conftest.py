@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.encoders import load_model
+from common.checkpoints import load_model
 from common.synthetic import AGENTS, LOOKS, PLACES, THINGS
 
 REPOSITORY = Path(__file__).resolve().parent.parent

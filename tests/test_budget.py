@@ -10,7 +10,7 @@ from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
 from common import methods
-from common.encoders import blank_model
+from common.checkpoints import blank_model
 from common.errors import DoesNotFit, InputError
 from common.methods import apply, count, count_without_head, find, table, trainable, within
 from common.training import run_folder, train

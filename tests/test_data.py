@@ -7,7 +7,7 @@ import torch
 from conftest import REPOSITORY
 
 from common import data, machine
-from common.encoders import load_tokenizer
+from common.checkpoints import load_tokenizer
 from common.errors import InputError
 from common.tasks import TASKS, find
 

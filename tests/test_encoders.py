@@ -7,18 +7,8 @@ import torch
 from conftest import HIDDEN, INTERMEDIATE, KINDS, LAYERS, perturb, random_batch, save_checkpoint
 
 from common import methods
-from common.encoders import (
-    MINILM,
-    MINILM_SHA256,
-    fingerprint,
-    head_parameters,
-    layers,
-    load_model,
-    load_tokenizer,
-    longest_input,
-    pooler,
-    replace,
-)
+from common.checkpoints import MINILM, MINILM_SHA256, fingerprint, load_model, load_tokenizer
+from common.encoders import head_parameters, layers, longest_input, pooler, replace
 from common.errors import InputError
 from common.methods import apply, find, trainable
 
@@ -89,7 +79,7 @@ def test_minilm_comes_from_its_package_and_is_checked(monkeypatch):
     model = load_model(MINILM, 2)
     assert sum(parameter.numel() for parameter in model.base_model.parameters()) == 22_713_216
     assert load_tokenizer(MINILM)("hello", "you")["input_ids"] == [101, 7592, 102, 2017, 102]
-    monkeypatch.setattr("common.encoders.MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr("common.checkpoints.MINILM_SHA256", "0" * 64)
     with pytest.raises(InputError, match=f"has SHA-256 {MINILM_SHA256}, wanted 000"):
         load_model(MINILM, 2)
 

@@ -68,7 +68,7 @@ def test_two_processes_give_the_validation_score_of_one(runs):
         "import sys; sys.path.insert(0, '.')\n"
         "from accelerate import Accelerator\n"
         "from common import data, metrics, saving, tasks, training\n"
-        "from common.encoders import load_tokenizer\n"
+        "from common.checkpoints import load_tokenizer\n"
         f"model, _ = saving.load_adapter({str(runs[1])!r})\n"
         "task = tasks.find('mrpc')\n"
         "rows = data.read(task, 'validation', 'demo').draw(47)\n"

@@ -5,7 +5,8 @@ import torch
 from conftest import KINDS, perturb, random_batch
 from test_lora import bert_base
 
-from common.encoders import encoder, first_position, load_tokenizer
+from common.checkpoints import load_tokenizer
+from common.encoders import encoder, first_position
 from common.errors import InputError
 from common.methods import apply, count_without_head, trainable
 from common.packing import Layout, pack, take_packed

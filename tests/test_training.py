@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from baseline.method import Baseline
 from common import saving, tasks
-from common.encoders import fingerprint, load_model
+from common.checkpoints import fingerprint, load_model
 from common.errors import InputError
 from common.methods import apply, find, names, trainable
 from common.options import PredictOptions
