@@ -21,7 +21,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{name} {row[f'best_{name}']:.4f} ({row[f'majority_{name}']:.4f})"
             for name in tasks.find(row["task_name"]).metrics
         )
-        settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs, frozen {row['frozen_dtype']}, padding {row['padding']}"
+        settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs of batches of {row['batch_size']}"
+        settings += ", frozen in bfloat16" if row["frozen_dtype"] == "bfloat16" else ""
+        settings += ", padded" if row["padding"] == "batch" else ""
         lines.append(
             f"| {row['method']} | {row['task_name']} | {settings} | {row['seed']} | {scores} "
             f"| {row['trainable_params_without_head']:,} | {row['examples_per_second']:.0f} "
