@@ -17,7 +17,7 @@ from common.dropout import keep, kept_share
 from common.encoders import layers, self_attention
 
 if TYPE_CHECKING:
-    from common.packing import Packing
+    from common.packing import Group, Packing
 
 PACKED = "packed"
 PREPENDED = "prepended"
@@ -29,66 +29,65 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 class PackedAttention(torch.autograd.Function):
     """softmax(Q K^T * scaling) V within each sequence, by plain matrix products, in float32 or better.
 
-    The products are too small for bfloat16 to pay on a CPU. The backward pass writes the gradients of all groups into
-    one tensor each, where slicing would add them up.
+    The products are too small for bfloat16 to pay on a CPU. Sequences of similar lengths are taken at once, padded to
+    the longest of them: a call costs more than the few numbers that are computed for nothing.
     """
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
-    def forward(ctx, query, key, value, first_key, first_value, groups, scaling, dropout):  # type: ignore[no-untyped-def]
+    def forward(ctx, query, key, value, first_key, first_value, packing, scaling, dropout):  # type: ignore[no-untyped-def]
         """query, key, value: (tokens, heads, size) -> (tokens, heads, size)
 
         first_key, first_value: (heads, first, size), before the keys and values of each sequence; first may be 0.
         """
         dtypes = [x.dtype for x in (query, key, value, first_key, first_value)]
         kind = torch.promote_types(query.dtype, torch.float32)
-        end = sum(n * length for _, n, length in groups)  # idle tokens may follow
         dropped = 1 / kept_share(dropout)  # dropout's factor is cheaper here than on every weight
         scales = scaling, 1.0, dropped, 1.0, dropped
-        inputs = [
-            x.to(kind) * scale if scale != 1 else x.to(kind)
-            for x, scale in zip((query, key, value, first_key, first_value), scales, strict=True)
-        ]
+        heads = query.shape[1]
+        inputs = [_laid(x, packing, kind, scale) for x, scale in zip((query, key, value), scales, strict=False)]
+        inputs += [x.to(kind) * scale for x, scale in zip((first_key, first_value), scales[3:], strict=True)]
         query, key, value, first_key, first_value = inputs
         out = torch.empty_like(query)
-        out[end:] = 0
         ctx.attention = []
-        for start, n, length in groups:
-            q, k, v, o = (_group(x, start, n, length) for x in (query, key, value, out))
-            k, v = _behind(first_key, k), _behind(first_value, v)  # (n, heads, first + length, size)
-            weights = torch.matmul(q, k.transpose(-2, -1)).softmax(dim=-1)  # (n, heads, length, first + length)
+        for group in packing.groups:
+            q, k, v, o = (_of(x, group, heads) for x in (query, key, value, out))  # (n * heads, length, size)
+            k, v = _behind(first_key, k), _behind(first_value, v)
+            scores = torch.bmm(q, k.transpose(1, 2))  # (n * heads, length, first + length)
+            if group.uneven:
+                scores += packing.unseen(group, heads, first_key.shape[1], kind)
+            weights = scores.softmax(dim=-1)
             kept = keep(weights.shape, dropout, kind) if dropout > 0 else None
             ctx.attention.append((weights, kept))
-            o.copy_(torch.matmul(_dropped(weights, kept), v))
+            torch.bmm(_dropped(weights, kept), v, out=o)
         ctx.save_for_backward(*inputs)
-        ctx.settings = groups, end, scales, dtypes
-        return out.to(dtypes[0])
+        ctx.settings = packing, heads, scales, dtypes
+        return _packed(out, packing, heads).to(dtypes[0])
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         """gradient: (tokens, heads, size) -> gradients of the five tensors, each in its shape"""
-        groups, end, scales, dtypes = ctx.settings
+        packing, heads, scales, dtypes = ctx.settings
         query, key, value, first_key, first_value = inputs = ctx.saved_tensors
-        gradient = gradient.to(query.dtype)
+        gradient = _laid(gradient, packing, query.dtype, 1.0)
         gradients = [torch.empty_like(x) for x in inputs[:3]]
-        for x in gradients:
-            x[end:] = 0
         firsts = [torch.zeros_like(x) for x in inputs[3:]]
         n_first = first_key.shape[1]
-        for (start, n, length), (weights, kept) in zip(groups, ctx.attention, strict=True):
-            q, k, v, g, dq, *dkv = (_group(x, start, n, length) for x in (query, key, value, gradient, *gradients))
+        for group, (weights, kept) in zip(packing.groups, ctx.attention, strict=True):
+            q, k, v, g, dq, *dkv = (_of(x, group, heads) for x in (query, key, value, gradient, *gradients))
             k, v = _behind(first_key, k), _behind(first_value, v)
-            d = _dropped(torch.matmul(g, v.transpose(-2, -1)), kept)  # (n, heads, length, first + length)
+            d = _dropped(torch.bmm(g, v.transpose(1, 2)), kept)  # (n * heads, length, first + length)
             d = torch._softmax_backward_data(d, weights, -1, weights.dtype)
-            dq.copy_(torch.matmul(d, k))
-            both = torch.matmul(d.transpose(-2, -1), q), torch.matmul(_dropped(weights, kept).transpose(-2, -1), g)
-            for whole, text, first in zip(both, dkv, firsts, strict=True):
-                text.copy_(whole[:, :, n_first:])
+            torch.bmm(d, k, out=dq)
+            for left, right, text, first in zip((d, _dropped(weights, kept)), (q, g), dkv, firsts, strict=True):
                 if n_first:
-                    first += whole[:, :, :n_first].sum(0)
-        scaled = (
-            x.mul_(scale).to(dtype) for x, scale, dtype in zip((*gradients, *firsts), scales, dtypes, strict=True)
-        )
+                    whole = torch.bmm(left.transpose(1, 2), right)  # (n * heads, first + length, size)
+                    text.copy_(whole[:, n_first:])
+                    first += whole[:, :n_first].unflatten(0, (-1, heads)).sum(0)
+                else:
+                    torch.bmm(left.transpose(1, 2), right, out=text)
+        texts = [_packed(x, packing, heads) for x in gradients]
+        scaled = (x.mul_(scale).to(dtype) for x, scale, dtype in zip((*texts, *firsts), scales, dtypes, strict=True))
         return *scaled, None, None, None
 
 
@@ -96,14 +95,35 @@ def _dropped(x: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
     return x if kept is None else x * kept
 
 
-def _group(x: torch.Tensor, start: int, n: int, length: int) -> torch.Tensor:
-    """x: (tokens, heads, size) -> a view of n sequences of one length, (n, heads, length, size)"""
-    return x[start : start + n * length].unflatten(0, (n, length)).transpose(1, 2)
+def _laid(x: torch.Tensor, packing: "Packing", kind: torch.dtype, scale: float) -> torch.Tensor:
+    """x: (tokens, heads, size) -> (slots * heads, size): each group as (n, heads, length), zeros behind the ends"""
+    rows = packing.rows(x.shape[1])
+    laid = torch.zeros(packing.n_slots * x.shape[1], x.shape[2], dtype=kind)
+    flat = x.reshape(-1, x.shape[2])[: len(rows)].to(kind)
+    return laid.index_copy_(0, rows, flat * scale if scale != 1 else flat)
+
+
+def _packed(laid: torch.Tensor, packing: "Packing", heads: int) -> torch.Tensor:
+    """The way back: (slots * heads, size) -> (tokens, heads, size), zeros at idle tokens"""
+    rows = packing.rows(heads)
+    out = laid.new_empty(packing.n_tokens * heads, laid.shape[1])
+    torch.index_select(laid, 0, rows, out=out[: len(rows)])
+    out[len(rows) :] = 0
+    return out.unflatten(0, (-1, heads))
+
+
+def _of(laid: torch.Tensor, group: "Group", heads: int) -> torch.Tensor:
+    """A view of a group's part, (n * heads, length, size)."""
+    slots = group.n * group.length
+    return laid[group.slot * heads : (group.slot + slots) * heads].view(group.n * heads, group.length, -1)
 
 
 def _behind(first: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """first: (heads, first, size), x: (n, heads, length, size) -> (n, heads, first + length, size)"""
-    return torch.cat((first.expand(len(x), -1, -1, -1), x), dim=2) if first.shape[1] else x
+    """first: (heads, first, size), x: (..., heads, length, size), the leading ones flat or not -> first + length"""
+    if not first.shape[1]:
+        return x
+    repeated = first.expand(x.shape[:-3].numel() if x.ndim == 4 else len(x) // len(first), -1, -1, -1)
+    return torch.cat((repeated if x.ndim == 4 else repeated.flatten(0, 1), x), dim=-2)
 
 
 def packed_attention(
@@ -125,7 +145,7 @@ def packed_attention(
         first = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
     if q.is_cuda:  # many small products would keep a GPU waiting
         return padded_attention(q, k, v, *first, packing.padded, scaling, dropout)[None], None
-    return PackedAttention.apply(q, k, v, *first, packing.groups, scaling, dropout)[None], None
+    return PackedAttention.apply(q, k, v, *first, packing, scaling, dropout)[None], None
 
 
 def padded_attention(

@@ -195,7 +195,7 @@ class Tokens:
         sent: dict[str, Any] = machine.send(tensors, device)
         labels = sent.pop("labels")
         if places is not None:
-            sent["packing"] = packing.Packing(places.groups, sent.pop("first_tokens"), sent.pop("padded"))
+            sent["packing"] = places.moved_to(sent.pop("first_tokens"), sent.pop("padded"))
         return sent, labels
 
 

@@ -180,7 +180,7 @@ def begin_with(model: nn.Module, ids: torch.Tensor, positions: bool) -> None:
             values["position_ids"] = values["position_ids"] + n
         moved = places = None
         if "packing" in values:
-            values["packing"], moved, places = values["packing"].lengthened(n, text.shape[1])
+            values["packing"], moved, places = values["packing"].lengthened(n)
         for name, tokens in new.items():
             if values.get(name) is not None:
                 values[name] = _inserted(values[name], tokens.to(text.device), moved, places)

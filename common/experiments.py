@@ -13,7 +13,7 @@ from common import machine, saving
 from common.errors import DoesNotFit, InputError, one_line_errors
 from common.methods import Method
 from common.options import SweepOptions, TuneOptions, parse
-from common.training import close_processes, train
+from common.training import train
 
 ROWS = "experiment.jsonl"
 
@@ -33,7 +33,7 @@ def sweep(grid: Iterable[Method]) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(table(rows))
             print(Path(options.output_dir) / name / options.task_name / ROWS)
-        close_processes()
+        machine.close_processes()
 
 
 def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[dict[str, Any]]:

@@ -61,6 +61,13 @@ def _processes_asked_of_launcher() -> int | None:
     return int(found[1]) if found else None
 
 
+def close_processes() -> None:
+    """Leave the group of processes in order; without one, nothing happens."""
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
+
+
 def use_all_cores() -> None:
     """Give each process on a CPU its share of the cores.
 

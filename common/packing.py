@@ -5,6 +5,7 @@ encoder's own modules: transformers lets the attention function be chosen, and a
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,37 +18,96 @@ from common.encoders import stack
 
 
 @dataclass(frozen=True)
+class Group:
+    """Neighbouring sequences of similar lengths, which attention takes at once."""
+
+    slot: int
+    """Its first slot, in a row where every sequence is as long as the longest of its group."""
+    n: int
+    """Sequences."""
+    length: int
+    """Tokens of the longest."""
+    sequence: int
+    """Number of its first sequence, in packed order."""
+    uneven: bool
+    """Whether some sequence is shorter than the longest."""
+
+
 class Packing:
     """Where the sequences of a packed row lie, the longest first."""
 
-    groups: tuple[tuple[int, int, int], ...]
-    """(first token, sequences, tokens of each): neighbours of one length, which attention takes at once."""
-    first_tokens: torch.Tensor
-    """(batch,), the place of every sequence's [CLS], in the order in which the rows were asked for."""
-    padded: torch.Tensor
-    """(batch, longest), the place of each token, sequences in packed order; -1 behind the end of a sequence."""
+    def __init__(self, lengths: tuple[int, ...], n_tokens: int, first_tokens: torch.Tensor, padded: torch.Tensor):
+        """
+        Args:
+            lengths: tokens of each sequence, in packed order: falling.
+            n_tokens: tokens of the row, idle ones included.
+            first_tokens: (batch,), the place of every sequence's [CLS], in the order in which the rows were asked for.
+            padded: (batch, longest), the place of each token, sequences in packed order; -1 behind the end of one.
+        """
+        self.lengths, self.n_tokens = lengths, n_tokens
+        self.first_tokens, self.padded = first_tokens, padded
+        self.kept: dict[Any, torch.Tensor] = {}
 
-    def lengthened(self, n: int, tokens: int) -> tuple["Packing", torch.Tensor, torch.Tensor]:
-        """Make room for n more tokens in front of every sequence of a row of so many tokens.
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Sequences side by side, none shorter than three quarters of its group's longest but for two tokens."""
+        groups: list[Group] = []
+        begin = slot = 0
+        for end in range(1, len(self.lengths) + 1):
+            longest = self.lengths[begin]
+            if end == len(self.lengths) or self.lengths[end] < 0.75 * longest - 2:
+                groups.append(Group(slot, end - begin, longest, begin, self.lengths[end - 1] < longest))
+                slot += (end - begin) * longest
+                begin = end
+        return groups
+
+    @property
+    def n_slots(self) -> int:
+        """Slots of all groups."""
+        return self.groups[-1].slot + self.groups[-1].n * self.groups[-1].length
+
+    def rows(self, heads: int) -> torch.Tensor:
+        """(real tokens * heads,), the row of each token and head where every group is (n, heads, length)."""
+        if heads not in self.kept:
+            lengths = torch.tensor(self.lengths)
+            begins = torch.tensor([g.slot * heads + i * heads * g.length for g in self.groups for i in range(g.n)])
+            longest = torch.tensor([g.length for g in self.groups for _ in range(g.n)])
+            within = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+            steps = torch.arange(heads) * longest.repeat_interleave(lengths)[:, None]
+            self.kept[heads] = ((begins.repeat_interleave(lengths) + within)[:, None] + steps).flatten()
+        return self.kept[heads]
+
+    def unseen(self, group: Group, heads: int, first: int, dtype: torch.dtype) -> torch.Tensor:
+        """(n * heads, 1, first + length): what is added to scores, minus infinity for keys behind a sequence's end."""
+        name = group.slot, heads, first, dtype
+        if name not in self.kept:
+            lengths = torch.tensor(self.lengths[group.sequence : group.sequence + group.n]) + first
+            behind = torch.arange(first + group.length) >= lengths[:, None]
+            added = torch.zeros(behind.shape, dtype=dtype).masked_fill_(behind, -torch.inf)
+            self.kept[name] = added.repeat_interleave(heads, dim=0)[:, None]
+        return self.kept[name]
+
+    def lengthened(self, n: int) -> tuple["Packing", torch.Tensor, torch.Tensor]:
+        """Make room for n more tokens in front of every sequence.
 
         Returns:
             The packing, in which `first_tokens` still are the places of [CLS]; new places of the tokens that were
             there, (tokens,); places of the new ones, (batch, n), sequences in packed order.
         """
-        device, batch = self.padded.device, len(self.padded)
+        device, batch, end = self.padded.device, len(self.padded), sum(self.lengths)
         before = torch.arange(1, batch + 1, device=device) * n  # new tokens up to a sequence's own ones, included
-        end = sum(count * length for _, count, length in self.groups)
-        moved = torch.arange(tokens, device=device)
+        moved = torch.arange(self.n_tokens, device=device)
         moved[:end] += before.repeat_interleave((self.padded >= 0).sum(1), output_size=end)
         moved[end:] += batch * n  # idle tokens
         places = (self.padded[:, 0] + before - n)[:, None] + torch.arange(n, device=device)
         padded = torch.where(self.padded >= 0, self.padded + before[:, None], -1)
-        groups, done = [], 0
-        for start, count, length in self.groups:
-            groups.append((start + done * n, count, length + n))
-            done += count
-        packing = Packing(tuple(groups), moved[self.first_tokens], torch.cat((places, padded), dim=1))
-        return packing, moved, places
+        longer = tuple(length + n for length in self.lengths)
+        first_tokens, padded = moved[self.first_tokens], torch.cat((places, padded), dim=1)
+        return Packing(longer, self.n_tokens + batch * n, first_tokens, padded), moved, places
+
+    def moved_to(self, first_tokens: torch.Tensor, padded: torch.Tensor) -> "Packing":
+        """The same with its tensors on another device."""
+        return Packing(self.lengths, self.n_tokens, first_tokens, padded)
 
 
 @dataclass(frozen=True)
@@ -88,12 +148,10 @@ def pack(
     within, source = (F.pad(x, (0, layout.filler(len(x)))) for x in (within, source))
     inputs = {name: column[source].long()[None] for name, column in columns.items()}
 
-    kinds, counts = sizes.unique_consecutive(return_counts=True)
-    ends = (kinds * counts).cumsum(0)
-    groups = tuple(zip((ends - kinds * counts).tolist(), counts.tolist(), kinds.tolist(), strict=True))
     steps = torch.arange(int(sizes[0]))
     padded = torch.where(steps < sizes[:, None], begins[:, None] + steps, -1)
-    packing = Packing(groups, torch.empty_like(begins).scatter_(0, order, begins), padded)
+    first_tokens = torch.empty_like(begins).scatter_(0, order, begins)
+    packing = Packing(tuple(sizes.tolist()), len(within), first_tokens, padded)
     return inputs | {"position_ids": (within + layout.first_position)[None], "packing": packing}
 
 

@@ -119,6 +119,7 @@ def predict(kind: type[Method]) -> None:
         machine.start_cpu_processes()
         for path in answer(method, options):
             print(path)
+        machine.close_processes()
 
 
 def answer(method: str, options: PredictOptions) -> list[Path]:

@@ -43,7 +43,7 @@ def tune(kind: type[Method]) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(summary(result))
             print(folder)
-        close_processes()
+        machine.close_processes()
 
 
 def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
@@ -343,10 +343,3 @@ def summary(result: dict[str, Any]) -> str:
         f"head ({result['trainable_params_without_head'] / result['total_params']:.3%} of the encoder); "
         f"{result['examples_per_second']:.1f} examples/s"
     )
-
-
-def close_processes() -> None:
-    """Leave the group of processes in order; without one, nothing happens."""
-    from accelerate import PartialState
-
-    PartialState().destroy_process_group()

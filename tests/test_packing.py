@@ -47,9 +47,15 @@ def test_every_token_is_there_once_and_every_row_knows_its_start():
         assert inputs["position_ids"][0, start : start + len(row)].tolist() == list(range(len(row)))
 
 
-def test_neighbours_of_one_length_are_one_group():
-    packing = packed(rows_of())["packing"]
-    assert packing.groups == ((0, 1, 9), (9, 2, 7), (23, 3, 3), (32, 1, 1))
+def test_neighbours_of_similar_lengths_are_one_group():
+    packing = packed(rows_of((40, 3, 38, 27, 10, 3)))["packing"]
+    assert [(g.slot, g.n, g.length, g.sequence, g.uneven) for g in packing.groups] == [
+        (0, 2, 40, 0, True),
+        (80, 1, 27, 2, False),
+        (107, 1, 10, 3, False),
+        (117, 2, 3, 4, False),
+    ]
+    assert packing.n_slots == 123
 
 
 def test_a_rounded_row_has_one_of_sixteen_sizes_for_each_power_of_two():
@@ -90,14 +96,14 @@ def attend(function, where, dropout=0.0):
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_the_backward_pass_is_the_derivative_of_the_forward_pass(dropout, first):
     packing = packed(rows_of())["packing"]
-    assert torch.autograd.gradcheck(attend(PackedAttention.apply, packing.groups, dropout), states(first))
+    assert torch.autograd.gradcheck(attend(PackedAttention.apply, packing, dropout), states(first))
 
 
 @pytest.mark.parametrize("first", [0, 2])
 def test_attention_stays_within_each_sequence_and_what_stands_before_it(first):
     packing = packed(rows_of())["packing"]
     query, key, value, first_key, first_value = states(first)
-    ours = attend(PackedAttention.apply, packing.groups)(query, key, value, first_key, first_value)
+    ours = attend(PackedAttention.apply, packing)(query, key, value, first_key, first_value)
     for start, length in zip(packing.first_tokens.tolist(), LENGTHS, strict=True):
         q, k, v = (x[start : start + length].transpose(0, 1) for x in (query, key, value))
         k, v = torch.cat((first_key, k), dim=1), torch.cat((first_value, v), dim=1)
@@ -109,7 +115,7 @@ def test_attention_stays_within_each_sequence_and_what_stands_before_it(first):
 def test_the_padded_view_for_gpus_gives_the_same(first):
     packing = packed(rows_of())["packing"]
     results = []
-    for function, where in ((PackedAttention.apply, packing.groups), (padded_attention, packing.padded)):
+    for function, where in ((PackedAttention.apply, packing), (padded_attention, packing.padded)):
         inputs = states(first)
         out = attend(function, where)(*inputs)
         gradients = torch.autograd.grad(out.square().sum(), inputs[: 5 if first else 3])
@@ -122,9 +128,9 @@ def test_dropout_keeps_the_mean():
     packing = packed(rows_of())["packing"]
     inputs = states()
     with torch.no_grad():
-        wanted = PackedAttention.apply(*inputs, packing.groups, 0.5, 0.0)
+        wanted = PackedAttention.apply(*inputs, packing, 0.5, 0.0)
         torch.manual_seed(0)
-        found = sum(PackedAttention.apply(*inputs, packing.groups, 0.5, 0.3) for _ in range(3000)) / 3000
+        found = sum(PackedAttention.apply(*inputs, packing, 0.5, 0.3) for _ in range(3000)) / 3000
     assert (wanted - found).abs().max() < 0.1
 
 
