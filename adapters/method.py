@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.encoders import Sublayer, adapt, embedding_layer_norm, hidden_size, layer_norm, layers, stack
-from common.errors import DoesNotFit, InputError
+from common.errors import DoesNotFit, check
 from common.methods import Method
 
 Placement = Literal["houlsby", "pfeiffer", "parallel"]
@@ -89,17 +89,19 @@ class Adapters(Method):
     size: ClassVar[str] = "bottleneck_size"
 
     def __post_init__(self) -> None:
-        if self.bottleneck_size < 1:
-            raise InputError(f"bottleneck_size is {self.bottleneck_size}: choose at least 1")
-        if not 0 < self.scaling < math.inf:
-            raise InputError(f"scaling is {self.scaling}: choose a number above 0")
-        if self.drop_layers != "random" and self.drop_layers < 0:
-            raise InputError(f"drop_layers is {self.drop_layers}: choose at least 0, or random")
-        if self.drop_layers == "random" and self.train_layernorm:
-            raise InputError(
+        check(
+            {
+                f"bottleneck_size is {self.bottleneck_size}: choose at least 1": self.bottleneck_size < 1,
+                f"scaling is {self.scaling}: choose a number above 0": not 0 < self.scaling < math.inf,
+                f"drop_layers is {self.drop_layers}: choose at least 0, or random": (
+                    self.drop_layers != "random" and self.drop_layers < 0
+                ),
                 "drop_layers is random and train_layernorm is on: the LayerNorms below the lowest adapter would bring "
-                "back the work that dropping saves; choose one of the two"
-            )
+                "back the work that dropping saves; choose one of the two": (
+                    self.drop_layers == "random" and bool(self.train_layernorm)
+                ),
+            }
+        )
 
     def nonlinearity(self) -> str:
         """Name of f."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.encoders import Linear, layers, linear, pooler, replace
-from common.errors import DoesNotFit, InputError
+from common.errors import DoesNotFit, check
 from common.methods import Method
 
 
@@ -52,12 +52,15 @@ class Baseline(Method):
     size: ClassVar[str] = "top_k"
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}: choose at least 0, or None for full fine-tuning")
-        if self.random_params is not None and self.random_params < 1:
-            raise InputError(f"random_params is {self.random_params}: choose at least 1")
-        if self.random_params is not None and self.top_k is not None:
-            raise InputError("top_k and random_params are both given: choose one")
+        k, n = self.top_k, self.random_params
+        check(
+            {
+                f"top_k is {k}: choose at least 0, or None for full fine-tuning": k is not None and k < 0,
+                f"random_params is {n}: choose at least 1": n is not None and n < 1,
+                "top_k and random_params are both given: choose one": n is not None and k is not None,
+                f"random_seed is {self.random_seed}: choose at least 0": self.random_seed < 0,
+            }
+        )
 
     def inject(self, model: nn.Module) -> None:
         if self.random_params is not None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from common.encoders import embedding_layer_norm, embedding_projection, layer_norm, layers, linear, pooler
-from common.errors import InputError
+from common.errors import check
 from common.methods import Method
 
 Group = Literal[
@@ -42,8 +42,14 @@ class BitFit(Method):
     default_lr: ClassVar[float] = 3e-3
 
     def __post_init__(self) -> None:
-        if not self.terms or len(set(self.groups())) < len(self.groups()):
-            raise InputError(f"terms are {' '.join(self.terms)}: name at least one, and each once")
+        groups = self.groups()
+        check(
+            {
+                f"terms are {' '.join(self.terms)}: name at least one, and each once": (
+                    not groups or len(set(groups)) < len(groups)
+                )
+            }
+        )
 
     def groups(self) -> list[str]:
         """The groups that `terms` stands for."""

@@ -69,9 +69,10 @@ def embeddings(model: nn.Module) -> Any:
     return encoder(model).embeddings
 
 
-def replace_words(model: nn.Module, wrap: Callable[[nn.Embedding], nn.Module]) -> None:
-    """Put wrap(table of the vocabulary) in its place, under the same name."""
+def replace_words(model: nn.Module, wrap: Callable[[nn.Embedding], nn.Module]) -> Any:
+    """Put wrap(table of the vocabulary) in its place, under the same name; the new module."""
     embeddings(model).word_embeddings = wrap(embeddings(model).word_embeddings)
+    return embeddings(model).word_embeddings
 
 
 def store_embeddings(model: nn.Module, store: nn.Module) -> None:
@@ -245,10 +246,15 @@ def n_outputs(model: Any) -> int:
 
 def longest_input(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
     """Tokens that fit into the encoder, special ones included."""
-    return min(tokenizer.model_max_length, model.config.max_position_embeddings - first_position(model))
+    return min(tokenizer.model_max_length, n_positions(model))
+
+
+def n_positions(model: Any) -> int:
+    """Positions that the encoder has embeddings for."""
+    return encoder(model).config.max_position_embeddings - first_position(model)
 
 
 def first_position(model: nn.Module) -> int:
     """Position of a sequence's first token: 0, but RoBERTa counts from behind its padding index."""
-    padding = encoder(model).embeddings.position_embeddings.padding_idx
+    padding = embeddings(model).position_embeddings.padding_idx
     return 0 if padding is None else padding + 1

@@ -5,13 +5,22 @@ import os
 import platform
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
+
+from common.errors import INTERRUPTED
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What asks a run to save and stop: a shell's or a scheduler's polite end, and SLURM's warning before its limit."""
 
 
 def start_cpu_processes() -> None:
@@ -34,17 +43,38 @@ def start_cpu_processes() -> None:
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
     world = os.environ | {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_PORT": str(port)}
     children = [subprocess.Popen(command, env=world | rank) for rank in ranks]
+
+    def pass_on(number: int, _frame: object) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, pass_on)
     try:
-        # One that fails leaves the others waiting for it, so it ends them.
-        while any(child.poll() is None for child in children) and not any(child.returncode for child in children):
+        # One that fails leaves the others waiting for it, so it ends them. One that was asked to stop saves with them.
+        while any(child.poll() is None for child in children):
+            if any(child.returncode not in (None, 0, INTERRUPTED) for child in children):
+                break
             time.sleep(0.1)
-        failed = next((child.returncode for child in children if child.returncode), 0)
+        failed, rank = next(((c.returncode, rank) for rank, c in enumerate(children) if c.returncode), (0, 0))
     finally:
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.wait()
+        _end(children)
+    if failed < 0:
+        print(f"error: process {rank} of {n} was killed by signal {-failed}, the others were stopped", file=sys.stderr)
     sys.exit(failed if failed >= 0 else 128 - failed)  # killed by a signal: 128 + its number, as a shell says it
+
+
+def _end(children: list[subprocess.Popen[bytes]], patience: float = 5.0) -> None:
+    """Stop processes: in order at first, for good after some seconds, since one may wait for another that is dead."""
+    for child in children:
+        child.terminate()
+    until = time.monotonic() + patience
+    for child in children:
+        try:
+            child.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 def _under_mpi() -> bool:
@@ -53,12 +83,21 @@ def _under_mpi() -> bool:
 
 def _processes_asked_of_launcher() -> int | None:
     """N of the `--num_processes N` in the command line of the accelerate launch that started this process."""
-    import psutil
-
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent else []
     found = re.search(r" --num[_-]processes[ =](\d+) ", " ".join(words) + " ")
     return int(found[1]) if found else None
+
+
+def told_by_main(find: Callable[[], Any]) -> Any:
+    """What `find` gives on the main process, told to all the others, so that all of them go the same way."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return find()
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list, parse_flag_from_env
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator makes it, later on
+    return broadcast_object_list([find() if state.is_main_process else None])[0]
 
 
 def close_processes() -> None:
@@ -97,6 +136,11 @@ def parted(row: torch.Tensor, like: dict[str, torch.Tensor]) -> dict[str, torch.
     names = sorted(like, key=lambda name: -like[name].element_size())
     parts = row.split([like[name].numel() * like[name].element_size() for name in names])
     return {n: part.view(like[n].dtype).view_as(like[n]) for n, part in zip(names, parts, strict=True)}
+
+
+def host_memory() -> int:
+    """Bytes of memory that the machine has."""
+    return psutil.virtual_memory().total
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import importlib
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from common.encoders import head_parameters, layer_norm_parameters, pooler
+from common.encoders import head_parameters, layer_norm_parameters, n_positions, pooler
 from common.errors import DoesNotFit, InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -112,14 +111,39 @@ class Combined(Method):
 
 
 def apply(method: Method, model: Model) -> Model:
-    """Freeze the model, inject the method and unfreeze the head; what is trained is true by this order alone."""
+    """Freeze the model, inject the method and unfreeze the head; what is trained is true by this order alone.
+
+    The names of the parameters that were there before are kept as `model.found`, for `table`.
+    """
     model.requires_grad_(False)
-    own = {id(parameter) for parameter in model.parameters()}
-    method.inject(model)
-    model.pretrained = frozenset(n for n, p in model.named_parameters() if id(p) in own)  # type: ignore[assignment]
+    found = {id(parameter) for parameter in model.parameters()}
+    with next(model.parameters()).device:
+        method.inject(model)
+    model.found = frozenset(n for n, p in model.named_parameters() if id(p) in found)  # type: ignore[assignment]
     for parameter in head_parameters(model).values():
         parameter.requires_grad_(True)
     return model
+
+
+def try_on(method: Method, blank: Model) -> Model:
+    """`apply` to a model that holds no numbers (on the device "meta"): whether the method fits, at no cost.
+
+    Raises:
+        DoesNotFit: the options are not for this encoder, leave it no room for a text, or are beyond all memory.
+    """
+    leave_room(method, n_positions(blank))
+    try:
+        return apply(method, blank)
+    except (RuntimeError, OverflowError) as error:
+        raise DoesNotFit(f"{method.name} is too large to be built ({str(error).splitlines()[0]})") from error
+
+
+def leave_room(method: Method, limit: int) -> int:
+    """Tokens of text that the method leaves of `limit`. Raises DoesNotFit if that is not [CLS], a token and [SEP]."""
+    left = limit - method.positions()
+    if left < 3:
+        raise DoesNotFit(f"{method.name} takes {method.positions()} of the encoder's {limit} positions: choose fewer")
+    return left
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -150,7 +174,7 @@ def table(model: nn.Module) -> dict[str, int]:
     for name, parameter in trainable(model).items():
         if name in head:
             kind = "head"
-        elif name not in model.pretrained:  # type: ignore[operator]
+        elif name not in model.found:  # type: ignore[operator]
             kind = "own"
         elif id(parameter) in pooled:
             kind = "pooler"
@@ -170,6 +194,7 @@ def within(method: Method, budget: int, blank: nn.Module) -> Method:
 
     Raises:
         InputError: the method has no size, or its smallest one is too large.
+        DoesNotFit: its other options are not for this model.
     """
     option = method.size
     if option is None:
@@ -178,16 +203,16 @@ def within(method: Method, budget: int, blank: nn.Module) -> Method:
     def sized(size: int) -> Method:
         return dataclasses.replace(method, **{option: size})
 
-    def needed(size: int) -> float:
-        try:
-            return count_without_head(apply(sized(size), copy.deepcopy(blank)))
-        except DoesNotFit:
-            return math.inf
+    def needed(size: int) -> int:
+        return count_without_head(try_on(sized(size), copy.deepcopy(blank)))
 
     def fits(size: int) -> bool:
-        return needed(size) <= budget
+        try:
+            return needed(size) <= budget
+        except DoesNotFit:
+            return False
 
-    if not fits(1):
+    if needed(1) > budget:
         raise InputError(f"param_budget is {budget:,}, but {option} 1 already trains {needed(1):,} parameters")
     low, high = 1, 2  # the count grows with the size
     while fits(high):

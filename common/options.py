@@ -2,24 +2,15 @@
 
 import contextlib
 import io
-import os
 import re
-import sys
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal
 
-from common.errors import InputError
+from common.errors import InputError, all_at_once, check, one_line_errors
 from common.tasks import TESTED, TRAINED
 
 TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # the table is the source
 TestedTask = Literal[TESTED]  # type: ignore[valid-type]
-
-
-def _check(problems: dict[str, bool]) -> None:
-    """Raise one InputError for all the problems that are there."""
-    found = [text for text, there in problems.items() if there]
-    if found:
-        raise InputError("; ".join(found))
 
 
 @dataclass(frozen=True)
@@ -73,16 +64,24 @@ class TuneOptions:
     """Runs go to OUTPUT_DIR/METHOD/TASK/RUN."""
     report_to: tuple[str, ...] = ("tensorboard",)
     """Trackers known to accelerate (tensorboard, wandb, mlflow, ...), all, or none."""
+    resume: bool = True
+    """Go on with an unfinished run from its last checkpoint, to the same result; --no_resume begins it anew."""
+    checkpoint_every: int | None = None
+    """Optimizer steps between checkpoints to resume from; None = after every epoch only."""
+    time_limit: float | None = None
+    """Minutes after which the run saves where it is and ends with exit code 75, as after SIGTERM or SIGUSR1."""
+    max_bad_steps: int = 10
+    """Steps with a gradient that is no number are skipped; after so many of them the run ends."""
     overwrite: bool = False
     """Repeat a run that is finished already."""
     debug: bool = False
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "n_epochs")
-        optional = ("max_length", "param_budget", "max_train_samples", "max_eval_samples")
+        at_least_one = ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "n_epochs", "max_bad_steps")
+        optional = ("max_length", "param_budget", "max_train_samples", "max_eval_samples", "checkpoint_every")
         counts = {name: getattr(self, name) for name in (*at_least_one, *optional)}
-        _check(
+        check(
             {
                 f"lr is {self.lr}: choose a number above 0": not 0 < self.lr < float("inf"),
                 f"betas are {self.betas}: choose numbers from 0 to below 1": not all(0 <= b < 1 for b in self.betas),
@@ -90,6 +89,9 @@ class TuneOptions:
                 f"weight_decay is {self.weight_decay}: choose at least 0": not 0 <= self.weight_decay < float("inf"),
                 f"warmup_ratio is {self.warmup_ratio}: choose from 0 to 1": not 0 <= self.warmup_ratio <= 1,
                 f"max_grad_norm is {self.max_grad_norm}: choose at least 0": not self.max_grad_norm >= 0,
+                f"time_limit is {self.time_limit}: choose a number above 0": (
+                    self.time_limit is not None and not self.time_limit > 0
+                ),
                 "reuse_frozen needs padding none": self.reuse_frozen and self.padding != "none",
                 f"seed is {self.seed}: choose from 0 to 2**32 - 1": not 0 <= self.seed < 2**32,
             }
@@ -117,7 +119,7 @@ class PredictOptions:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        _check({f"batch_size is {self.batch_size}: choose at least 1": self.batch_size < 1})
+        check({f"batch_size is {self.batch_size}: choose at least 1": self.batch_size < 1})
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class SweepOptions:
     """Runs of every configuration, with the seeds SEED, SEED + 1, ..."""
 
     def __post_init__(self) -> None:
-        _check({f"n_seeds is {self.n_seeds}: choose at least 1": self.n_seeds < 1})
+        check({f"n_seeds is {self.n_seeds}: choose at least 1": self.n_seeds < 1})
 
 
 def parse(program: str, **defaults: Any) -> list[Any]:
@@ -145,15 +147,16 @@ def parse(program: str, **defaults: Any) -> list[Any]:
     fields: list[Any] = [(name, type(value), field(default=value)) for name, value in defaults.items()]
     arguments = make_dataclass("arguments", fields)
     said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            parsed: Any = tyro.cli(
-                arguments, prog=program, description="", use_underscores=True, config=(tyro.conf.OmitArgPrefixes,)
-            )
-    except SystemExit as stop:
-        if stop.code not in (0, None) and os.environ.get("RANK", "0") == "0":
-            print("error: " + _unboxed(said.getvalue()), file=sys.stderr)
-        raise
+    with one_line_errors(), all_at_once():
+        try:
+            with contextlib.redirect_stderr(said):
+                parsed: Any = tyro.cli(
+                    arguments, prog=program, description="", use_underscores=True, config=(tyro.conf.OmitArgPrefixes,)
+                )
+        except SystemExit as stop:
+            if stop.code not in (0, None):
+                raise InputError(_unboxed(said.getvalue())) from stop
+            raise
     return [getattr(parsed, name) for name in defaults]
 
 

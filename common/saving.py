@@ -5,18 +5,24 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
+import socket
 import subprocess
-from collections.abc import Callable
+import tempfile
+import typing
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 from torch import nn
 
-from common.checkpoints import base_of, load_model
+from common import machine
+from common.checkpoints import base_of, blank_model, load_model
 from common.encoders import n_outputs
-from common.errors import InputError
-from common.methods import REPOSITORY, Combined, Method, Tensors, apply, find, trainable
+from common.errors import Busy, InputError
+from common.methods import REPOSITORY, Combined, Method, Tensors, apply, find, trainable, try_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +31,8 @@ ADAPTER = "adapter.safetensors"
 CONFIG = "adapter.json"
 RESULT = "result.json"
 RESUMABLE = "resumable"
+CHECKPOINT = "checkpoint.safetensors"
+LOCK = ".lock"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
 
 
@@ -34,19 +42,116 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         InputError: the disk is full, the folder cannot be written, and so on; `path` is as it was.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may write the same file
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A new name that nobody can guess: several processes may write the same file, and no link may lie in wait.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
+        part = Path(name)
+        os.fchmod(handle, 0o666 & ~_umask())
+        os.close(handle)
         write(part)
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
+        _flush(part)
         os.replace(part, path)
-    except Exception as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        _flush(path.parent)  # the name, too, has to survive a loss of power
+    except BaseException as error:
+        if part is not None:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        # safetensors has an error of its own for what the system refused.
+        if isinstance(error, OSError) or "No space left" in str(error):
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot write {path}: {reason}; what was there before is as it was") from error
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush(path: Path) -> None:
+    """Have a file or a folder's list of names on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only run in a folder, which is made where it is missing and goes again where nothing was put into it.
+
+    The lock is the operating system's and ends with its holder, however that ends. With several processes the main one
+    holds it for all.
+
+    Raises:
+        Busy: another run is at work there.
+        InputError: the folder cannot be made or written.
+    """
+    main, lock, got = os.environ.get("RANK", "0") == "0", filelock.FileLock(folder / LOCK), True
+    if main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+            (folder / LOCK).write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
+        except filelock.Timeout:
+            got = False
+        except OSError as error:
+            raise InputError(f"cannot write the run folder {folder}: {error.strerror or error}") from error
+    if not machine.told_by_main(lambda: got):
+        raise _busy(folder)
+    try:
+        yield
+    finally:
+        if main:
+            with contextlib.suppress(OSError):  # others that wait for the lock find it without a name and begin anew
+                (folder / LOCK).unlink()
+                folder.rmdir()
+            lock.release()
+
+
+def refuse_busy(folder: Path) -> None:
+    """Raise Busy if a run is at work in a folder now; to know it early, since only `alone` can be sure."""
+
+    def is_busy() -> bool:
+        if not (folder / LOCK).is_file():
+            return False
+        try:
+            with filelock.FileLock(folder / LOCK, timeout=0):
+                return False
+        except filelock.Timeout:
+            return True
+
+    if machine.told_by_main(is_busy):
+        raise _busy(folder)
+
+
+def _busy(folder: Path) -> Busy:
+    try:
+        host, process = (folder / LOCK).read_text(encoding="utf-8").split()
+        holder = f"process {process} on {host}"
+    except (OSError, ValueError):
+        holder = "another process"
+    return Busy(f"{folder} is being trained by {holder}: wait for it, or choose another output_dir")
+
+
+def clear(folder: Path, pattern: str = "*") -> None:
+    """Remove what an unfinished or repeated run has left in its folder. Raises InputError if it cannot be."""
+    # What says that the rest is whole goes first.
+    found = sorted(folder.glob(pattern), key=lambda path: (path.name not in (CHECKPOINT, RESULT), path.name))
+    try:
+        for path in found:
+            if path.name == LOCK:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except OSError as error:
+        raise InputError(f"cannot empty the run folder {folder}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -58,14 +163,18 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError if the file is missing or something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged: wanted a JSON object, found a {type(values).__name__}")
     return values
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def provenance() -> dict[str, Any]:
@@ -115,12 +224,16 @@ def _save(folder: Path, model: nn.Module, method: Method, tensors: Tensors, fact
         **facts,
         **provenance(),
     }
-    write_atomically(folder / ADAPTER, lambda part: part.write_bytes(safetensors.torch.save(tensors)))
-    write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, config)  # first, so that an adapter that is there can be loaded
+    write_atomically(folder / ADAPTER, lambda part: safetensors.torch.save_file(tensors, part))
 
 
 def read_method(folder: Path, config: dict[str, Any]) -> Method:
-    """The method, with its options, that an adapter.json tells of. Raises InputError if it is not one of ours."""
+    """The method, with its options, that an adapter.json tells of.
+
+    Raises:
+        InputError: it is not one of ours, or an option has a type or a value that the command line would refuse.
+    """
     name, options = str(config.get("method")), config.get("options")
     parts = name.split("+")
     if len(parts) > 1 and isinstance(options, dict):
@@ -130,10 +243,26 @@ def read_method(folder: Path, config: dict[str, Any]) -> Method:
     if not isinstance(options, dict) or set(options) != fields:
         raise InputError(f"{folder / CONFIG} is damaged: wanted the options {', '.join(sorted(fields))}")
     # JSON has lists only; every sequence among the options is a tuple.
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+    hints = typing.get_type_hints(kind)
     try:
-        return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
+        for field in fields:
+            _check_type(field, options[field], hints[field])
+        return kind(**options)
     except (TypeError, ValueError) as error:
         raise InputError(f"{folder / CONFIG} is damaged: {error}") from error
+
+
+def _check_type(name: str, value: Any, wanted: Any) -> None:
+    """Raise InputError if an option has not the type that its field declares; True is no number here."""
+    import typeguard
+
+    every = typeguard.CollectionCheckStrategy.ALL_ITEMS
+    with contextlib.suppress(typeguard.TypeCheckError):
+        typeguard.check_type(value, wanted, collection_check_strategy=every)
+        if not isinstance(value, bool) or bool in (wanted, *typing.get_args(wanted)):
+            return
+    raise InputError(f"{name} is {value!r}: wanted {getattr(wanted, '__name__', wanted)}")
 
 
 def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["PreTrainedModel", Method]:
@@ -153,15 +282,30 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
     config = read_json(folder / CONFIG)
     method = read_method(folder, config)
     for key, kind in (("base_checkpoint", str), ("base_sha256", str), ("n_outputs", int)):
-        if not isinstance(config.get(key), kind):
+        if type(config.get(key)) is not kind:
             raise InputError(f"{folder / CONFIG} is damaged: no {key}")
+    if config["n_outputs"] < 1:
+        raise InputError(f"{folder / CONFIG} is damaged: n_outputs is {config['n_outputs']}")
+    checkpoint = checkpoint or config["base_checkpoint"]
+
+    # Compared before any memory is asked for: the shapes that the file has and those that its config asks for.
     path = folder / ADAPTER
+    blank = try_on(method, blank_model(checkpoint, config["n_outputs"]))
+    wanted = {name: tuple(parameter.shape) for name, parameter in trainable(blank).items()}
     try:
-        tensors = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: tuple(part.get_shape()) for name, part in slices.items() if part.get_dtype() == "F32"}
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is missing or damaged ({error}): restore it or train again") from error
+    if wanted != found:
+        odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        raise InputError(
+            f"{path} does not fit {CONFIG} beside it: {odd[0]} is {found.get(odd[0], 'missing or not of float32')}, "
+            f"wanted {wanted.get(odd[0], 'none')} ({len(odd)} such tensors)"
+        )
 
-    model = load_model(checkpoint or config["base_checkpoint"], config["n_outputs"])
+    model = load_model(checkpoint, config["n_outputs"])
     base = base_of(model)
     if base.sha256 != config["base_sha256"]:
         raise InputError(
@@ -169,15 +313,7 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
             f"{config['base_sha256'][:12]}...) than {base.checkpoint} ({base.sha256[:12]}...)"
         )
     apply(method, model)
-    places = trainable(model)
-    wanted = {name: tuple(parameter.shape) for name, parameter in places.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if wanted != found:
-        odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        raise InputError(
-            f"{path} does not fit {CONFIG} beside it: {odd[0]} is {found.get(odd[0], 'missing')}, "
-            f"wanted {wanted.get(odd[0], 'none')} ({len(odd)} such tensors)"
-        )
-    for name, parameter in places.items():
+    tensors = safetensors.torch.load_file(path)
+    for name, parameter in trainable(model).items():
         parameter.data.copy_(tensors[name])
     return model, method

@@ -31,6 +31,11 @@ def start(accelerator: "Accelerator", run: str, settings: dict[str, Any]) -> Non
             tracker.store_init_configuration(settings)
 
 
+def log(accelerator: "Accelerator", step: int, when: float, values: dict[str, float]) -> None:
+    """Tell all trackers some values of a step; TensorBoard also the time of day, in seconds, that they are of."""
+    accelerator.log(values, step=step, log_kwargs={"tensorboard": {"walltime": when}})
+
+
 def finish(accelerator: "Accelerator", settings: dict[str, Any], scores: dict[str, float]) -> None:
     """Log the final scores and close the trackers; in TensorBoard as one row of the HParams table."""
     final = {f"final/{name}": value for name, value in scores.items()}

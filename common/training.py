@@ -8,29 +8,36 @@ import json
 import math
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from common import data, machine, metrics, precision, prediction, saving, tasks, trackers
-from common.checkpoints import blank_model
-from common.errors import DoesNotFit, InputError, one_line_errors
-from common.methods import Method, apply, count, count_without_head, table, trainable, within
+from common.checkpoints import base_of, blank_model, load_model, load_tokenizer
+from common.encoders import encoder, first_position, longest_input
+from common.errors import DoesNotFit, InputError, Interrupted, is_out_of_memory, one_line_errors
+from common.methods import Method, apply, count, count_without_head, leave_room, table, trainable, try_on, within
 from common.options import TuneOptions, parse
 from common.packing import Layout, take_packed
+from common.resume import Progress, Trained
 from common.reuse import reuse
+from common.stopping import Stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from evaluate import Metric
+    from transformers import PreTrainedTokenizerBase
 
 LOG_EVERY = 10
 """Optimizer steps between two points of a curve: fetching a scalar makes the host wait for the device."""
+
+COLLAPSED = "collapsed"
+"""Among the scores: 1 where the model gives all rows of the validation set one answer, which is worth none."""
 
 
 def tune(kind: type[Method]) -> None:
@@ -49,29 +56,85 @@ def tune(kind: type[Method]) -> None:
 def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     """Fine-tune an encoder on a GLUE task; the run's folder and its result (what result.json holds).
 
-    A run that is finished already is not repeated unless `options.overwrite` says so.
+    A run that is finished already is not repeated unless `options.overwrite` says so, and an unfinished one goes on
+    from its last checkpoint unless `options.resume` says no.
 
     Raises:
-        InputError: unusable options, data, checkpoint or folder, or a loss that is no number any more.
+        InputError: unusable options, data, checkpoint or folder, too little memory, or too many steps whose gradient
+            is no number.
+        Busy: another process works on the run.
+        Interrupted: the run was asked to stop, by SIGTERM, SIGUSR1 or `options.time_limit`, and has saved where it is.
     """
     task = tasks.find(options.task_name)
     if options.param_budget is not None:
         method = within(method, options.param_budget, blank_model(options.checkpoint, task.n_outputs))
     folder = run_folder(method, options)
-    if (folder / saving.RESULT).is_file() and not options.overwrite:
+
+    def is_finished() -> bool:
+        return (folder / saving.RESULT).is_file() and not options.overwrite
+
+    if machine.told_by_main(is_finished):
         return folder, saving.read_json(folder / saving.RESULT)
+    saving.refuse_busy(folder)
 
-    # Data first: most bad input is there, and it is found in no time.
-    train_rows = data.read(task, "train", options.data).draw(options.max_train_samples)
-    splits = [s for s in task.validations if s == task.validations[0] or data.is_there(task, s, options.data)]
-    validation_rows = {s: data.read(task, s, options.data).draw(options.max_eval_samples) for s in splits}
+    # Data first: most bad input is there, and it is found in no time. Then what needs the shapes of the encoder alone.
+    rows = {"train": data.read(task, "train", options.data).draw(options.max_train_samples)}
+    for split in task.validations:
+        if split == task.validations[0] or data.is_there(task, split, options.data):
+            rows[split] = data.read(task, split, options.data).draw(options.max_eval_samples)
+    tokenizer = load_tokenizer(options.checkpoint)
+    max_length = check_fit(method, options, blank_model(options.checkpoint, task.n_outputs), tokenizer)
 
+    with saving.alone(folder):
+        if machine.told_by_main(is_finished):  # by another process, just now
+            return folder, saving.read_json(folder / saving.RESULT)
+        try:
+            return folder, _train(method, options, task, folder, rows, tokenizer, max_length)
+        except Exception as error:
+            if not is_out_of_memory(error) or isinstance(error, InputError):
+                raise
+            kept = "the last checkpoint is kept" if (folder / saving.CHECKPOINT).is_file() else "nothing was saved yet"
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"out of memory in {folder} ({reason}): {kept}; choose a smaller batch_size with more "
+                "gradient_accumulation_steps, a smaller eval_batch_size or max_length, or frozen_dtype bfloat16"
+            ) from error
+
+
+def check_fit(method: Method, options: TuneOptions, blank: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Refuse what the encoder or the machine cannot hold before anything is asked of them; the tokens of an input.
+
+    Raises:
+        DoesNotFit: the method's options are not for this encoder, or its parameters not for this machine.
+        InputError: `options.max_length` is more than the encoder takes.
+    """
+    trackers.chosen(options.report_to)
+    limit = leave_room(method, longest_input(blank, tokenizer))
+    if options.max_length is not None and options.max_length > limit:
+        raise InputError(f"max_length is {options.max_length}, but {options.checkpoint} takes at most {limit} tokens")
+    n_trained = count(trainable(try_on(method, blank)))
+    needed, there = 16 * n_trained, machine.host_memory()  # values, gradients and two moments of 4 bytes each
+    if needed > there:
+        raise DoesNotFit(
+            f"{method.name} would train {n_trained:,} parameters, which need {needed / 2**30:,.0f} GiB, and there are "
+            f"{there / 2**30:,.0f} GiB: choose a smaller size"
+        )
+    return options.max_length or limit
+
+
+def _train(
+    method: Method,
+    options: TuneOptions,
+    task: tasks.Task,
+    folder: Path,
+    rows: dict[str, data.Examples],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+) -> dict[str, Any]:
+    """The loop itself; `rows` are those of the training set, under "train", and of each validation split."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import ProjectConfiguration, set_seed
     from tqdm import tqdm
-
-    from common.checkpoints import base_of, load_model, load_tokenizer
-    from common.encoders import encoder, first_position, longest_input
 
     machine.use_all_cores()
     accelerator = Accelerator(
@@ -87,8 +150,8 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     # Seeded before the model, so that the head starts the same for every method, and again before the loop, since
     # each method draws another number of random values when it is injected.
     set_seed(options.seed)
-    tokenizer = load_tokenizer(options.checkpoint)
     model = load_model(options.checkpoint, task.n_outputs)
+    base = base_of(model)
     total_params = encoder(model).num_parameters()
     apply(method, model)
     frozen_dtype = precision.frozen_dtype(options.frozen_dtype, device, accelerator.mixed_precision)
@@ -99,25 +162,15 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         layout = Layout(first_position(model), rounded=frozen_dtype == "bfloat16")
     set_seed(options.seed, device_specific=True)  # the processes drop out other units of their rows
 
-    limit = longest_input(model, tokenizer) - method.positions()
-    if limit < 3:  # [CLS], a token, [SEP]
-        raise DoesNotFit(f"{method.size} leaves room for {limit} tokens in {options.checkpoint}: choose a smaller one")
-    max_length = options.max_length or limit
-    if max_length > limit:
-        raise InputError(f"max_length is {max_length}, but {options.checkpoint} takes at most {limit} tokens")
     cache = Path(options.output_dir) / "tokens"
-    tokens = data.tokenize(train_rows, tokenizer, max_length, layout, cache)
-    validation_tokens = {
-        split: data.tokenize(rows, tokenizer, max_length, layout, cache) for split, rows in validation_rows.items()
-    }
-
-    train_seconds = 0.0
+    splits = {split: data.tokenize(some, tokenizer, max_length, layout, cache) for split, some in rows.items()}
+    reuse_seconds = 0.0
     if options.reuse_frozen:
         began = time.perf_counter()
         model.to(device)
-        above = reuse(model, {"train": tokens, **validation_tokens}, options.eval_batch_size, device)
-        tokens, validation_tokens = above.pop("train"), above
-        train_seconds = time.perf_counter() - began
+        splits = reuse(model, splits, options.eval_batch_size, device)
+        reuse_seconds = time.perf_counter() - began
+    tokens = splits.pop("train")
 
     # One rule for every method: matrices decay, vectors (biases, LayerNorms, scales) do not.
     parameters = list(trainable(model).values())
@@ -131,7 +184,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         eps=options.eps,
         fused=True,
     )
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, accelerated = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(wrapped)
 
     rows_per_step = options.batch_size * options.gradient_accumulation_steps * n_processes
@@ -144,85 +197,131 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     if method.positions():
         accelerator.print(f"{method.positions()} positions are the method's own: inputs are cut to {max_length} tokens")
     settings = method.options() | dataclasses.asdict(options)
+    metric = metrics.load(task)
+    evaluate_now = functools.partial(evaluate, task, model, splits, metric, options.eval_batch_size, accelerator)
+
+    recent = torch.zeros(3, device=device)  # sums of losses, of tokens and of bad steps since the last log
+    facts = {"base_sha256": base.sha256, "train_examples": len(tokens), "n_steps": n_steps, "n_processes": n_processes}
+    state = Trained(model, optimizer, recent, accelerator, facts)
+    progress = Progress(train_seconds=reuse_seconds)
+    unfinished = (folder / saving.CHECKPOINT).is_file() and not (folder / saving.RESULT).is_file()
+    resumed = machine.told_by_main(lambda: options.resume and unfinished)
+    if resumed:
+        progress = state.load(folder)
+        accelerator.print(f"going on at step {progress.step} of {n_steps}, from the checkpoint in {folder}")
     if accelerator.is_main_process:
-        new_folder(folder)
+        saving.clear(folder, "events.out.*" if resumed else "*")
     accelerator.wait_for_everyone()
     trackers.start(accelerator, folder.name, settings)
-    metric = metrics.load(task)
-    evaluate_now = functools.partial(
-        evaluate, task, model, validation_tokens, metric, options.eval_batch_size, accelerator
-    )
-    history: list[dict[str, float]] = []
-    state_scores: dict[str, float] = {}  # of the states that the method wants scored, in the best epoch
-    step, train_tokens = 0, 0
+    for point in progress.scalars:  # what a kill cut off is logged again, so the curves have no gap and no double
+        trackers.log(accelerator, *point)
+
+    def log(step: int, values: dict[str, float]) -> None:
+        progress.scalars.append((step, time.time(), values))
+        trackers.log(accelerator, *progress.scalars[-1])
+
     machine.reset_peak_memory(device)
-    bar = tqdm(total=n_steps, desc=f"{method.name} {task.name}", unit="step", disable=not accelerator.is_main_process)
-
-    with bar:
-        for epoch in range(options.n_epochs):
+    bar = tqdm(
+        total=n_steps,
+        initial=progress.step,
+        desc=f"{method.name} {task.name}",
+        unit="step",
+        disable=not accelerator.is_main_process,
+    )
+    with bar, Stop(options.time_limit, n_processes) as stop:
+        for epoch in range(len(progress.history), options.n_epochs):
             wrapped.train()
-            started = logged = time.perf_counter()
-            recent, recent_steps = torch.zeros(2, device=device), 0  # sums of losses and of tokens since the last log
-            for rows in data.shuffled(len(tokens), options.seed, epoch).split(rows_per_step):
+            began = time.perf_counter()
+            steps = data.shuffled(len(tokens), options.seed, epoch).split(rows_per_step)
+            for step_rows in steps[progress.step - epoch * steps_per_epoch :]:
                 for group in optimizer.param_groups:
-                    group["lr"] = options.lr * schedule(step, n_warmup, n_steps)
+                    group["lr"] = options.lr * schedule(progress.step, n_warmup, n_steps)
 
-                micro_batches = data.shares(rows, options.batch_size, process, n_processes)
+                step_loss = torch.zeros((), device=device)
+                micro_batches = data.shares(step_rows, options.batch_size, process, n_processes)
                 for number, micro in enumerate(micro_batches, start=1):
                     # A process with no share in the last rows of an epoch runs one of them with weight 0, to keep step.
-                    some = micro if len(micro) else rows[:1]
+                    some = micro if len(micro) else step_rows[:1]
                     batch, labels = tokens.batch(some, device)
                     last = number == len(micro_batches)
                     with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
                         losses = losses_of(task, wrapped(**batch).logits, labels)
                         # The step's loss is the mean over its rows, and the processes' gradients are averaged.
-                        loss = losses.sum() * (len(micro) > 0) * n_processes / len(rows)
+                        loss = losses.sum() * (len(micro) > 0) * n_processes / len(step_rows)
                         accelerator.backward(loss)
-                    recent[0] += loss.detach() / n_processes
+                    step_loss += loss.detach() / n_processes
                     recent[1] += tokens.lengths[micro].sum()
                 norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm or float("inf"))
-                optimizer.step()
-                optimizer.zero_grad()
-                step += 1
-                recent_steps += 1
+                bad = ~norm.isfinite()
+                if accelerator.scaler is None:  # else it looks for infinities itself
+                    optimizer.found_inf = bad.float()  # AdamW then leaves everything as it is, without asking the host
+                accelerated.step()
+                accelerated.zero_grad()
+                recent[0] += step_loss.where(~bad, 0.0)
+                recent[2] += bad
+                progress.step += 1
+                progress.recent_steps += 1
                 bar.update()
 
-                if step % LOG_EVERY == 0 or step % steps_per_epoch == 0:
-                    loss_sum, token_sum = accelerator.reduce(recent, reduction="sum").tolist()
-                    mean_loss, now = loss_sum / recent_steps, time.perf_counter()
-                    if not math.isfinite(mean_loss):
-                        raise InputError(f"the loss is {mean_loss} at step {step} of {n_steps}: choose a smaller lr")
+                if progress.step % LOG_EVERY == 0 or progress.step % steps_per_epoch == 0:
+                    loss_sum, token_sum, n_bad = accelerator.reduce(recent, reduction="sum").tolist()
+                    n_bad = round(n_bad / n_processes)
+                    now = progress.train_seconds + time.perf_counter() - began
                     scalars = {
-                        "train/loss": mean_loss,
                         "train/lr": optimizer.param_groups[0]["lr"],
                         "train/grad_norm": float(norm),
-                        "train/tokens_per_second": token_sum / (now - logged),
+                        "train/tokens_per_second": token_sum / (now - progress.logged_at),
                     }
-                    accelerator.log(scalars, step=step)
-                    bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-                    train_tokens += round(token_sum)
-                    logged, recent_steps = now, 0
+                    if n_bad < progress.recent_steps:
+                        scalars["train/loss"] = loss_sum / (progress.recent_steps - n_bad)
+                        bar.set_postfix(loss=f"{scalars['train/loss']:.3f}", refresh=False)
+                    log(progress.step, scalars)
+                    progress.bad_steps += n_bad
+                    progress.train_tokens += round(token_sum)
+                    progress.logged_at, progress.recent_steps = now, 0
                     recent.zero_()
-            train_seconds += time.perf_counter() - started
+                    if progress.bad_steps >= options.max_bad_steps:
+                        raise InputError(
+                            f"the gradient was no number in {progress.bad_steps} steps of the first {progress.step} of "
+                            f"{n_steps} ({folder}): choose a smaller lr; weights and checkpoint are of good steps only"
+                        )
+
+                now = time.perf_counter()
+                progress.train_seconds, began = progress.train_seconds + now - began, now
+                reason = stop.asked()
+                if reason or (options.checkpoint_every and progress.step % options.checkpoint_every == 0):
+                    state.save(folder, progress)
+                    began = time.perf_counter()
+                if reason:
+                    raise Interrupted(
+                        f"stopped by {reason} after step {progress.step} of {n_steps}, which is saved in {folder}: "
+                        "the same command goes on from there"
+                    )
 
             scores = evaluate_now()
-            accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=epoch + 1)
+            log(epoch + 1, {f"validation/{name}": value for name, value in scores.items()})
             if accelerator.is_main_process:
-                bar.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-            if all(scores["score"] > earlier["score"] for earlier in history):
-                state_scores = {
-                    f"{state}_{name}": value for state in method.states(model) for name, value in evaluate_now().items()
+                shown = {name: value for name, value in scores.items() if name != COLLAPSED}
+                bar.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+            if all(scores["score"] > earlier["score"] for earlier in progress.history):
+                progress.state_scores = {
+                    f"{state_name}_{name}": value
+                    for state_name in method.states(model)
+                    for name, value in evaluate_now().items()
                 }
-                facts = {"task_name": task.name, "data": options.data, "max_length": max_length, "seed": options.seed}
-                facts |= {"frozen_dtype": frozen_dtype}
+                about = {"task_name": task.name, "data": options.data, "max_length": max_length, "seed": options.seed}
+                about |= {"frozen_dtype": frozen_dtype}
                 if accelerator.is_main_process:
-                    saving.save_adapter(folder, model, method, **facts)
-            history.append(scores)
+                    saving.save_adapter(folder, model, method, **about)
+            progress.history.append(scores)
+            state.save(folder, progress)
 
+    history = progress.history
     best = max(range(len(history)), key=lambda epoch: history[epoch]["score"])
-    dev = validation_tokens[splits[0]]
+    dev = splits[task.validations[0]]
     unread = metrics.majority(task, tokens.labels.tolist(), len(dev))
     majority = metric.compute(predictions=unread, references=dev.labels.numpy())
+    seconds = progress.train_seconds
     result = {
         "method": method.name,
         "run": folder.name,
@@ -231,8 +330,10 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         **{f"last_{name}": value for name, value in history[-1].items()},
         **{f"majority_{name}": value for name, value in majority.items()},
         "majority_score": metrics.score(majority),
-        **state_scores,
+        **progress.state_scores,
         "best_epoch": best + 1,
+        "bad_steps": progress.bad_steps,
+        "n_resumed": progress.n_resumed,
         "max_length": max_length,
         "frozen_dtype": frozen_dtype,
         "train_examples": len(tokens),
@@ -241,23 +342,24 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         "trainable_params_without_head": count_without_head(model),
         **{f"trained_{kind}": n for kind, n in trained.items()},
         "total_params": total_params,
-        "train_seconds": round(train_seconds, 3),
-        "examples_per_second": round(len(tokens) * options.n_epochs / train_seconds, 2),
-        "real_tokens_per_second": round(train_tokens / train_seconds, 1),
-        "peak_memory_mib": round(machine.peak_memory(device) / 2**20, 1),
+        "train_seconds": round(seconds, 3),
+        "examples_per_second": round(len(tokens) * options.n_epochs / seconds, 2),
+        "real_tokens_per_second": round(progress.train_tokens / seconds, 1),
+        "peak_memory_mib": round(progress.peak_memory / 2**20, 1),
         "device": machine.device_name(device),
         "n_processes": n_processes,
         "mixed_precision": accelerator.mixed_precision,
-        "base_sha256": base_of(model).sha256,
-        "base_revision": base_of(model).revision,
+        "base_sha256": base.sha256,
+        "base_revision": base.revision,
         **saving.provenance(),
     }
     trackers.finish(accelerator, settings, history[best])
     if accelerator.is_main_process:
         result["stored_bytes"] = (folder / saving.ADAPTER).stat().st_size
         saving.write_json(folder / saving.RESULT, result)
+        (folder / saving.CHECKPOINT).unlink()
     accelerator.wait_for_everyone()
-    return folder, result
+    return result
 
 
 def evaluate(
@@ -270,13 +372,16 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics on every validation split, and `score`, the mean of those on the first; the others' have a suffix."""
     scores: dict[str, float] = {}
+    collapsed = False
     for number, (split, tokens) in enumerate(validations.items()):
         logits = prediction.logits(model, tokens, batch_size, accelerator)
         answers = metrics.predictions(task, logits)
         measured = metric.compute(predictions=answers, references=tokens.labels.numpy())
         suffix = "_" + split.removeprefix("validation_") if number > 0 else ""
         scores |= {name + suffix: value for name, value in measured.items()}
-    return scores | {"score": metrics.score({name: scores[name] for name in task.metrics})}
+        collapsed |= number == 0 and bool(np.ptp(answers) < 1e-3)  # of classes 0; of scores from 0 to 5 a hair
+    score = metrics.score({name: scores[name] for name in task.metrics})
+    return scores | {"score": score, COLLAPSED: float(collapsed)}
 
 
 def losses_of(task: tasks.Task, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -294,7 +399,8 @@ def schedule(step: int, n_warmup: int, n_steps: int) -> float:
 
 
 # Options that change where a run goes and what is said about it, not what it computes.
-_NOT_THE_RUN = ("output_dir", "report_to", "overwrite", "debug")
+_NOT_THE_RUN: tuple[str, ...] = ("output_dir", "report_to", "resume", "checkpoint_every", "time_limit", "max_bad_steps")
+_NOT_THE_RUN += ("overwrite", "debug")
 
 
 def run_folder(method: Method, options: TuneOptions) -> Path:
@@ -319,16 +425,6 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
     return Path(options.output_dir) / method.name / options.task_name / name
 
 
-def new_folder(folder: Path) -> None:
-    """An empty run folder; what an unfinished or repeated run left there goes. Raises InputError if it cannot be."""
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot make the run folder {folder}: {error.strerror}") from error
-
-
 def summary(result: dict[str, Any]) -> str:
     """A run in one line: its best scores beside what the majority class gives, what it trained and how fast."""
     task = tasks.find(result["task_name"])
@@ -338,7 +434,8 @@ def summary(result: dict[str, Any]) -> str:
     )
     return (
         f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}: {scores}; "
-        f"epoch {result['best_epoch']} of {result['n_epochs']}; "
+        f"epoch {result['best_epoch']} of {result['n_epochs']}"
+        f"{', which gives all rows one answer' if result['best_collapsed'] else ''}; "
         f"{result['trainable_params']:,} parameters trained, {result['trainable_params_without_head']:,} without the "
         f"head ({result['trainable_params_without_head'] / result['total_params']:.3%} of the encoder); "
         f"{result['examples_per_second']:.1f} examples/s"

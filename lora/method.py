@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.encoders import Linear, layers, replace
-from common.errors import DoesNotFit, InputError
+from common.errors import DoesNotFit, check
 from common.methods import Method
 
 
@@ -83,14 +83,16 @@ class Lora(Method):
     size: ClassVar[str] = "rank"
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError(f"rank is {self.rank}: choose at least 1")
-        if not self.alpha > 0:
-            raise InputError(f"alpha is {self.alpha}: choose a number above 0")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}: choose a probability from 0 to below 1")
-        if not self.targets or len(set(self.targets)) < len(self.targets):
-            raise InputError(f"targets are {self.targets}: name at least one, and each once")
+        check(
+            {
+                f"rank is {self.rank}: choose at least 1": self.rank < 1,
+                f"alpha is {self.alpha}: choose a number above 0": not 0 < self.alpha < math.inf,
+                f"dropout is {self.dropout}: choose a probability from 0 to below 1": not 0 <= self.dropout < 1,
+                f"targets are {' '.join(self.targets)}: name at least one, and each once": (
+                    not self.targets or len(set(self.targets)) < len(self.targets)
+                ),
+            }
+        )
 
     def inject(self, model: nn.Module) -> None:
         scaling = self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)

@@ -9,7 +9,7 @@ from torch import nn
 
 from common.attention import prepend
 from common.encoders import hidden_size, layers, n_heads, stack
-from common.errors import InputError
+from common.errors import check
 from common.methods import Method, Tensors
 
 
@@ -67,10 +67,12 @@ class PrefixTuning(Method):
     size: ClassVar[str] = "prefix_length"
 
     def __post_init__(self) -> None:
-        if self.prefix_length < 1:
-            raise InputError(f"prefix_length is {self.prefix_length}: choose at least 1")
-        if self.hidden_dim < 0:
-            raise InputError(f"hidden_dim is {self.hidden_dim}: choose at least 1, or 0 for no MLP")
+        check(
+            {
+                f"prefix_length is {self.prefix_length}: choose at least 1": self.prefix_length < 1,
+                f"hidden_dim is {self.hidden_dim}: choose at least 1, or 0 for no MLP": self.hidden_dim < 0,
+            }
+        )
 
     def inject(self, model: nn.Module) -> None:
         prefix = Prefix(self.prefix_length, len(layers(model)), hidden_size(model), n_heads(model), self.hidden_dim)

@@ -9,7 +9,7 @@ from torch import nn
 
 from common.checkpoints import base_of, load_tokenizer
 from common.encoders import begin_with, embeddings, replace_words
-from common.errors import InputError
+from common.errors import InputError, check
 from common.methods import Method
 
 
@@ -58,14 +58,17 @@ class PromptTuning(Method):
     size: ClassVar[str] = "prompt_length"
 
     def __post_init__(self) -> None:
-        if self.prompt_length < 1:
-            raise InputError(f"prompt_length is {self.prompt_length}: choose at least 1")
-        if (self.init == "text") != bool(self.init_text):
-            raise InputError(f"init is {self.init} and init_text {self.init_text!r}: give a text with init text alone")
+        check(
+            {
+                f"prompt_length is {self.prompt_length}: choose at least 1": self.prompt_length < 1,
+                f"init is {self.init} and init_text {self.init_text!r}: give a text with init text alone": (
+                    (self.init == "text") != bool(self.init_text)
+                ),
+            }
+        )
 
     def inject(self, model: nn.Module) -> None:
-        replace_words(model, lambda words: PromptEmbedding(words, self.start(model, words.weight)))
-        words = embeddings(model).word_embeddings
+        words = replace_words(model, lambda words: PromptEmbedding(words, self.start(model, words.weight)))
         if self.level == "embeddings":
 
             def overwrite(_module: nn.Module, args: Any, kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
@@ -79,7 +82,7 @@ class PromptTuning(Method):
 
     def start(self, model: nn.Module, table: torch.Tensor) -> torch.Tensor:
         """The first values of the vectors, (n, features), from the table of the vocabulary, (words, features)."""
-        if self.init == "random":
+        if self.init == "random" or table.is_meta:  # a table without numbers: only the shape counts
             return torch.rand(self.prompt_length, table.shape[1], device=table.device) - 0.5
         tokenizer = load_tokenizer(base_of(model).checkpoint)
         if self.init == "text":
@@ -90,5 +93,5 @@ class PromptTuning(Method):
             special = set(tokenizer.all_special_ids)
             words = (i for token, i in tokenizer.get_vocab().items() if i not in special and "[unused" not in token)
             ids = torch.tensor(sorted(words))
-            ids = ids[torch.randperm(len(ids), device="cpu")]
+            ids = ids[torch.randperm(len(ids))]
         return table.detach()[ids.repeat(-(-self.prompt_length // len(ids)))[: self.prompt_length]].clone()

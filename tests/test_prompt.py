@@ -124,7 +124,7 @@ def test_texts_are_cut_to_what_the_prompt_leaves_and_the_run_says_so(padding, op
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(options):
-    with pytest.raises(InputError, match="prompt_length"):
+    with pytest.raises(InputError, match="prompt takes 62 of the encoder's 64 positions"):
         train(PromptTuning(62), options())
 
 

@@ -68,7 +68,7 @@ def test_too_little_memory_is_told_before_it_is_asked_for(options, monkeypatch):
     import psutil
 
     class Little:
-        available = 1000
+        available, total = 1000, 2**40
 
     monkeypatch.setattr(psutil, "virtual_memory", Little)
     with pytest.raises(InputError, match="GiB are free: leave it out"):

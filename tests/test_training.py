@@ -33,15 +33,16 @@ def test_one_seed_gives_identical_weights(method, options):
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
-def test_after_training_every_untrained_tensor_is_as_it_was(options, bert, monkeypatch):
+def test_after_training_every_untrained_tensor_is_as_it_was(options, monkeypatch):
     models = []
 
     def keep(method, model):
         models.append((apply(method, model), {n: p.clone() for n, p in model.state_dict().items()}))
+        return model
 
     monkeypatch.setattr("common.training.apply", keep)
     train(Lora(rank=2), options())
-    ((model, before),) = models
+    model, before = models[-1]  # the first one was blank, to see whether the method fits
     trained = set(trainable(model))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
@@ -168,7 +169,7 @@ def test_every_decisive_option_has_its_own_folder(options, monkeypatch):
 
 
 def test_a_diverging_run_ends_with_a_clear_error_and_no_result(options):
-    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+ of \d+: choose a smaller lr"):
+    with pytest.raises(InputError, match=r"the gradient was no number in \d+ steps of the first \d+ of \d+"):
         train(Baseline(), options(lr=1e30, warmup_ratio=0.0, n_epochs=3, max_grad_norm=0.0))
     with pytest.raises(InputError, match="no finished"):
         find_run("baseline", PredictOptions(task_name="sst2", output_dir=options().output_dir))

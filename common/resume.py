@@ -1,0 +1,163 @@
+"""A run's checkpoint: everything that the loop needs to go on as if it had never been interrupted."""
+
+import dataclasses
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common import machine, saving
+from common.errors import InputError
+from common.methods import Tensors, trainable
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps for each parameter in its shape, beside a count of steps."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come. The epoch is the number of scores in `history`: one is added at the end of each."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    bad_steps: int = 0
+    """Those of them that were skipped, since a gradient was no number."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Validation scores of each epoch."""
+    state_scores: dict[str, float] = field(default_factory=dict)
+    """Of the states that the method wants scored, in the best epoch."""
+    scalars: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
+    """Everything logged so far, as (step, time of day in seconds, name -> value)."""
+    recent_steps: int = 0
+    """Steps since training scalars were last logged."""
+    logged_at: float = 0.0
+    """`train_seconds` at that time."""
+    train_seconds: float = 0.0
+    train_tokens: int = 0
+    peak_memory: int = 0
+    """Bytes, the most of all processes that have worked on the run one after the other."""
+    n_resumed: int = 0
+    """How often the run was taken up again."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What changes in training, beside the progress: the contents of a checkpoint."""
+
+    model: nn.Module
+    optimizer: Any
+    recent: torch.Tensor
+    """Sums since the last log, of this process."""
+    accelerator: "Accelerator"
+    facts: dict[str, Any]
+    """What has to be the same for a run to go on: base model, rows, processes."""
+
+    def save(self, folder: Path, progress: Progress) -> None:
+        """Replace the checkpoint in a run's folder; every process has to call it.
+
+        Raises:
+            InputError: it cannot be written; the one before is as it was.
+        """
+        from accelerate.utils import gather_object
+        from safetensors.torch import save_file
+
+        progress.peak_memory = max(progress.peak_memory, machine.peak_memory(self.accelerator.device))
+        states = gather_object([_random_states(self.accelerator.device) | {"recent": self.recent.cpu()}])
+        if self.accelerator.is_main_process:
+            tensors = {f"weights.{name}": parameter.detach() for name, parameter in trainable(self.model).items()}
+            for name, parameter in trainable(self.model).items():
+                moments = self.optimizer.state.get(parameter, {})
+                tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
+            for rank, state in enumerate(states):
+                tensors |= {f"process.{rank}.{name}": value for name, value in state.items()}
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            scaler = self.accelerator.scaler
+            notes = {
+                "progress": dataclasses.asdict(progress),
+                "facts": self.facts,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            said = {name: json.dumps(value) for name, value in notes.items()}
+            saving.write_atomically(folder / saving.CHECKPOINT, lambda part: save_file(tensors, part, said))
+        self.accelerator.wait_for_everyone()
+
+    def load(self, folder: Path) -> Progress:
+        """Put everything back as the checkpoint in a run's folder has it; every process has to call it.
+
+        Raises:
+            InputError: it is damaged, or the run is another one now.
+        """
+        import safetensors
+
+        path = folder / saving.CHECKPOINT
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                notes = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            changed = [key for key, value in self.facts.items() if notes["facts"].get(key) != value]
+            if changed:
+                found = ", ".join(f"{key} was {notes['facts'].get(key)} and is {self.facts[key]}" for key in changed)
+                raise InputError(f"{path} is of another run: {found}; put back what it was, or say --no_resume")
+            self._put_back(tensors, notes["scaler"])
+            progress = Progress(**notes["progress"])
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+            raise InputError(f"{path} is damaged ({error!r}): --no_resume begins the run anew") from error
+        progress.n_resumed += 1
+        return progress
+
+    def _put_back(self, tensors: Tensors, scaler: dict[str, Any] | None) -> None:
+        for name, parameter in trainable(self.model).items():
+            kept = {key: tensors.get(f"{key}.{name}") for key in ("weights", *(f"optimizer.{key}" for key in MOMENTS))}
+            shapes = {tuple(tensor.shape) for tensor in kept.values() if tensor is not None}
+            if kept["weights"] is None or shapes != {tuple(parameter.shape)}:
+                raise ValueError(f"{name} has the shapes {shapes}, wanted {tuple(parameter.shape)}")
+            parameter.data.copy_(kept["weights"])
+            if f"optimizer.step.{name}" in tensors:  # no state yet where no gradient has arrived yet
+                # Copied, into memory of their own: views of a file's bytes would lie anywhere.
+                self.optimizer.state[parameter] = {
+                    key: tensors[f"optimizer.{key}.{name}"].to(parameter.device, copy=True)
+                    for key in ("step", *MOMENTS)
+                }
+        own = f"process.{self.accelerator.process_index}."
+        self.recent.copy_(tensors[f"{own}recent"])
+        _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})
+        if scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+
+
+def _random_states(device: torch.device) -> Tensors:
+    """The states of all random generators of this process: torch's, and those that a method may use beside them."""
+    _, words_np, place, has_gauss, gauss_np = np.random.get_state(legacy=True)
+    version, words, gauss = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.tensor([*words_np, place, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor(gauss_np, dtype=torch.float64),
+        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_states(states: Tensors) -> None:
+    """The way back."""
+    torch.set_rng_state(states["torch"])
+    *words, place, has_gauss = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), place, has_gauss, states["numpy_gauss"].item()))
+    version, *inner = states["python"].tolist()
+    random.setstate((version, tuple(inner), next(iter(states["python_gauss"].tolist()), None)))
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,299 @@
+"""A run that is interrupted anywhere ends as if it had not been: the same weights, scores and curves, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+
+from adapters.method import Adapters
+from baseline.method import Baseline
+from common import saving, training
+from common.errors import INTERRUPTED, Busy, InputError, Interrupted
+from common.methods import find, names
+from common.options import TuneOptions, parse
+from common.training import run_folder, train
+from lora.method import Lora
+from prefix.method import PrefixTuning
+from scripts.plot import read_curves
+
+METHODS = [find(name)() for name in names()] + [Adapters(drop_layers="random"), PrefixTuning(hidden_dim=8)]
+TIMES = {"train_seconds", "examples_per_second", "real_tokens_per_second", "peak_memory_mib", "n_resumed", "output_dir"}
+
+
+class PowerCut(BaseException):
+    """Ends a run where it is, with nothing saved on the way out."""
+
+
+def at_step(monkeypatch, step: int, event) -> None:
+    """Let something happen once, at the beginning of an optimizer step."""
+    usual = training.schedule
+
+    def schedule(now, *settings):
+        if now == step:
+            monkeypatch.setattr(training, "schedule", usual)
+            event()
+        return usual(now, *settings)
+
+    monkeypatch.setattr(training, "schedule", schedule)
+
+
+def cut_power() -> None:
+    raise PowerCut
+
+
+def ask_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def outcome(folder):
+    """All of a finished run that has to be the same, however often it was interrupted."""
+    result = json.loads((folder / "result.json").read_text())
+    curves = {tag: points for tag, points in read_curves(folder).items() if tag != "train/tokens_per_second"}
+    weights = {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+    return {key: value for key, value in result.items() if key not in TIMES}, curves, weights
+
+
+@pytest.fixture
+def uninterrupted(options, tmp_path):
+    """The outcome of a run that nothing disturbs, in an output folder of its own."""
+
+    def run(method, **changes):
+        folder, _ = train(method, options(output_dir=str(tmp_path / "uninterrupted"), **changes))
+        return outcome(folder)
+
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_run_cut_off_three_times_ends_as_one_that_was_not(method, options, uninterrupted, monkeypatch):
+    settings = {"n_epochs": 3, "checkpoint_every": 4}  # 6 steps in an epoch
+    for step, event, error in ((2, cut_power, PowerCut), (9, ask_to_stop, Interrupted), (15, cut_power, PowerCut)):
+        at_step(monkeypatch, step, event)
+        with pytest.raises(error):
+            train(method, options(**settings))
+    folder, result = train(method, options(**settings))
+    assert result["n_resumed"] == 2  # the first cut came before the first checkpoint
+    assert outcome(folder) == uninterrupted(method, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"gradient_accumulation_steps": 2}, {"padding": "batch"}, {"warmup_ratio": 0.9}])
+def test_resuming_is_exact_with_other_settings_too(settings, options, uninterrupted, monkeypatch):
+    settings |= {"n_epochs": 3, "checkpoint_every": 2, "max_train_samples": 100}
+    at_step(monkeypatch, 11, cut_power)
+    with pytest.raises(PowerCut):
+        train(Lora(rank=2, dropout=0.1), options(**settings))
+    folder, _ = train(Lora(rank=2, dropout=0.1), options(**settings))
+    assert outcome(folder) == uninterrupted(Lora(rank=2, dropout=0.1), **settings)
+
+
+def test_resuming_above_reused_layers_is_exact(options, uninterrupted, monkeypatch):
+    at_step(monkeypatch, 8, cut_power)
+    with pytest.raises(PowerCut):
+        train(Baseline(top_k=1), options(n_epochs=2, reuse_frozen=True))
+    folder, result = train(Baseline(top_k=1), options(n_epochs=2, reuse_frozen=True))
+    assert result["n_resumed"] == 1
+    assert outcome(folder) == uninterrupted(Baseline(top_k=1), n_epochs=2, reuse_frozen=True)
+
+
+@pytest.mark.parametrize("place", ["evaluate", "trackers.finish", "saving.save_adapter", "saving.write_json"])
+def test_a_cut_at_the_end_of_an_epoch_or_of_the_run_loses_nothing(place, options, uninterrupted, monkeypatch):
+    """Between the last step and the result: the work that is left is done again."""
+    *owner, name = ("training", *place.split("."))[-2:]
+    owner = getattr(training, owner[0]) if "." in place else training
+    usual, calls = getattr(owner, name), []
+
+    def cut_the_second(*arguments, **words):
+        calls.append(name)
+        if len(calls) == (1 if place in ("trackers.finish", "saving.save_adapter") else 2):
+            raise PowerCut
+        return usual(*arguments, **words)
+
+    monkeypatch.setattr(owner, name, cut_the_second)
+    with pytest.raises(PowerCut):
+        train(Lora(rank=2), options(n_epochs=2, checkpoint_every=5))
+    folder, _ = train(Lora(rank=2), options(n_epochs=2, checkpoint_every=5))
+    monkeypatch.undo()
+    assert outcome(folder) == uninterrupted(Lora(rank=2), n_epochs=2, checkpoint_every=5)
+
+
+def test_every_random_generator_goes_on_where_it_was(options, monkeypatch):
+    """A method may draw from any of them."""
+    drawn = []
+    usual = training.losses_of
+
+    def draw(*arguments):
+        drawn.append((torch.rand(1).item(), np.random.rand(), np.random.randn(), random.random(), random.gauss(0, 1)))
+        return usual(*arguments)
+
+    monkeypatch.setattr(training, "losses_of", draw)
+    train(Lora(rank=2), options(seed=7))
+    whole, drawn[:] = list(drawn), []
+    at_step(monkeypatch, 3, ask_to_stop)
+    with pytest.raises(Interrupted):
+        train(Lora(rank=2), options(seed=7, overwrite=True))
+    train(Lora(rank=2), options(seed=7))
+    assert drawn == whole
+
+
+def test_a_run_that_is_begun_anew_forgets_its_checkpoint(options, monkeypatch):
+    at_step(monkeypatch, 3, ask_to_stop)
+    with pytest.raises(Interrupted, match=r"stopped by SIGTERM after step 4 of 6, which is saved in .*same command"):
+        train(Lora(rank=2), options())
+    _, result = train(Lora(rank=2), options(resume=False))
+    assert result["n_resumed"] == 0
+
+
+def test_overwriting_repeats_a_finished_run_and_resumes_an_unfinished_one(options, monkeypatch):
+    train(Lora(rank=2), options())
+    at_step(monkeypatch, 3, ask_to_stop)
+    with pytest.raises(Interrupted):
+        train(Lora(rank=2), options(overwrite=True))
+    assert not (run_folder(Lora(rank=2), options()) / "result.json").exists()
+    _, result = train(Lora(rank=2), options(overwrite=True))
+    assert result["n_resumed"] == 1
+
+
+def test_a_finished_run_keeps_no_checkpoint_and_no_lock(options):
+    folder, _ = train(Lora(rank=2), options(checkpoint_every=1))
+    names = {path.name.partition(".out.")[0] for path in folder.iterdir()}
+    assert names == {"adapter.json", "adapter.safetensors", "result.json", "events"}
+
+
+def test_the_time_limit_saves_and_each_launch_gets_on(options):
+    for step in range(1, 7):
+        with pytest.raises(Interrupted, match=f"stopped by the time limit after step {step} of 6"):
+            train(Lora(rank=2), options(time_limit=1e-9))
+    _, result = train(Lora(rank=2), options(time_limit=1e-9))  # only the evaluation was left
+    assert result["n_resumed"] == 6
+
+
+def test_a_checkpoint_of_another_run_is_refused(options, monkeypatch):
+    at_step(monkeypatch, 3, ask_to_stop)
+    with pytest.raises(Interrupted):
+        train(Lora(rank=2), options())
+    usual = training.data.read
+    fewer = lambda *place: usual(*place).draw(40)  # noqa: E731
+    monkeypatch.setattr(training.data, "read", fewer)
+    with pytest.raises(InputError, match="is of another run: train_examples was 48 and is 40"):
+        train(Lora(rank=2), options())
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"{" + b, lambda b: b[:300] + b"x" + b[301:]])
+def test_a_damaged_checkpoint_is_told(damage, options, monkeypatch):
+    at_step(monkeypatch, 3, ask_to_stop)
+    with pytest.raises(Interrupted):
+        train(Lora(rank=2), options())
+    path = run_folder(Lora(rank=2), options()) / saving.CHECKPOINT
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"checkpoint.safetensors is damaged .*--no_resume begins the run anew"):
+        train(Lora(rank=2), options())
+
+
+def test_a_second_process_on_a_run_is_told_and_changes_nothing(options):
+    folder = run_folder(Lora(rank=2), options())
+    with saving.alone(folder):
+        holder = f"is being trained by process {os.getpid()} on "
+        with pytest.raises(Busy, match=holder):
+            train(Lora(rank=2), options())
+        with pytest.raises(Busy, match=holder), saving.alone(folder):
+            pass
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert not folder.exists()
+
+
+def test_the_lock_of_a_dead_process_binds_nobody(options):
+    folder = run_folder(Lora(rank=2), options())
+    code = "import os; from pathlib import Path; from common.saving import alone\n"
+    code += f"with alone(Path({str(folder)!r})): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY)
+    assert (folder / saving.LOCK).is_file()
+    train(Lora(rank=2), options())
+
+
+def test_steps_with_a_gradient_that_is_no_number_change_nothing_and_are_counted(options, monkeypatch):
+    usual, calls = training.losses_of, []
+
+    def some_bad(*arguments):
+        calls.append(0)
+        return usual(*arguments) * (float("nan") if len(calls) in (2, 5) else 1.0)
+
+    monkeypatch.setattr(training, "losses_of", some_bad)
+    folder, result = train(Lora(rank=2), options(n_epochs=2, warmup_ratio=0.0))
+    assert result["bad_steps"] == 2
+    assert all(tensor.isfinite().all() for tensor in load_file(folder / "adapter.safetensors").values())
+    assert np.isfinite(read_curves(folder)["train/loss"][1]).all()
+
+
+def test_too_many_bad_steps_end_the_run_and_keep_its_last_checkpoint(options, monkeypatch):
+    usual, calls = training.losses_of, []
+
+    def bad_from_8(*arguments):
+        calls.append(0)
+        return usual(*arguments) * (float("nan") if len(calls) > 8 else 1.0)
+
+    monkeypatch.setattr(training, "losses_of", bad_from_8)
+    with pytest.raises(InputError, match="the gradient was no number in 4 steps of the first 12 of 18"):
+        train(Lora(rank=2), options(n_epochs=3, max_bad_steps=3))
+    folder = run_folder(Lora(rank=2), options(n_epochs=3))
+    assert not (folder / "result.json").exists()
+    monkeypatch.setattr(training, "losses_of", usual)
+    _, result = train(Lora(rank=2), options(n_epochs=3, max_bad_steps=3))
+    assert (result["n_resumed"], result["bad_steps"]) == (1, 0)  # from the end of the first epoch
+
+
+def test_a_classifier_with_one_answer_for_all_rows_is_flagged(options):
+    _, result = train(Lora(rank=2), options(lr=1e-9))
+    _, learned = train(Baseline(), options(max_train_samples=None, max_eval_samples=None, n_epochs=12, lr=2e-3))
+    assert (result["best_collapsed"], learned["best_collapsed"]) == (1.0, 0.0)
+    assert "which gives all rows one answer" in training.summary(result)
+
+
+def test_running_out_of_memory_is_told_in_one_line_with_what_is_kept(options, monkeypatch):
+    def too_much():
+        torch.empty(2**60)
+
+    at_step(monkeypatch, 7, too_much)
+    with pytest.raises(InputError, match=r"out of memory .* the last checkpoint is kept; choose a smaller batch_size"):
+        train(Lora(rank=2), options(n_epochs=2))
+
+
+def test_more_parameters_than_the_machine_holds_are_refused_before_they_are_made(options):
+    with pytest.raises(InputError, match=r"prefix would train [\d,]+ parameters, which need [\d,]+ GiB"):
+        train(PrefixTuning(prefix_length=10**9), options())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
+def test_a_launched_run_that_gets_a_signal_goes_on_when_launched_again(number, bert, tmp_path, uninterrupted):
+    words = ["--checkpoint", bert, "--data", "demo", "--task_name", "sst2", "--n_epochs", "40", "--batch_size", "8"]
+    words += ["--max_train_samples", "48", "--max_eval_samples", "20", "--checkpoint_every", "3", "--lr", "1e-2"]
+    command = [sys.executable, "-m", "lora.tune", *words, "--output_dir", str(tmp_path)]
+    running = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob(saving.CHECKPOINT)):
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.01)
+    running.send_signal(number)
+    _, said = running.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert running.returncode == -signal.SIGKILL
+    else:
+        assert running.returncode == INTERRUPTED
+        assert f"stopped by {number.name} after step" in said.splitlines()[-1]
+    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert "going on at step" in again.stdout
+    folder = next(tmp_path.glob("lora/sst2/*"))
+    assert outcome(folder) == uninterrupted(Lora(), n_epochs=40, checkpoint_every=3)
+
+
+def test_resume_is_an_option_of_its_own(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program", "--no_resume"])
+    (options,) = parse("program", options=TuneOptions())
+    assert not options.resume
