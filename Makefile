@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench parity-adapterhub
+.PHONY: demo test check format bench parity-adapterhub docs
 
 ## demo: install what running needs, then train, evaluate, predict and plot on synthetic data (no hub, no GPU)
 demo: .venv/run
@@ -18,6 +18,10 @@ bench: .venv/dev
 ## parity-adapterhub: our methods beside AdapterHub's library with the same weights, in an environment of its own
 parity-adapterhub: .venv/run .venv-adapterhub/run
 	$(BIN)/python -m parity.adapterhub $(ARGS)
+
+## docs: the pages that are made by running the code
+docs: .venv/dev
+	$(BIN)/python tests/bad_inputs.py
 
 ## check: lint, formatting and types
 check: .venv/dev

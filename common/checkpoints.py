@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from common import hub
+from common import hub, machine
 from common.encoders import KINDS, encoder
 from common.errors import InputError
 
@@ -87,10 +87,10 @@ def _loading(checkpoint: str) -> Iterator[str]:
     """What to load for a checkpoint, in silence (the head is new: no news), with one clear error where it fails."""
     from transformers.utils import logging
 
+    source = _resolve(checkpoint)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    source = _resolve(checkpoint)
     try:
         yield source
     except InputError:
@@ -110,12 +110,13 @@ def _loading(checkpoint: str) -> Iterator[str]:
 
 def _config(source: str, **changes: Any) -> Any:
     """The configuration of a checkpoint. Raises InputError if the encoder is of an unknown kind."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
-    config = AutoConfig.from_pretrained(source, **changes)
-    if config.model_type not in KINDS:
-        raise InputError(f"{source} is an encoder of kind {config.model_type}: known are {', '.join(KINDS)}")
-    return config
+    # Looked at before anything is made of it: a config may also ask for code of its own.
+    kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if kind not in KINDS:
+        raise InputError(f"{source} is an encoder of kind {kind}: known are {', '.join(KINDS)}")
+    return AutoConfig.from_pretrained(source, trust_remote_code=False, **changes)
 
 
 def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
@@ -123,7 +124,10 @@ def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     with _loading(checkpoint) as source:
-        return AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without one
+        raise InputError(f"checkpoint {checkpoint} has no vocabulary: wanted a tokenizer.json or vocab.txt")
+    return tokenizer
 
 
 def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
@@ -149,6 +153,7 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
             dtype=torch.float32,
             attn_implementation="sdpa",
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     prefix = model.base_model_prefix + "."
@@ -171,11 +176,20 @@ def _revision(source: str) -> str | None:
 
 
 def blank_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
-    """A model of a checkpoint's shapes on the device "meta", which holds no numbers: to count, in no time."""
+    """A model of a checkpoint's shapes on the device "meta", which holds no numbers: to count, in no time.
+
+    Raises:
+        InputError: it cannot be made, or the real one would not fit into memory.
+    """
     from transformers import AutoModelForSequenceClassification
 
     with _loading(checkpoint) as source, torch.device("meta"):
         config = _config(source, num_labels=n_outputs)
         model = AutoModelForSequenceClassification.from_config(config)
+    needed, there = 4 * sum(parameter.numel() for parameter in model.parameters()), machine.host_memory()
+    if needed > there:
+        raise InputError(
+            f"{checkpoint} claims {needed / 2**30:,.0f} GiB of weights, and there are {there / 2**30:,.0f} GiB"
+        )
     model.base = Base(checkpoint, "", None)
     return model

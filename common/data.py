@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+LONGEST_LINE = 1_000_000
+"""Characters of a line; the longest of GLUE has a few thousand."""
+
+
 @dataclass(frozen=True)
 class Examples:
     """The rows of one split, in file order."""
@@ -93,11 +97,15 @@ def _read_tsv(task: Task, source: Source, folder: Path, labelled: bool) -> Examp
         raise InputError(f"{path} not found: {task.name} needs it, in the layout of the official GLUE download")
     # The official files quote nothing, so csv rules would join rows at a stray quotation mark; and str.splitlines
     # would cut sentences at Unicode's other line ends. utf-8-sig drops the byte order mark of MRPC.
+    content = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        at = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {at}: not UTF-8 ({error.reason})") from error
+        at = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {at}: not UTF-8 ({error.reason}): convert it, or fetch it again") from error
+    if "\0" in text:
+        at = text[: text.index("\0")].count("\n") + 1
+        raise InputError(f"{path}, line {at}: a NUL character, which no text has: fetch the file again")
     lines = text.split("\n")
     if lines and lines[-1] == "":
         lines.pop()
@@ -105,6 +113,9 @@ def _read_tsv(task: Task, source: Source, folder: Path, labelled: bool) -> Examp
     if not source.header and not lines:
         raise InputError(f"{path} is empty: wanted a header line with the columns of {task.name}")
     header = list(source.header) or lines.pop(0).rstrip("\r").split("\t")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}: the column {twice[0]!r} is there {header.count(twice[0])} times, wanted once")
 
     def column(name: str) -> int:
         if name not in header:
@@ -117,6 +128,10 @@ def _read_tsv(task: Task, source: Source, folder: Path, labelled: bool) -> Examp
     labels: list[Any] = []
     broken: list[int] = []
     for number, line in enumerate(lines, start=first):
+        if len(line) > LONGEST_LINE:
+            raise InputError(
+                f"{path}, line {number}: {len(line):,} characters, wanted {LONGEST_LINE:,} at most: is an end missing?"
+            )
         fields = line.rstrip("\r").split("\t")
         if len(fields) != len(header):
             broken.append(number)
@@ -129,6 +144,8 @@ def _read_tsv(task: Task, source: Source, folder: Path, labelled: bool) -> Examp
             labels.append(_label(task, fields[label_at], f"{path}, line {number}"))
         for values, at in zip(texts, texts_at, strict=True):
             values.append(fields[at])
+    if len(labels) > 1 and len(set(labels)) == 1:
+        raise InputError(f"{path}: all {len(labels)} rows have the same label: wanted two labels at least")
     if broken:
         print(f"{path}: {len(broken)} rows with missing fields left out (lines {broken})", file=sys.stderr)
     return Examples(texts, labels if labelled else None)
@@ -214,7 +231,7 @@ def tokenize(
     """
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     path = cache and cache / f"{_digest(examples, tokenizer, max_length)}.safetensors"
-    stored = _stored_tokens(path)
+    stored = _stored_tokens(path, names, len(examples), len(tokenizer))
     if stored is None:
         encoded = tokenizer(*examples.texts, truncation="longest_first", max_length=max_length, padding=False)
         lengths = torch.tensor([len(row) for row in encoded["input_ids"]], dtype=torch.int32)
@@ -237,14 +254,19 @@ def _digest(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: 
     return digest.hexdigest()[:32]
 
 
-def _stored_tokens(path: Path | None) -> dict[str, torch.Tensor] | None:
-    """Token ids kept by an earlier run; None where there are none, or what is there is damaged."""
+def _stored_tokens(path: Path | None, names: list[str], n_rows: int, n_ids: int) -> dict[str, torch.Tensor] | None:
+    """Token ids kept by an earlier run; None where there are none, or what is there cannot be these rows."""
     if path is None or not path.is_file():
         return None
     try:
-        return safetensors.torch.load_file(path)
+        stored = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError):
         return None
+    lengths = stored.get("lengths", torch.empty(0))
+    right = set(stored) == {*names, "lengths"} and all(t.dtype == torch.int32 and t.ndim == 1 for t in stored.values())
+    right = right and len(lengths) == n_rows and bool((lengths > 0).all())
+    right = right and all(len(stored[name]) == int(lengths.sum()) for name in names)
+    return stored if right and all(bool(((stored[n] >= 0) & (stored[n] < n_ids)).all()) for n in names) else None
 
 
 def shuffled(n_rows: int, seed: int, epoch: int) -> torch.Tensor:

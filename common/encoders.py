@@ -249,6 +249,11 @@ def longest_input(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
     return min(tokenizer.model_max_length, n_positions(model))
 
 
+def vocabulary_size(model: nn.Module) -> int:
+    """Token ids that the encoder has embeddings for."""
+    return embeddings(model).word_embeddings.num_embeddings
+
+
 def n_positions(model: Any) -> int:
     """Positions that the encoder has embeddings for."""
     return encoder(model).config.max_position_embeddings - first_position(model)

@@ -4,18 +4,22 @@ import dataclasses
 import json
 import os
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from common import machine, saving
-from common.errors import DoesNotFit, InputError, one_line_errors
+from common.errors import Busy, DoesNotFit, InputError, one_line_errors
 from common.methods import Method
 from common.options import SweepOptions, TuneOptions, parse
-from common.training import train
+from common.training import run_folder, train
 
 ROWS = "experiment.jsonl"
+WAIT = 1.0
+"""Seconds between two looks at runs that other workers are at work on."""
 
 
 def sweep(grid: Iterable[Method]) -> None:
@@ -28,6 +32,8 @@ def sweep(grid: Iterable[Method]) -> None:
     name, lr = methods[0].name, type(methods[0]).default_lr
     options, seeds = parse(f"{name}.experiment", options=TuneOptions(lr=lr), sweep=SweepOptions())
     with one_line_errors(options.debug):
+        if options.param_budget is not None:
+            raise InputError("param_budget decides the size that the grid varies: leave it out, or use tune")
         machine.start_cpu_processes()
         rows = run_all(methods, options, range(options.seed, options.seed + seeds.n_seeds))
         if os.environ.get("RANK", "0") == "0":
@@ -39,41 +45,72 @@ def sweep(grid: Iterable[Method]) -> None:
 def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[dict[str, Any]]:
     """Train each method with each seed; the results, each also one row on disk as soon as it is there.
 
+    Any number of processes may work on the same runs: each takes what no other has, and ends when all are finished.
+
     Raises:
         InputError: as `train`; or no configuration fits the encoder.
     """
     main = os.environ.get("RANK", "0") == "0"
-    rows: list[dict[str, Any]] = []
-    refused: DoesNotFit | None = None
-    for number, method in enumerate(methods, start=1):
-        for seed in seeds:
+    for path in {run_folder(method, options).parent / ROWS for method in methods}:
+        if path.is_file():
+            read_rows(path)  # what cannot be appended to is told before hours of work
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    refused: dict[int, DoesNotFit] = {}
+    waiting = list(product(range(len(methods)), seeds))
+    while waiting:
+        busy = []
+        for number, seed in waiting:
+            if number in refused:
+                continue
             try:
-                folder, result = train(method, dataclasses.replace(options, seed=seed))
+                folder, result = train(methods[number], dataclasses.replace(options, seed=seed))
+            except Busy:  # another worker has it: take the next one, and come back in case that worker dies
+                busy.append((number, seed))
+                continue
             except DoesNotFit as error:
-                refused = error
+                refused[number] = error
                 if main:
-                    print(f"configuration {number} of {len(methods)} left out: {error}")
-                break
-            rows.append(result)
+                    print(f"configuration {number + 1} of {len(methods)} left out: {error}")
+                continue
+            rows[number, seed] = result
             if main:
                 append_once(folder.parent / ROWS, result)
+        if len(busy) == len(waiting):
+            time.sleep(WAIT)
+        waiting = busy
     if refused and not rows:
-        raise refused
-    return rows
+        raise next(iter(refused.values()))
+    return [rows[place] for place in sorted(rows)]
 
 
 def append_once(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a file of JSON lines, unless it is there. A line that a crash cut short is written over."""
-    whole = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                whole.append(json.loads(line))
-            except ValueError:
-                continue
-    if row not in whole:
-        lines = [json.dumps(each) for each in [*(r for r in whole if r["run"] != row["run"]), row]]
+    """Append a row to a file of JSON lines, in the place of an earlier row of its run; one process at a time.
+
+    Raises:
+        InputError: the file cannot be read or written, or holds something else; it stays as it is.
+    """
+    with saving.locked(path):
+        others = [each for each in read_rows(path) if each["run"] != row["run"]] if path.is_file() else []
+        lines = [json.dumps(each, allow_nan=False) for each in [*others, row]]
         saving.write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, each with the name of its run. Raises InputError if it holds anything else."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number} is damaged ({error}): remove it") from error
+        if not isinstance(row, dict) or not isinstance(row.get("run"), str):
+            raise InputError(f"{path}, line {number} is no result of a run: remove it")
+        rows.append(row)
+    return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -161,8 +161,17 @@ def parse(program: str, **defaults: Any) -> list[Any]:
 
 
 def _unboxed(message: str) -> str:
-    """tyro's message, drawn as a box of several lines, as one line."""
-    parts = re.split(r"[─╭╮╰╯]{6,}.*", message)
-    lines = [" ".join(re.sub("[│─╭╮╰╯]", " ", part).split()) for part in parts]
-    text = "; ".join(line for line in lines if line and "full helptext" not in line and "helptext:" not in line)
+    """tyro's message, drawn as a box of several lines (of ASCII, where the terminal has no more), as one line."""
+    parts, text = [], ""
+    for line in [*message.splitlines(), "-" * 9]:
+        words = line.strip().strip("│|").strip()
+        if re.fullmatch(r"[─╭╮╰╯+-]{6,}|[╭+][─-].*", words):  # an edge: what it ends is one thing
+            parts.append(text)
+            text = ""
+        else:
+            text += f" {words}"
+    lines = [" ".join(part.split()) for part in parts if part.split()]
+    if not message.lstrip().startswith("╭"):
+        lines = lines[1:]  # the box's title, which is no edge here
+    text = "; ".join(line for line in lines if "full helptext" not in line and "helptext:" not in line)
     return re.sub(r"^Error parsing \w+: ", "", text) + " (--help lists the options)"

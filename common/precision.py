@@ -1,9 +1,14 @@
 """How weights are held: frozen ones in few bits where asked, trained ones always in float32."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+
+from common.errors import InputError
+
+FrozenDtype = Literal["float32", "bfloat16"]
+"""Types that frozen weights can be held in."""
 
 
 def frozen_dtype(chosen: str, device: torch.device, mixed_precision: str) -> str:
@@ -19,6 +24,8 @@ def hold_frozen(model: Any, dtype: str, device: torch.device) -> None:
     Autocast alone would cast every frozen weight again in every step; stored in bfloat16 they need no cast and half
     the memory. LayerNorms, a thousandth of the parameters, stay as they are. "float32" changes nothing.
     """
+    if dtype not in get_args(FrozenDtype):
+        raise InputError(f"frozen_dtype is {dtype!r}: choose one of {', '.join(get_args(FrozenDtype))}")
     if dtype == "float32":
         return
     kind = getattr(torch, dtype)

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from common import data, machine, metrics, saving, tasks
-from common.encoders import n_outputs
+from common.checkpoints import load_tokenizer
+from common.encoders import first_position, longest_input, n_outputs
 from common.errors import InputError, one_line_errors
-from common.methods import Method
+from common.methods import Method, leave_room, names
 from common.options import PredictOptions, parse
 from common.packing import Layout, take_packed
 from common.precision import hold_frozen
@@ -64,7 +65,7 @@ def find_run(method: str, options: PredictOptions) -> Path:
         return Path(options.run)
     task = tasks.find(options.task_name or "")
     home = Path(options.output_dir) / method / (task.trained_as or task.name)
-    runs = {path.parent: saving.read_json(path) for path in sorted(home.glob(f"*/{saving.RESULT}"))}
+    runs = {path.parent: saving.read_result(path.parent) for path in sorted(home.glob(f"*/{saving.RESULT}"))}
     if options.data is not None:
         runs = {run: result for run, result in runs.items() if _same_data(str(result["data"]), options.data)}
     if options.checkpoint is not None:
@@ -96,8 +97,8 @@ def submission_lines(task: tasks.Task, outputs: np.ndarray) -> list[str]:
     if task.is_regression:
         texts = [f"{value:.3f}" for value in answers.clip(0, 5)]
     else:
-        names = task.file_labels or task.labels
-        texts = [names[index] for index in answers]
+        labels = task.file_labels or task.labels
+        texts = [labels[index] for index in answers]
     return ["index\tprediction", *(f"{index}\t{text}" for index, text in enumerate(texts))]
 
 
@@ -130,27 +131,30 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     """
     folder = find_run(method, options)
     config = saving.read_json(folder / saving.CONFIG)
-    trained = str(config.get("task_name"))
-    if config.get("method") != method:
-        raise InputError(f"{folder} holds an adapter of {config.get('method')}: use {config.get('method')}.test")
+    saving.require(folder / saving.CONFIG, config, task_name=str, data=str, max_length=int, frozen_dtype=str)
+    trained, held = config["task_name"], str(config.get("method"))
+    if held != method:
+        other = f"use {held}.test" if held in names() else f"there are the methods {', '.join(names())}"
+        raise InputError(f"{folder} holds an adapter of {held}, not of {method}: {other}")
     tests = tasks.held_out(options.task_name or trained)
     if trained not in (tests[0].name, tests[0].trained_as):
         raise InputError(f"{folder} was trained on {trained}: it cannot answer {options.task_name}")
-    source = options.data or str(config["data"])
+    source = options.data or config["data"]
     examples = [data.read(task, "test", source) for task in tests]
 
     from accelerate import Accelerator
     from tqdm import tqdm
 
-    from common.checkpoints import load_tokenizer
-    from common.encoders import first_position
-
     accelerator = Accelerator()
-    model, _ = saving.load_adapter(folder, options.checkpoint)
+    model, used = saving.load_adapter(folder, options.checkpoint)
+    tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
+    limit = leave_room(used, longest_input(model, tokenizer))
+    if not 3 <= config["max_length"] <= limit or n_outputs(model) != tests[0].n_outputs:
+        found = f"max_length is {config['max_length']} and n_outputs {n_outputs(model)}"
+        raise InputError(f"{folder} is damaged: {found}, wanted 3 to {limit} and {tests[0].n_outputs}")
     hold_frozen(model, config["frozen_dtype"], accelerator.device)
     model = take_packed(model)
     layout = Layout(first_position(model), rounded=config["frozen_dtype"] == "bfloat16")
-    tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     total = sum(map(len, examples))
     paths = []

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -18,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import filelock
 from torch import nn
 
-from common import machine
+from common import machine, tasks
 from common.checkpoints import base_of, blank_model, load_model
 from common.encoders import n_outputs
-from common.errors import Busy, InputError
+from common.errors import Busy, DoesNotFit, InputError
 from common.methods import REPOSITORY, Combined, Method, Tensors, apply, find, trainable, try_on
 
 if TYPE_CHECKING:
@@ -58,9 +60,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         if part is not None:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-        # safetensors has an error of its own for what the system refused.
-        if isinstance(error, OSError) or "No space left" in str(error):
-            reason = getattr(error, "strerror", None) or error
+        # safetensors has an error of its own for what the system has refused.
+        refused = re.search(r"I/O error: (.+?) \(os error", str(error))
+        if isinstance(error, OSError) or refused:
+            reason = refused[1] if refused else getattr(error, "strerror", None) or error
             raise InputError(f"cannot write {path}: {reason}; what was there before is as it was") from error
         raise
 
@@ -111,6 +114,29 @@ def alone(folder: Path) -> Iterator[None]:
                 (folder / LOCK).unlink()
                 folder.rmdir()
             lock.release()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only process that changes a file, once those before are done."""
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # as in `alone`
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def refuse_links(home: Path, folder: Path) -> None:
+    """Raise InputError if a link leads from a folder below `home` to a place that is not below it."""
+    if not folder.resolve().is_relative_to(home.resolve()):
+        raise InputError(f"{folder} leads out of {home}, to {folder.resolve()}: remove that link")
 
 
 def refuse_busy(folder: Path) -> None:
@@ -175,6 +201,29 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def require(path: Path, values: dict[str, Any], **wanted: type) -> None:
+    """Raise InputError if a value that was read from `path` is missing or of another type than wanted."""
+    for name, kind in wanted.items():
+        value = values.get(name)
+        if not isinstance(value, (float, int) if kind is float else kind) or (
+            isinstance(value, bool) and kind is not bool
+        ):
+            raise InputError(f"{path} is damaged: {name} is {value!r}, wanted {kind.__name__}")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result of a finished run. Raises InputError if there is none, or it is damaged."""
+    path = folder / RESULT
+    result = read_json(path)
+    require(path, result, **dict.fromkeys(("method", "run", "task_name", "data", "checkpoint", "frozen_dtype"), str))
+    require(path, result, **dict.fromkeys(("seed", "n_epochs", "best_epoch", "validation_examples"), int))
+    require(path, result, **dict.fromkeys(("trainable_params_without_head", "trainable_params", "total_params"), int))
+    require(path, result, **dict.fromkeys(("best_score", "majority_score", "examples_per_second"), float))
+    scores = [f"{kind}_{name}" for name in tasks.find(result["task_name"]).metrics for kind in ("best", "majority")]
+    require(path, result, **dict.fromkeys(scores, float))
+    return result
 
 
 def provenance() -> dict[str, Any]:
@@ -262,7 +311,8 @@ def _check_type(name: str, value: Any, wanted: Any) -> None:
         typeguard.check_type(value, wanted, collection_check_strategy=every)
         if not isinstance(value, bool) or bool in (wanted, *typing.get_args(wanted)):
             return
-    raise InputError(f"{name} is {value!r}: wanted {getattr(wanted, '__name__', wanted)}")
+    text = wanted.__name__ if isinstance(wanted, type) else str(wanted).replace("typing.", "")
+    raise InputError(f"{name} is {value!r}: wanted {text}")
 
 
 def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["PreTrainedModel", Method]:
@@ -281,23 +331,23 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     method = read_method(folder, config)
-    for key, kind in (("base_checkpoint", str), ("base_sha256", str), ("n_outputs", int)):
-        if type(config.get(key)) is not kind:
-            raise InputError(f"{folder / CONFIG} is damaged: no {key}")
-    if config["n_outputs"] < 1:
-        raise InputError(f"{folder / CONFIG} is damaged: n_outputs is {config['n_outputs']}")
-    checkpoint = checkpoint or config["base_checkpoint"]
-
+    require(folder / CONFIG, config, base_checkpoint=str, base_sha256=str, n_outputs=int)
     # Compared before any memory is asked for: the shapes that the file has and those that its config asks for.
     path = folder / ADAPTER
-    blank = try_on(method, blank_model(checkpoint, config["n_outputs"]))
-    wanted = {name: tuple(parameter.shape) for name, parameter in trainable(blank).items()}
     try:
         with safetensors.safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {name: tuple(part.get_shape()) for name, part in slices.items() if part.get_dtype() == "F32"}
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is missing or damaged ({error}): restore it or train again") from error
+    if not 1 <= config["n_outputs"] <= sum(map(math.prod, found.values())):
+        raise InputError(f"{path} does not fit {CONFIG} beside it: n_outputs is {config['n_outputs']}")
+    checkpoint = checkpoint or config["base_checkpoint"]
+    blank = blank_model(checkpoint, config["n_outputs"])
+    try:
+        wanted = {name: tuple(parameter.shape) for name, parameter in trainable(try_on(method, blank)).items()}
+    except DoesNotFit as error:
+        raise InputError(f"{folder / CONFIG} does not fit {checkpoint}: {error}") from error
     if wanted != found:
         odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise InputError(

@@ -19,7 +19,7 @@ from torch import nn
 
 from common import data, machine, metrics, precision, prediction, saving, tasks, trackers
 from common.checkpoints import base_of, blank_model, load_model, load_tokenizer
-from common.encoders import encoder, first_position, longest_input
+from common.encoders import encoder, first_position, longest_input, vocabulary_size
 from common.errors import DoesNotFit, InputError, Interrupted, is_out_of_memory, one_line_errors
 from common.methods import Method, apply, count, count_without_head, leave_room, table, trainable, try_on, within
 from common.options import TuneOptions, parse
@@ -74,7 +74,8 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         return (folder / saving.RESULT).is_file() and not options.overwrite
 
     if machine.told_by_main(is_finished):
-        return folder, saving.read_json(folder / saving.RESULT)
+        return folder, saving.read_result(folder)
+    saving.refuse_links(Path(options.output_dir), folder)
     saving.refuse_busy(folder)
 
     # Data first: most bad input is there, and it is found in no time. Then what needs the shapes of the encoder alone.
@@ -87,7 +88,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
 
     with saving.alone(folder):
         if machine.told_by_main(is_finished):  # by another process, just now
-            return folder, saving.read_json(folder / saving.RESULT)
+            return folder, saving.read_result(folder)
         try:
             return folder, _train(method, options, task, folder, rows, tokenizer, max_length)
         except Exception as error:
@@ -109,6 +110,9 @@ def check_fit(method: Method, options: TuneOptions, blank: nn.Module, tokenizer:
         InputError: `options.max_length` is more than the encoder takes.
     """
     trackers.chosen(options.report_to)
+    if max(tokenizer.get_vocab().values()) >= vocabulary_size(blank):
+        sizes = f"a tokenizer of {len(tokenizer)} tokens and an encoder of {vocabulary_size(blank)}"
+        raise InputError(f"{options.checkpoint} has {sizes}: wanted those that belong together")
     limit = leave_room(method, longest_input(blank, tokenizer))
     if options.max_length is not None and options.max_length > limit:
         raise InputError(f"max_length is {options.max_length}, but {options.checkpoint} takes at most {limit} tokens")
@@ -435,7 +439,7 @@ def summary(result: dict[str, Any]) -> str:
     return (
         f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}: {scores}; "
         f"epoch {result['best_epoch']} of {result['n_epochs']}"
-        f"{', which gives all rows one answer' if result['best_collapsed'] else ''}; "
+        f"{', which gives all rows one answer' if result.get('best_collapsed') else ''}; "
         f"{result['trainable_params']:,} parameters trained, {result['trainable_params_without_head']:,} without the "
         f"head ({result['trainable_params_without_head'] / result['total_params']:.3%} of the encoder); "
         f"{result['examples_per_second']:.1f} examples/s"

@@ -1,13 +1,12 @@
 """Keep results of runs as JSON lines and print them as a table: python -m scripts.collect RUN [RUN ...] --out FILE"""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from common import saving, tasks
 from common.errors import one_line_errors
-from common.experiments import append_once
+from common.experiments import append_once, read_rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -41,9 +40,8 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors(args.debug):
         for run in args.runs:
-            append_once(args.out, saving.read_json(run / saving.RESULT))
-        rows = [json.loads(line) for line in args.out.read_text(encoding="utf-8").splitlines()]
-        print(table(rows))
+            append_once(args.out, saving.read_result(run))
+        print(table(read_rows(args.out)))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def draw(runs: list[Path], out: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for number, run in enumerate(runs):
-        curves, result = read_curves(run), saving.read_json(run / saving.RESULT)
+        curves, result = read_curves(run), saving.read_result(run)
         synthetic = " (synthetic data)" if result["data"] == "demo" else ""
         label = f"{result['method']}, {result['task_name']}{synthetic}, seed {result['seed']}"
         style = {"color": f"C{number}", "label": label}

@@ -1,20 +1,41 @@
-"""Each bad input ends in one clear line and exit code 2, before anything is written."""
+"""Each bad input ends in one clear line and exit code 2, with nothing left behind, and the page of them is true."""
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+import bad_inputs
 import pytest
-from conftest import REPOSITORY, exits_with_one_line, save_checkpoint
+from bad_inputs import DOCUMENT, SECTIONS, steady
+from conftest import REPOSITORY, exits_with_one_line
 
-from common.prediction import predict
-from common.training import train, tune
+from common.errors import InputError
+from common.training import tune
 from lora.method import Lora
 
 
-def fails(capfd, *arguments):
-    return exits_with_one_line(capfd, *arguments, program=lambda: tune(Lora))
+@pytest.fixture(scope="module")
+def ready():
+    with bad_inputs.ready():
+        yield
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_each_is_told_in_one_line_with_exit_code_2_and_leaves_nothing(section, ready):
+    for case in SECTIONS[section]():
+        code, said, left = bad_inputs.run(case)
+        assert (code, said.count("\n"), said[:7], left) == (2, 1, "error: ", []), (case, said)
+
+
+def test_the_page_shows_what_is_said_now():
+    assert bad_inputs.document() == DOCUMENT.read_text(), "make docs"
+    assert sum(1 for section in SECTIONS.values() for _ in section()) >= 60
+
+
+def test_a_tracebacks_words_are_no_line_of_ours():
+    """What makes the tests above able to fail: a defect is shown as one."""
+    code, said = bad_inputs.call("scripts.no_such_module")
+    assert (code, said[:7]) == (1, "ImportE")
 
 
 @pytest.fixture
@@ -23,145 +44,18 @@ def small(bert, tmp_path):
     return ["--checkpoint", bert, "--data", "demo", "--output_dir", str(tmp_path / "out")]
 
 
-def rte(folder: Path, text: str) -> str:
-    (folder / "RTE").mkdir()
-    (folder / "RTE" / "train.tsv").write_text(text)
-    return str(folder)
+def test_a_box_of_ascii_is_read_like_one_of_lines(capfd, small, monkeypatch):
+    from tyro import _fmtlib
 
-
-def test_unknown_task(capfd, small):
-    line = fails(capfd, *small, "--task_name", "glue")
-    assert "invalid choice 'glue' for argument '--task_name'" in line
-    assert "'mrpc'" in line
-
-
-def test_unknown_option(capfd, small):
-    line = fails(capfd, *small, "--rnak", "8")
-    assert "--rnak" in line
-    assert "--rank" in line
-
-
-def test_a_word_where_a_number_is_wanted(capfd, small):
-    assert "--rank: invalid literal for int() with base 10: 'many'" in fails(capfd, *small, "--rank", "many")
-
-
-def test_missing_folder(capfd, small, tmp_path):
-    line = fails(capfd, *small, "--data", str(tmp_path / "nowhere"))
-    assert f"data folder {tmp_path / 'nowhere'} not found" in line
-
-
-def test_a_broken_row(capfd, small, tmp_path):
-    folder = rte(tmp_path, "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\tonly this\n")
-    line = fails(capfd, *small, "--data", folder, "--task_name", "rte")
-    assert "RTE/train.tsv, line 3: 2 tab-separated fields, wanted 4 as in the header" in line
-
-
-def test_an_empty_train_file(capfd, small, tmp_path):
-    line = fails(capfd, *small, "--data", rte(tmp_path, ""), "--task_name", "rte")
-    assert "RTE/train.tsv is empty: wanted a header line" in line
-
-
-def test_unknown_checkpoint_without_a_network(capfd, small):
-    line = fails(capfd, *small, "--checkpoint", "nobody/no-such-encoder")
-    assert "'nobody/no-such-encoder'" in line
-    assert all(way in line for way in ("HF_HOME", "local folder", "minilm"))
-
-
-def test_missing_checkpoint_folder(capfd, small):
-    assert "checkpoint folder nowhere/at/all not found" in fails(capfd, *small, "--checkpoint", "./nowhere/at/all")
-
-
-def test_rank_0(capfd, small):
-    assert "rank is 0: choose at least 1" in fails(capfd, *small, "--rank", "0")
-
-
-def test_rank_larger_than_the_layer(capfd, small):
-    assert "rank 64 is larger than a layer of 32 to 32 features" in fails(capfd, *small, "--rank", "64")
-
-
-def test_negative_learning_rate(capfd, small):
-    assert "lr is -0.1: choose a number above 0" in fails(capfd, *small, "--lr", "-0.1")
-
-
-def test_all_wrong_numbers_are_named_at_once(capfd, small):
-    line = fails(capfd, *small, "--lr", "nan", "--batch_size", "0", "--warmup_ratio", "2")
-    assert all(text in line for text in ("lr is nan", "batch_size is 0", "warmup_ratio is 2.0"))
-
-
-def test_a_tracker_that_is_not_installed(capfd, small):
-    line = fails(capfd, *small, "--report_to", "nonesuch")
-    assert "report_to names 'nonesuch': installed are" in line
-    assert "tensorboard" in line
-
-
-def test_more_tokens_than_the_encoder_takes(capfd, small):
-    assert "max_length is 65, but" in fails(capfd, *small, "--max_length", "65")
-
-
-def test_an_output_folder_that_cannot_be_made(capfd, small, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    line = fails(capfd, *small, "--max_train_samples", "8", "--output_dir", str(tmp_path / "file" / "out"))
-    assert "cannot write" in line
-
-
-def test_nothing_is_written_by_a_run_that_cannot_start(capfd, small, tmp_path):
-    fails(capfd, *small, "--rank", "64")
-    assert not list((tmp_path / "out").rglob("*"))
-
-
-@pytest.fixture
-def run(options):
-    folder, _ = train(Lora(rank=2), options())
-    return folder
-
-
-def refuses(capfd, *arguments):
-    return exits_with_one_line(capfd, *arguments, program=lambda: predict(Lora))
-
-
-def test_a_corrupt_adapter(capfd, run):
-    path = run / "adapter.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    assert "adapter.safetensors is missing or damaged" in refuses(capfd, "--run", str(run))
-
-
-def test_an_adapter_that_does_not_fit_its_options(capfd, run):
-    config = json.loads((run / "adapter.json").read_text())
-    config["options"]["rank"] = 3
-    (run / "adapter.json").write_text(json.dumps(config))
-    assert "does not fit adapter.json beside it" in refuses(capfd, "--run", str(run))
-
-
-def test_an_adapter_for_another_base(capfd, run, tmp_path):
-    other = save_checkpoint("bert", tmp_path / "other", seed=1)
-    line = refuses(capfd, "--run", str(run), "--checkpoint", str(other))
-    assert "was trained on another base model" in line
-
-
-def test_an_adapter_of_another_method(capfd, run):
-    config = json.loads((run / "adapter.json").read_text())
-    config["method"] = "baseline"
-    (run / "adapter.json").write_text(json.dumps(config))
-    assert "holds an adapter of baseline: use baseline.test" in refuses(capfd, "--run", str(run))
-
-
-def test_a_run_of_another_task(capfd, run):
-    line = refuses(capfd, "--run", str(run), "--task_name", "rte")
-    assert "was trained on sst2: it cannot answer rte" in line
-
-
-def test_neither_task_nor_run(capfd):
-    assert "give --task_name, or --run FOLDER" in refuses(capfd)
-
-
-def test_no_run_yet(capfd, tmp_path):
-    line = refuses(capfd, "--task_name", "cola", "--output_dir", str(tmp_path))
-    assert "no finished lora run for cola" in line
+    lines = []
+    for boxes in (True, False):
+        monkeypatch.setattr(_fmtlib, "_FORCE_UTF8_BOXES", boxes)
+        lines.append(exits_with_one_line(capfd, *small, "--task_name", "glue", program=lambda: tune(Lora)))
+    assert steady(lines[0]) == steady(lines[1])
+    assert "invalid choice 'glue' for argument '--task_name'" in lines[0]
 
 
 def test_debug_shows_the_traceback(small, monkeypatch):
-    from common.errors import InputError
-
     monkeypatch.setattr(sys, "argv", ["lora.tune", *small, "--rank", "64", "--debug"])
     with pytest.raises(InputError):
         tune(Lora)
@@ -175,3 +69,18 @@ def test_the_same_from_a_shell(small):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: data folder /no/such/folder not found")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_full_disk_in_a_launched_run_is_one_line_and_leaves_what_was_saved(small, tmp_path):
+    """No file may grow above 16 KiB, which the checkpoint with the optimizer's state is the first to reach."""
+    limited = "import resource, runpy, sys; sys.argv[:] = sys.argv[1:]\n"
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))\n"
+    limited += "runpy.run_module('lora.tune', run_name='__main__')"
+    words = ["--max_train_samples", "32", "--max_eval_samples", "16", "--rank", "8", "--task_name", "sst2"]
+    command = [sys.executable, "-c", limited, "lora.tune", *small, *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "checkpoint.safetensors: File too large" in done.stderr.splitlines()[-1]
+    (run,) = (tmp_path / "out" / "lora" / "sst2").iterdir()
+    assert not list(run.glob("*.part"))
+    assert json.loads((run / "adapter.json").read_text())["method"] == "lora"

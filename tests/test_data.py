@@ -78,7 +78,7 @@ def test_missing_folders_and_files_are_named(tmp_path):
 
 def test_only_a_few_broken_rows_of_qqp_are_left_out(tmp_path, capsys):
     header, good, bad = "id\tquestion1\tquestion2\tis_duplicate\n", "0\ta\tb\t1\n", "x\t0\n"
-    folder = write(tmp_path, "QQP/train.tsv", header + good + bad + good)
+    folder = write(tmp_path, "QQP/train.tsv", header + good + bad + "1\tc\td\t0\n")
     assert len(data.read(find("qqp"), "train", folder)) == 2
     assert "1 rows with missing fields left out (lines [3])" in capsys.readouterr().err
     write(tmp_path, "QQP/train.tsv", header + good + bad * 11)

@@ -1,17 +1,23 @@
 """A sweep yields one row for each run, once."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
-from common.errors import DoesNotFit
-from common.experiments import ROWS, append_once, run_all, table
+from common import saving
+from common.errors import DoesNotFit, InputError
+from common.experiments import ROWS, append_once, read_rows, run_all, table
+from common.training import run_folder
 from lora.method import Lora
 
 
 def rows_on_disk(options):
-    path = next(iter(__import__("pathlib").Path(options.output_dir).rglob(ROWS)))
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    (path,) = Path(options.output_dir).rglob(ROWS)
+    return read_rows(path)
 
 
 def test_every_configuration_and_seed_is_one_row(options):
@@ -35,13 +41,48 @@ def test_configurations_that_do_not_fit_are_left_out_and_named(options, capsys):
         run_all([Lora(rank=512)], options(), range(42, 43))
 
 
-def test_a_line_cut_short_by_a_crash_costs_that_line_only(tmp_path):
-    path = tmp_path / ROWS
+@pytest.mark.parametrize("line", ['{"run": "b", "sco', "[]", '{"score": 1}', '{"run": ' * 10**5])
+def test_damaged_rows_are_told_before_anything_is_trained(line, options, tmp_path):
+    path = run_folder(Lora(rank=1), options()).parent / ROWS
     append_once(path, {"run": "a"})
     with path.open("a") as file:
-        file.write('{"run": "b", "sco')
-    append_once(path, {"run": "c"})
-    assert [json.loads(line)["run"] for line in path.read_text().splitlines()] == ["a", "c"]
+        file.write(line)
+    before = path.read_text()
+    with pytest.raises(InputError, match=r"experiment.jsonl, line 2 .*: remove it"):
+        run_all([Lora(rank=1)], options(), range(42, 43))
+    with pytest.raises(InputError, match="line 2"):
+        append_once(path, {"run": "c"})
+    assert path.read_text() == before
+    assert [entry.name for entry in path.parent.iterdir()] == [ROWS]
+
+
+def test_many_processes_append_each_row_once(tmp_path):
+    code = "import sys; from pathlib import Path; from common.experiments import append_once\n"
+    code += (
+        "for n in range(25): append_once(Path(sys.argv[1]), {'run': f'{int(sys.argv[2]) % 2} {n}', 'x': 'y' * 5000})"
+    )
+    path = tmp_path / ROWS
+    workers = [subprocess.Popen([sys.executable, "-c", code, str(path), str(n)], cwd=REPOSITORY) for n in range(4)]
+    assert [worker.wait() for worker in workers] == [0] * 4
+    assert len(read_rows(path)) == 50
+    assert [entry.name for entry in tmp_path.iterdir()] == [ROWS]
+
+
+def test_a_run_that_another_worker_has_is_waited_for_and_taken_over_when_that_one_dies(options, monkeypatch):
+    folders = {seed: run_folder(Lora(rank=1), options(seed=seed)) for seed in (42, 43)}
+    holder = saving.alone(folders[42])
+    holder.__enter__()
+    looks = []
+
+    def wait(_seconds):
+        looks.append([folder.is_dir() for folder in folders.values()])
+        holder.__exit__(None, None, None)
+
+    monkeypatch.setattr("common.experiments.time.sleep", wait)
+    rows = run_all([Lora(rank=1)], options(), range(42, 44))
+    assert [row["seed"] for row in rows] == [42, 43]
+    assert looks == [[True, True]]  # the other run was done first
+    assert len(rows_on_disk(options())) == 2
 
 
 def test_the_table_has_mean_and_spread_by_hand():

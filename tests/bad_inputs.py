@@ -1,0 +1,404 @@
+"""Every kind of bad input that we know, each with a real run of the command: make docs writes docs/bad_input.md."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import runpy
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+
+from conftest import save_checkpoint  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+logging.disable_progress_bar()
+
+DOCUMENT = REPOSITORY / "docs" / "bad_input.md"
+HEADER = "index\tsentence1\tsentence2\tlabel\n"
+ROWS = HEADER + "0\ta man\ta dog\tentailment\n1\ta cat\tno cat\tnot_entailment\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that cannot be run and what it is given."""
+
+    what: str
+    """In words."""
+    command: str
+    """As a user types it, without what would be fine: FOLDER stands for the folder that `make` fills."""
+    make: Callable[[Path], object] = lambda folder: None
+    """Puts what is wrong into an empty folder."""
+
+
+def write(name: str, content: str | bytes) -> Callable[[Path], None]:
+    """A maker of one file."""
+
+    def make(folder: Path) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return make
+
+
+def options() -> Iterator[Case]:
+    """Options that are wrong in themselves or for the encoder."""
+    for what, words in (
+        ("a task that GLUE does not have", "--task_name glue"),
+        ("a misspelled option", "--rnak 8"),
+        ("an option without its value", "--lr"),
+        ("a word where a number is wanted", "--rank many"),
+        ("a rank of 0", "--rank 0"),
+        ("a rank above the layer's width", "--rank 64"),
+        ("a rank beyond all memory", "--rank 1000000000"),
+        ("a factor of 0", "--alpha 0"),
+        ("a factor that is no number", "--alpha nan"),
+        ("a dropout that drops everything", "--dropout 1"),
+        ("a map named twice", "--targets query query"),
+        ("a map that no layer has", "--targets query_key"),
+        ("a negative learning rate", "--lr -0.1"),
+        ("a learning rate that is no number", "--lr nan"),
+        ("an infinite learning rate", "--lr inf"),
+        ("one beta", "--betas 0.9"),
+        ("a beta of 1", "--betas 0.9 1"),
+        ("an epsilon of 0", "--eps 0"),
+        ("a negative weight decay", "--weight_decay -1"),
+        ("an empty batch", "--batch_size 0"),
+        ("an empty batch in evaluation", "--eval_batch_size 0"),
+        ("no forward pass", "--gradient_accumulation_steps 0"),
+        ("no epoch", "--n_epochs 0"),
+        ("a warm-up longer than the run", "--warmup_ratio 2"),
+        ("a negative norm", "--max_grad_norm -1"),
+        ("a padding that there is not", "--padding left"),
+        ("a type that there is not", "--frozen_dtype float8"),
+        ("nothing frozen to reuse", "--reuse_frozen"),
+        ("reuse of padded batches", "--reuse_frozen --padding batch"),
+        ("more tokens than the encoder takes", "--max_length 65"),
+        ("no tokens", "--max_length 0"),
+        ("a budget below the smallest size", "--param_budget 10"),
+        ("a negative seed", "--seed -1"),
+        ("no rows", "--max_train_samples 0"),
+        ("a checkpoint every 0 steps", "--checkpoint_every 0"),
+        ("no time", "--time_limit 0"),
+        ("no patience with bad steps", "--max_bad_steps 0"),
+        ("a tracker that is not installed", "--report_to nonesuch"),
+        ("several wrong values, of the loop and of the method", "--lr nan --batch_size 0 --rank 0"),
+    ):
+        yield Case(what, f"lora.tune {words}")
+    for what, words in (
+        ("an empty bottleneck", "adapters.tune --bottleneck_size 0"),
+        ("a bottleneck beyond all memory", "adapters.tune --bottleneck_size 1000000000"),
+        ("a placement that there is not", "adapters.tune --placement top"),
+        ("an infinite scaling", "adapters.tune --scaling inf"),
+        ("adapters dropped from every layer", "adapters.tune --drop_layers 2"),
+        ("a negative number of dropped layers", "adapters.tune --drop_layers -1"),
+        ("LayerNorms trained under dropped layers", "adapters.tune --drop_layers random --train_layernorm True"),
+        ("more layers than the encoder has", "baseline.tune --top_k 99"),
+        ("two baselines at once", "baseline.tune --top_k 1 --random_params 5"),
+        ("more random entries than there are", "baseline.tune --random_params 1000000000"),
+        ("a group of biases that there is not", "bitfit.tune --terms attention"),
+        ("a group of biases named twice", "bitfit.tune --terms all query"),
+        ("a budget for a method without a size", "bitfit.tune --param_budget 1000"),
+        ("an empty prefix", "prefix.tune --prefix_length 0"),
+        ("a prefix beyond all memory", "prefix.tune --prefix_length 1000000000"),
+        ("a negative hidden size", "prefix.tune --hidden_dim -1"),
+        ("a prompt that leaves no room for the text", "prompt.tune --prompt_length 62"),
+        ("a prompt beyond all memory", "prompt.tune --prompt_length 1000000000 --level embeddings"),
+        ("a start as text without a text", "prompt.tune --init text"),
+        ("a text that is not asked for", "prompt.tune --init_text hello"),
+        ("no seeds", "lora.experiment --n_seeds 0"),
+        ("a budget for a grid of sizes", "lora.experiment --param_budget 1000"),
+    ):
+        yield Case(what, words)
+
+
+def base_models() -> Iterator[Case]:
+    """Pretrained checkpoints that are missing, damaged or not for us."""
+
+    def changed(**config) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            save_checkpoint("bert", folder)
+            known = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(known | config))
+
+        return make
+
+    def without(*names: str) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            save_checkpoint("bert", folder)
+            for name in names:
+                (folder / name).unlink()
+
+        return make
+
+    def cut(folder: Path) -> None:
+        save_checkpoint("bert", folder)
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1000])
+
+    def pickled(folder: Path) -> None:
+        import torch
+
+        save_checkpoint("bert", folder)
+        (folder / "model.safetensors").unlink()
+        torch.save({"weights": torch.zeros(2)}, folder / "pytorch_model.bin")
+
+    def half(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        save_checkpoint("bert", folder)
+        path = folder / "model.safetensors"
+        tensors = {name: value for name, value in load_file(path).items() if "layer.1." not in name}
+        save_file(tensors, path, {"format": "pt"})
+
+    tune, own = "lora.tune --checkpoint FOLDER", {"AutoConfig": "code.Own"}
+    yield Case("a hub name that cannot be reached", "lora.tune --checkpoint nobody/no-such-encoder")
+    yield Case("a folder that is not there", "lora.tune --checkpoint ./nowhere/at/all")
+    yield Case("a folder without a config.json", tune)
+    yield Case("a config that is no JSON", tune, write("config.json", "{"))
+    yield Case("an encoder of an unknown kind", tune, changed(model_type="gpt2"))
+    yield Case("an encoder that brings code of its own", tune, changed(model_type="own", auto_map=own))
+    yield Case("a config that claims sizes beyond all memory", tune, changed(hidden_size=10**9))
+    yield Case("weights that are not there", tune, without("model.safetensors"))
+    yield Case("weights as a pickle, which could run code", tune, pickled)
+    yield Case("weights cut short", tune, cut)
+    yield Case("weights of half of the layers", tune, half)
+    yield Case("a tokenizer that is not there", tune, without("tokenizer.json", "tokenizer_config.json", "vocab.txt"))
+
+
+def data() -> Iterator[Case]:
+    """Data files that are missing, damaged or not what they say."""
+    train = "RTE/train.tsv"
+    yield Case("a folder that is not there", "lora.tune --data ./no/such/folder")
+    yield Case("a folder without the task", "lora.tune --task_name rte --data FOLDER")
+    for what, content in (
+        ("an empty file", ""),
+        ("a file with a header alone", HEADER),
+        ("a column that is not there", ROWS.replace("sentence2", "text")),
+        ("a column that is there twice", ROWS.replace("index", "label")),
+        ("a row with too few fields", ROWS + "2\tonly this\n"),
+        ("a row with too many fields", ROWS + "2\ta\tb\tentailment\tc\n"),
+        ("an empty line in the end", ROWS + "\n"),
+        ("a label outside the set", ROWS + "2\ta\tb\tmaybe\n"),
+        ("the same label in all rows", ROWS.replace("not_entailment", "entailment")),
+        ("Latin-1", ROWS.encode() + "2\tcafé\tb\tentailment\n".encode("latin-1")),
+        ("UTF-16", ROWS.encode("utf-16")),
+        ("UTF-16 without a mark, which is UTF-8 with NULs", ROWS.encode("utf-16-le")),
+        ("a NUL byte", ROWS.replace("no cat", "no\0cat")),
+        ("a line of 10 MB", ROWS + f"2\t{'a' * 10_000_000}\tb\tentailment\n"),
+        ("lines that end in CR alone", ROWS.replace("\n", "\r")),
+    ):
+        yield Case(what, "lora.tune --task_name rte --data FOLDER", write(train, content))
+    stsb = "\t".join(f"c{n}" for n in range(7)) + "\tsentence1\tsentence2\tscore\n"
+    row = "\t".join("-" * 7) + "\ta\tb\t"
+    for what, score in (("a score that is no number", "much"), ("a score out of range", "5.1"), ("a score NaN", "nan")):
+        content = stsb + row + score + "\n"
+        yield Case(what, "lora.tune --task_name stsb --data FOLDER", write("STS-B/train.tsv", content))
+
+
+def folders() -> Iterator[Case]:
+    """Output folders and runs in the way."""
+
+    def link(folder: Path) -> None:
+        (folder / "elsewhere").mkdir()
+        (folder / "out").mkdir()
+        (folder / "out" / "lora").symlink_to(folder / "elsewhere")
+
+    yield Case("an output folder that is a file", "lora.tune --output_dir FOLDER/file", write("file", ""))
+    yield Case("an output folder below a file", "lora.tune --output_dir FOLDER/file/out", write("file", ""))
+    yield Case("a link that leads out of the output folder", "lora.tune --output_dir FOLDER/out", link)
+    yield Case("a device", "lora.tune --output_dir /dev/null")
+    rows = write("lora/sst2/experiment.jsonl", '{"run": "a"}\n{"run": "b", "sco')
+    yield Case("damaged rows", "lora.experiment --task_name sst2 --output_dir FOLDER", rows)
+    yield Case("a row that is no result", "scripts.collect --out FOLDER/rows", write("rows", "[]\n"))
+    yield Case("a folder that is no run", "scripts.collect FOLDER --out FOLDER/rows")
+    yield Case("a run without curves", "scripts.plot FOLDER")
+
+
+def runs() -> Iterator[Case]:
+    """Finished runs whose files were changed."""
+    copied: list[Path] = []
+
+    def finished(change: Callable[[Path], object]) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            if not copied:
+                copied.append(Path(tempfile.mkdtemp()) / "run")
+                tune = (
+                    f"lora.tune --rank 2 --checkpoint {CHECKPOINT} --data demo --task_name sst2 --max_train_samples 32"
+                )
+                out = copied[0].parent / "out"
+                code, _ = call(f"{tune} --max_eval_samples 16 --n_epochs 1 --output_dir {out} --report_to none")
+                assert code == 0
+                shutil.move(next(out.glob("lora/sst2/*")), copied[0])
+            shutil.copytree(copied[0], folder, dirs_exist_ok=True)
+            change(folder)
+
+        return make
+
+    def config(**changes) -> Callable[[Path], None]:
+        def change(folder: Path) -> None:
+            path = folder / "adapter.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+        return finished(change)
+
+    def chosen(**changes) -> Callable[[Path], None]:
+        def change(folder: Path) -> None:
+            path = folder / "adapter.json"
+            known = json.loads(path.read_text())
+            path.write_text(json.dumps(known | {"options": known["options"] | changes}))
+
+        return finished(change)
+
+    def tensors(change: Callable[[dict], dict]) -> Callable[[Path], None]:
+        def rewrite(folder: Path) -> None:
+            from safetensors.torch import load_file, save_file
+
+            save_file(change(load_file(folder / "adapter.safetensors")), folder / "adapter.safetensors")
+
+        return finished(rewrite)
+
+    def cut(folder: Path) -> None:
+        path = folder / "adapter.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+
+    def other(folder: Path) -> None:
+        save_checkpoint("bert", folder / "other", seed=1)
+
+    answer = "lora.test --run FOLDER"
+    yield Case("neither a task nor a run", "lora.test")
+    yield Case("no finished run", "lora.test --task_name cola --output_dir FOLDER")
+    yield Case("a folder that is no run", answer)
+    yield Case("a run of another task", answer + " --task_name rte", finished(lambda folder: None))
+    yield Case("an empty batch", answer + " --batch_size 0", finished(lambda folder: None))
+    yield Case("another base model", answer + " --checkpoint FOLDER/other", finished(other))
+    yield Case("no adapter", answer, finished(lambda folder: (folder / "adapter.safetensors").unlink()))
+    yield Case("an adapter cut short", answer, finished(cut))
+    yield Case("a tensor less", answer, tensors(lambda t: dict(list(t.items())[1:])))
+    yield Case("a tensor more", answer, tensors(lambda t: t | {"more": next(iter(t.values())).clone()}))
+    yield Case("tensors of another type", answer, tensors(lambda t: {n: x.double() for n, x in t.items()}))
+    yield Case("a config that is no JSON", answer, finished(write("adapter.json", "{")))
+    yield Case("a config that is a list", answer, finished(write("adapter.json", "[]")))
+    yield Case("a config that is a hundred thousand brackets", answer, finished(write("adapter.json", "[" * 10**5)))
+    yield Case("a config that is not UTF-8", answer, finished(write("adapter.json", b"\xff\xfe")))
+    yield Case("a method that there is not", answer, config(method="none"))
+    yield Case("a method that is a path", answer, config(method="../../lora"))
+    yield Case("a method that is a number", answer, config(method=1))
+    yield Case("another method's adapter", answer, config(method="baseline"))
+    yield Case("options that are missing", answer, config(options={"rank": 2}))
+    yield Case("another rank than the tensors'", answer, chosen(rank=3))
+    yield Case("a rank that is a text", answer, chosen(rank="8"))
+    yield Case("a rank that is true", answer, chosen(rank=True))
+    yield Case("a rank beyond all memory", answer, chosen(rank=10**9))
+    yield Case("a factor that is no number", answer, chosen(alpha=float("nan")))
+    yield Case("maps that are numbers", answer, chosen(targets=[1, 2]))
+    yield Case("outputs beyond all memory", answer, config(n_outputs=10**9))
+    yield Case("no outputs", answer, config(n_outputs=0))
+    yield Case("a base model that is gone", answer, config(base_checkpoint="./gone"))
+    yield Case("a task that GLUE does not have", answer, config(task_name="../../etc"))
+    yield Case("a length that is a text", answer, config(max_length="64"))
+    yield Case("a type that there is not", answer, config(frozen_dtype="float8"))
+    yield Case("a damaged result", "scripts.collect FOLDER --out FOLDER/rows", finished(write("result.json", "{}")))
+
+
+SECTIONS = {
+    "Options": options,
+    "Base models": base_models,
+    "Data": data,
+    "Folders": folders,
+    "Runs and adapters": runs,
+}
+CHECKPOINT = ""
+"""A checkpoint that is fine, set by `ready`."""
+
+
+@contextlib.contextmanager
+def ready() -> Iterator[None]:
+    """Cases can be run inside."""
+    global CHECKPOINT
+    with tempfile.TemporaryDirectory() as folder:
+        CHECKPOINT = str(save_checkpoint("bert", Path(folder) / "bert"))
+        yield
+
+
+def call(command: str) -> tuple[int, str]:
+    """Exit code and standard error of a command, run in this process."""
+    module, *words = command.split()
+    said = io.StringIO()
+    try:
+        with (
+            patch.object(sys, "argv", [module, *words]),
+            contextlib.redirect_stderr(said),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            runpy.run_module(module, run_name="__main__", alter_sys=False)
+    except SystemExit as stop:
+        return int(stop.code or 0), said.getvalue()
+    except Exception as error:  # a defect of ours: shown as what it is
+        return 1, f"{type(error).__name__}: {error}"
+    return 0, said.getvalue()
+
+
+def run(case: Case) -> tuple[int, str, list[str]]:
+    """Exit code, standard error and the files that a case leaves behind, but for kept tokens."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, out = Path(temporary) / "folder", Path(temporary) / "out"
+        folder.mkdir()
+        case.make(folder)
+        before = set(folder.rglob("*"))
+        command = case.command.replace("FOLDER", str(folder))
+        fine = {"--checkpoint": CHECKPOINT, "--data": "demo", "--output_dir": str(out)}
+        module = command.split()[0]
+        if module.endswith((".tune", ".experiment")):
+            command += "".join(f" {name} {value}" for name, value in fine.items() if name not in command)
+        code, said = call(command)
+        left = {path for path in Path(temporary).rglob("*") if path.is_file() and "tokens" not in path.parts} - before
+        for path, name in ((str(folder), "FOLDER"), (str(out), "outputs"), (CHECKPOINT, "bert")):
+            said = said.replace(path, name)
+        return code, said, sorted(str(path.relative_to(temporary)) for path in left)
+
+
+def steady(line: str) -> str:
+    """An error without what differs from machine to machine."""
+    line = re.sub(r"there are \d+ GiB", "there are 16 GiB", line)
+    line = re.sub(r"Expected one of \((.+?)\)", lambda found: f"Expected one of {sorted(found[1].split(', '))}", line)
+    line = re.sub(r"bert-rank[\w.-]+", "RUN", line)
+    line = re.sub(r"[0-9a-f]{12}\.\.\.", "...", line)
+    line = re.sub(r"installed are [\w, -]+;", "installed are tensorboard;", line)
+    return line if len(line) < 420 else line[:400] + " ..."
+
+
+def document() -> str:
+    """The page."""
+    text = [
+        "# Bad input and what it is told",
+        "",
+        "Each line below was printed by a real run of the command beside it, on a tiny encoder with 64 positions and 2",
+        "layers, with exit code 2 and no file left behind. `make docs` makes this page and a test holds it to the",
+        "code. `--debug` shows the traceback instead.",
+    ]
+    with ready():
+        for section, cases in SECTIONS.items():
+            text += ["", f"## {section}", "", "| what is wrong | command | what is said |", "| --- | --- | --- |"]
+            for case in cases():
+                print(case.what, file=sys.stderr)
+                _, said, _ = run(case)
+                cell = " ".join(steady(said).split()).replace("|", "\\|").replace("<", "&lt;")
+                text.append(f"| {case.what} | `{case.command}` | {cell} |")
+    return "\n".join(text) + "\n"
+
+
+if __name__ == "__main__":
+    DOCUMENT.parent.mkdir(exist_ok=True)
+    DOCUMENT.write_text(document(), encoding="utf-8")
+    print(DOCUMENT)
