@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench parity-adapterhub docs
+.PHONY: demo test check format bench parity-adapterhub docs torture
 
 ## demo: install what running needs, then train, evaluate, predict and plot on synthetic data (no hub, no GPU)
 demo: .venv/run
@@ -22,6 +22,11 @@ parity-adapterhub: .venv/run .venv-adapterhub/run
 ## docs: the pages that are made by running the code
 docs: .venv/dev
 	$(BIN)/python tests/bad_inputs.py
+
+## torture: kills, full disks, broken files, half an hour of them; ARGS="kills --seed 1" for a part
+torture: .venv/dev
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: atheris==3.0.0
+	OMP_NUM_THREADS=1 $(BIN)/python -m torture $(ARGS)
 
 ## check: lint, formatting and types
 check: .venv/dev

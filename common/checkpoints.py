@@ -39,12 +39,18 @@ def base_of(model: Any) -> Base:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of the encoder's tensors, in the order of their names."""
+    """SHA-256 of the encoder's tensors."""
+    return sha256(encoder(model).state_dict()).hexdigest()
+
+
+def sha256(tensors: dict[str, torch.Tensor]) -> Any:
+    """SHA-256 over names, shapes, types and values of tensors, in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(encoder(model).state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(values)
+    return digest
 
 
 MINILM = "minilm"

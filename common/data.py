@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -12,8 +13,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from common import hub, machine, packing, saving, synthetic
@@ -231,14 +230,17 @@ def tokenize(
     """
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     path = cache and cache / f"{_digest(examples, tokenizer, max_length)}.safetensors"
-    stored = _stored_tokens(path, names, len(examples), len(tokenizer))
-    if stored is None:
+    stored: dict[str, torch.Tensor] = {}
+    if path and path.is_file():
+        with contextlib.suppress(InputError):  # damaged: made again
+            stored, _ = saving.read_tensors(path)
+    if not stored:
         encoded = tokenizer(*examples.texts, truncation="longest_first", max_length=max_length, padding=False)
         lengths = torch.tensor([len(row) for row in encoded["input_ids"]], dtype=torch.int32)
         stored = {n: torch.tensor(list(chain.from_iterable(encoded[n])), dtype=torch.int32) for n in names}
         stored["lengths"] = lengths
         if path:
-            saving.write_atomically(path, lambda part: part.write_bytes(safetensors.torch.save(stored)))
+            saving.write_tensors(path, stored)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     labels = torch.tensor(examples.labels or [])
     return Tokens({n: stored[n] for n in names}, stored["lengths"].long(), labels, padding, layout)
@@ -252,21 +254,6 @@ def _digest(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: 
     for column in examples.texts:
         digest.update(json.dumps(column).encode())
     return digest.hexdigest()[:32]
-
-
-def _stored_tokens(path: Path | None, names: list[str], n_rows: int, n_ids: int) -> dict[str, torch.Tensor] | None:
-    """Token ids kept by an earlier run; None where there are none, or what is there cannot be these rows."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        stored = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError):
-        return None
-    lengths = stored.get("lengths", torch.empty(0))
-    right = set(stored) == {*names, "lengths"} and all(t.dtype == torch.int32 and t.ndim == 1 for t in stored.values())
-    right = right and len(lengths) == n_rows and bool((lengths > 0).all())
-    right = right and all(len(stored[name]) == int(lengths.sum()) for name in names)
-    return stored if right and all(bool(((stored[n] >= 0) & (stored[n] < n_ids)).all()) for n in names) else None
 
 
 def shuffled(n_rows: int, seed: int, epoch: int) -> torch.Tensor:

@@ -89,6 +89,8 @@ def append_once(path: Path, row: dict[str, Any]) -> None:
     Raises:
         InputError: the file cannot be read or written, or holds something else; it stays as it is.
     """
+    if path.is_file() and row in read_rows(path):
+        return
     with saving.locked(path):
         others = [each for each in read_rows(path) if each["run"] != row["run"]] if path.is_file() else []
         lines = [json.dumps(each, allow_nan=False) for each in [*others, row]]

@@ -1,7 +1,6 @@
 """A run's checkpoint: everything that the loop needs to go on as if it had never been interrupted."""
 
 import dataclasses
-import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,26 +67,25 @@ class Trained:
             InputError: it cannot be written; the one before is as it was.
         """
         from accelerate.utils import gather_object
-        from safetensors.torch import save_file
 
         progress.peak_memory = max(progress.peak_memory, machine.peak_memory(self.accelerator.device))
         states = gather_object([_random_states(self.accelerator.device) | {"recent": self.recent.cpu()}])
         if self.accelerator.is_main_process:
-            tensors = {f"weights.{name}": parameter.detach() for name, parameter in trainable(self.model).items()}
+            tensors: Tensors = {}
             for name, parameter in trainable(self.model).items():
+                tensors[f"weights.{name}"] = parameter
                 moments = self.optimizer.state.get(parameter, {})
                 tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
             for rank, state in enumerate(states):
                 tensors |= {f"process.{rank}.{name}": value for name, value in state.items()}
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             scaler = self.accelerator.scaler
-            notes = {
-                "progress": dataclasses.asdict(progress),
-                "facts": self.facts,
-                "scaler": scaler.state_dict() if scaler is not None else None,
-            }
-            said = {name: json.dumps(value) for name, value in notes.items()}
-            saving.write_atomically(folder / saving.CHECKPOINT, lambda part: save_file(tensors, part, said))
+            saving.write_tensors(
+                folder / saving.CHECKPOINT,
+                tensors,
+                progress=dataclasses.asdict(progress),
+                facts=self.facts,
+                scaler=scaler.state_dict() if scaler is not None else None,
+            )
         self.accelerator.wait_for_everyone()
 
     def load(self, folder: Path) -> Progress:
@@ -96,33 +94,29 @@ class Trained:
         Raises:
             InputError: it is damaged, or the run is another one now.
         """
-        import safetensors
-
         path = folder / saving.CHECKPOINT
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                notes = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            changed = [key for key, value in self.facts.items() if notes["facts"].get(key) != value]
-            if changed:
-                found = ", ".join(f"{key} was {notes['facts'].get(key)} and is {self.facts[key]}" for key in changed)
-                raise InputError(f"{path} is of another run: {found}; put back what it was, or say --no_resume")
-            self._put_back(tensors, notes["scaler"])
-            progress = Progress(**notes["progress"])
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-            raise InputError(f"{path} is damaged ({error!r}): --no_resume begins the run anew") from error
-        progress.n_resumed += 1
-        return progress
+            tensors, notes = saving.read_tensors(path)
+        except InputError as error:
+            raise InputError(f"{error}; --no_resume begins the run anew") from error
+        try:
+            return self._put_back(path, tensors, notes)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{path} was written by other code ({error!r}): --no_resume begins the run anew"
+            ) from error
 
-    def _put_back(self, tensors: Tensors, scaler: dict[str, Any] | None) -> None:
+    def _put_back(self, path: Path, tensors: Tensors, notes: dict[str, Any]) -> Progress:
+        changed = [key for key, value in self.facts.items() if notes["facts"].get(key) != value]
+        if changed:
+            found = ", ".join(f"{key} was {notes['facts'].get(key)} and is {self.facts[key]}" for key in changed)
+            raise InputError(f"{path} is of another run: {found}; put back what it was, or say --no_resume")
+        progress = Progress(**notes["progress"])
+        progress.n_resumed += 1
         for name, parameter in trainable(self.model).items():
-            kept = {key: tensors.get(f"{key}.{name}") for key in ("weights", *(f"optimizer.{key}" for key in MOMENTS))}
-            shapes = {tuple(tensor.shape) for tensor in kept.values() if tensor is not None}
-            if kept["weights"] is None or shapes != {tuple(parameter.shape)}:
-                raise ValueError(f"{name} has the shapes {shapes}, wanted {tuple(parameter.shape)}")
-            parameter.data.copy_(kept["weights"])
+            parameter.data.copy_(tensors[f"weights.{name}"])
             if f"optimizer.step.{name}" in tensors:  # no state yet where no gradient has arrived yet
                 # Copied, into memory of their own: views of a file's bytes would lie anywhere.
                 self.optimizer.state[parameter] = {
@@ -132,8 +126,9 @@ class Trained:
         own = f"process.{self.accelerator.process_index}."
         self.recent.copy_(tensors[f"{own}recent"])
         _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})
-        if scaler is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(scaler)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(notes["scaler"])
+        return progress
 
 
 def _random_states(device: torch.device) -> Tensors:

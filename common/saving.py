@@ -21,7 +21,7 @@ import filelock
 from torch import nn
 
 from common import machine, tasks
-from common.checkpoints import base_of, blank_model, load_model
+from common.checkpoints import base_of, blank_model, load_model, sha256
 from common.encoders import n_outputs
 from common.errors import Busy, DoesNotFit, InputError
 from common.methods import REPOSITORY, Combined, Method, Tensors, apply, find, trainable, try_on
@@ -186,6 +186,38 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+def write_tensors(path: Path, tensors: Tensors, **notes: Any) -> None:
+    """Write tensors, and notes as JSON, atomically, with a digest by which `read_tensors` knows them to be whole."""
+    import safetensors.torch
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    said = {name: json.dumps(value) for name, value in notes.items()}
+    said["sha256"] = _sha256(tensors, said)
+    write_atomically(path, lambda part: safetensors.torch.save_file(tensors, part, said))
+
+
+def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors and notes that `write_tensors` wrote. Raises InputError if the file is missing or not as it was."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            said = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found, wanted = said.pop("sha256", None), _sha256(tensors, said)
+        if found != wanted:
+            raise ValueError(f"its SHA-256 is {wanted[:12]}... and not {str(found)[:12]}..., as when it was written")
+        return tensors, {name: json.loads(text) for name, text in said.items()}
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} is missing or damaged: {error}") from error
+
+
+def _sha256(tensors: Tensors, said: dict[str, str]) -> str:
+    digest = sha256(tensors)
+    digest.update(json.dumps(said, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError if the file is missing or something else."""
     try:
@@ -261,10 +293,7 @@ def save_adapter(folder: Path | str, model: nn.Module, method: Method, **facts: 
 
 
 def _save(folder: Path, model: nn.Module, method: Method, tensors: Tensors, facts: dict[str, Any]) -> None:
-    import safetensors.torch
-
     base = base_of(model)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     config = {
         "method": method.name,
         "options": method.options(),
@@ -274,7 +303,7 @@ def _save(folder: Path, model: nn.Module, method: Method, tensors: Tensors, fact
         **provenance(),
     }
     write_json(folder / CONFIG, config)  # first, so that an adapter that is there can be loaded
-    write_atomically(folder / ADAPTER, lambda part: safetensors.torch.save_file(tensors, part))
+    write_tensors(folder / ADAPTER, tensors)
 
 
 def read_method(folder: Path, config: dict[str, Any]) -> Method:
@@ -326,7 +355,6 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
         InputError: a file is missing or damaged, or the base is another one than the adapter was trained on.
     """
     import safetensors
-    import safetensors.torch
 
     folder = Path(folder)
     config = read_json(folder / CONFIG)
@@ -363,7 +391,7 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
             f"{config['base_sha256'][:12]}...) than {base.checkpoint} ({base.sha256[:12]}...)"
         )
     apply(method, model)
-    tensors = safetensors.torch.load_file(path)
+    tensors, _ = read_tensors(path)
     for name, parameter in trainable(model).items():
         parameter.data.copy_(tensors[name])
     return model, method

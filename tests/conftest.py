@@ -7,11 +7,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from common.checkpoints import load_model
 from common.synthetic import AGENTS, LOOKS, PLACES, THINGS
+
+hypothesis.settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("torture", max_examples=15_000, deadline=20_000)  # milliseconds: no hang
+hypothesis.settings.load_profile("quick")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KINDS = ("bert", "roberta", "distilbert", "electra")

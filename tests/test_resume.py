@@ -194,7 +194,9 @@ def test_a_damaged_checkpoint_is_told(damage, options, monkeypatch):
         train(Lora(rank=2), options())
     path = run_folder(Lora(rank=2), options()) / saving.CHECKPOINT
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=r"checkpoint.safetensors is damaged .*--no_resume begins the run anew"):
+    with pytest.raises(
+        InputError, match=r"checkpoint.safetensors is missing or damaged: .*--no_resume begins the run anew"
+    ):
         train(Lora(rank=2), options())
 
 

@@ -66,7 +66,7 @@ def test_not_a_number_is_no_result(tmp_path):
         ({"method": "../lora"}, "unknown method"),
         ({"options": {"rank": 3}}, "wanted the options alpha, dropout, rank, rslora, targets"),
         ({"options": None}, "wanted the options"),
-        ({"n_outputs": "two"}, "no n_outputs"),
+        ({"n_outputs": "two"}, "n_outputs is .two., wanted int"),
     ],
 )
 def test_a_damaged_config_is_refused(saved, change, message):

@@ -1,0 +1,73 @@
+"""One of two processes of a run is killed: the launch ends with an error, and the next one goes on exactly."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from common.saving import CHECKPOINT
+from torture import runs
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lora.tune"]
+
+
+def launch(checkpoint: Path, out: Path) -> subprocess.Popen[str]:
+    """A run of some seconds on two processes, in a group of its own."""
+    words = f"--checkpoint {checkpoint} --data demo --task_name sst2 --output_dir {out} --max_train_samples 64"
+    words += " --max_eval_samples 20 --n_epochs 60 --batch_size 4 --checkpoint_every 3 --lr 1e-3"
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*LAUNCH, *words.split()], cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True, process_group=0
+    )
+
+
+def ranks(launcher: int) -> list[psutil.Process]:
+    """The processes that train."""
+    found = []
+    for process in psutil.Process(launcher).children(recursive=True):
+        try:
+            if "RANK" in process.environ():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def torture(home: Path, chance: random.Random, n_times: int) -> str:
+    """What was found, in words. Raises AssertionError or TimeoutExpired if a launch hangs, succeeds or differs."""
+    checkpoint = runs.tiny_checkpoint(home)
+    running = launch(checkpoint, home / "whole")
+    said = running.communicate(timeout=runs.LIMIT)
+    assert running.returncode == 0, said
+    whole = runs.outcome(next((home / "whole").rglob("result.json")).parent)
+    for number in range(n_times):
+        out = home / f"ranks{number}"
+        running = launch(checkpoint, out)
+        while not list(out.rglob(CHECKPOINT)):
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.5))
+        if number % 2:
+            os.killpg(running.pid, signal.SIGTERM)
+        else:
+            chance.choice(ranks(running.pid)).kill()
+        began = time.monotonic()
+        said = running.communicate(timeout=60)
+        assert running.returncode != 0, said
+        assert time.monotonic() - began < 60
+        again = launch(checkpoint, out)
+        said = again.communicate(timeout=runs.LIMIT)
+        assert again.returncode == 0, said
+        assert "going on at step" in said[0], said
+        found = runs.outcome(next(out.rglob("result.json")).parent)
+        for part, value in whole.items():
+            assert found[part] == value, f"a run on two processes differs in {part}: {out}"
+    done = f"{n_times} launches of 2 processes with one killed or all asked to stop"
+    return f"{done}: none hung, all went on to the same bits"

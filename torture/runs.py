@@ -1,0 +1,138 @@
+"""Tiny runs in processes of their own, what came out of them, and whether their folders can be read."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from adapters.method import Adapters
+from common.errors import one_line_errors
+from common.methods import Combined, Method, find, names
+from common.options import TuneOptions
+from common.training import train
+from prefix.method import PrefixTuning
+from scripts.plot import read_curves
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+from conftest import save_checkpoint
+
+torch.set_num_threads(1)  # before the first product: threads do not survive a fork
+
+METHODS: list[Method] = [find(name)() for name in names()]
+METHODS += [Adapters(drop_layers="random"), PrefixTuning(hidden_dim=8), Combined((find("lora")(), find("bitfit")()))]
+"""Every method of the repository, and those of its forms that keep more state."""
+
+TIMES = {"train_seconds", "examples_per_second", "real_tokens_per_second", "peak_memory_mib", "n_resumed", "output_dir"}
+"""What may differ between a run and the same run interrupted."""
+
+LIMIT = 300.0
+"""Seconds after which a process hangs."""
+
+
+def settings(checkpoint: Path, out: Path, **changes: Any) -> TuneOptions:
+    """A run of a second."""
+    small: dict[str, Any] = {"checkpoint": str(checkpoint), "data": "demo", "task_name": "sst2", "output_dir": str(out)}
+    small |= {"max_train_samples": 64, "max_eval_samples": 20, "n_epochs": 3, "batch_size": 8, "checkpoint_every": 3}
+    return TuneOptions(**small | changes)
+
+
+def tiny_checkpoint(folder: Path) -> Path:
+    """A random encoder of two layers."""
+    return save_checkpoint("bert", folder / "bert")
+
+
+def start(work: Callable[[], object], log: Path) -> int:
+    """Do some work in a process of its own, which says what it says into a file; its number."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        with open(log, "a") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            with one_line_errors():
+                work()
+            code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(process: int) -> int | None:
+    """Exit code of a started process, negative for a signal; None while it runs."""
+    found, status = os.waitpid(process, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def finish(process: int) -> int:
+    """Wait for a process. Raises TimeoutError if it hangs."""
+    until = time.monotonic() + LIMIT
+    while (code := ended(process)) is None:
+        if time.monotonic() > until:
+            os.kill(process, signal.SIGKILL)
+            raise TimeoutError(f"process {process} did not end in {LIMIT:.0f} seconds")
+        time.sleep(0.005)
+    return code
+
+
+def run_whole(method: Method, options: TuneOptions, log: Path) -> tuple[dict[str, Any], float]:
+    """The outcome of a run that nothing disturbs, and its seconds."""
+    began = time.monotonic()
+    code = finish(start(lambda: train(method, options), log))
+    assert code == 0, log.read_text()
+    return outcome(next(Path(options.output_dir).glob("*/*/*/result.json")).parent), time.monotonic() - began
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All of a finished run that has to be the same, however often it was interrupted."""
+    result = json.loads((folder / "result.json").read_text())
+    curves = {tag: points for tag, points in read_curves(folder).items() if tag != "train/tokens_per_second"}
+    weights = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+    return {"result": {k: v for k, v in result.items() if k not in TIMES}, "curves": curves, "weights": weights}
+
+
+def check_readable(home: Path) -> None:
+    """Every file under its final name is whole, at this moment. Raises what reading it raises."""
+    for folder in home.glob("*/*/*"):
+        if (folder / "result.json").is_file():
+            assert (folder / "adapter.safetensors").is_file(), folder
+            assert (folder / "adapter.json").is_file(), folder
+    for path in [*home.rglob("*.json"), *home.rglob("*.jsonl"), *home.rglob("*.safetensors")]:
+        try:
+            if path.suffix == ".safetensors":
+                with safetensors.safe_open(path, "pt") as file:
+                    for name in file.keys():  # noqa: SIM118
+                        file.get_tensor(name)
+            else:
+                for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+                    json.loads(line)
+        except FileNotFoundError:
+            continue  # replaced just now
+
+
+def kill_at_random(process: int, seconds: float, home: Path, chance: random.Random) -> str | None:
+    """Watch a process for a random while and kill it; the signal's name, or None if it ended before."""
+    until = time.monotonic() + chance.uniform(0, seconds)
+    while time.monotonic() < until:
+        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return None
+        check_readable(home)
+        time.sleep(0.002)
+    number = chance.choice((signal.SIGKILL, signal.SIGTERM))
+    os.kill(process, number)
+    return number.name
