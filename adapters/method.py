@@ -60,8 +60,11 @@ class Adapter(nn.Module):
         """
         if self.layer < self.dropped.n:
             return output
-        x = {"houlsby": output, "parallel": residual}.get(self.placement)
-        if x is None:  # pfeiffer
+        if self.placement == "houlsby":
+            x = output
+        elif self.placement == "parallel":
+            x = residual
+        else:
             x = norm(output + residual)
         return output + self.scaling * self.up(self.activation(self.down(x)))
 
@@ -141,6 +144,7 @@ class Adapters(Method):
         """After random dropping: the model without the adapters of its lowest 0, 1, 2, ... layers."""
         if self.drop_layers == "random":
             dropped = next(module.dropped for module in model.modules() if isinstance(module, Adapter))
-            for dropped.in_evaluation in range(len(layers(model))):
-                yield f"dropped_{dropped.in_evaluation}"
+            for n in range(len(layers(model))):
+                dropped.in_evaluation = n
+                yield f"dropped_{n}"
             dropped.in_evaluation = 0

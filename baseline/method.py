@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import Linear, layers, linear, pooler, replace
+from common.encoders import Linear, encoder, layers, linear, pooler, replace
 from common.errors import DoesNotFit, check
 from common.methods import Method
 
@@ -57,7 +57,8 @@ class Baseline(Method):
             {
                 f"top_k is {k}: choose at least 0, or None for full fine-tuning": k is not None and k < 0,
                 f"random_params is {n}: choose at least 1": n is not None and n < 1,
-                "top_k and random_params are both given: choose one": n is not None and k is not None,
+                "top_k (which param_budget sets) and random_params are both given: choose one": n is not None
+                and k is not None,
                 f"random_seed is {self.random_seed}: choose at least 0": self.random_seed < 0,
             }
         )
@@ -67,7 +68,7 @@ class Baseline(Method):
             self.inject_random(model, self.random_params)
             return
         if self.top_k is None:
-            model.base_model.requires_grad_(True)
+            encoder(model).requires_grad_(True)
             return
         stack = layers(model)
         if self.top_k > len(stack):

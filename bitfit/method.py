@@ -2,32 +2,28 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
-from common.encoders import embedding_layer_norm, embedding_projection, layer_norm, layers, linear, pooler
+from common.encoders import (
+    Linear,
+    Sublayer,
+    embedding_layer_norm,
+    embedding_projection,
+    layer_norm,
+    layers,
+    linear,
+    pooler,
+)
 from common.errors import check
 from common.methods import Method
 
-Group = Literal[
-    "query",
-    "key",
-    "value",
-    "attention_output",
-    "attention_layernorm",
-    "intermediate",
-    "output",
-    "output_layernorm",
-    "embeddings",
-]
+Group = Literal[Linear, "attention_layernorm", "output_layernorm", "embeddings"]
 """Bias terms of every layer by their place in it; `embeddings` are those below the lowest layer."""
 
-LAYER_NORMS: dict[str, Literal["attention", "feedforward"]] = {
-    "attention_layernorm": "attention",
-    "output_layernorm": "feedforward",
-}
-SETS: dict[str, tuple[str, ...]] = {"all": Group.__args__, "query_mlp": ("query", "intermediate")}  # type: ignore[attr-defined]
+LAYER_NORMS: dict[str, Sublayer] = {"attention_layernorm": "attention", "output_layernorm": "feedforward"}
+SETS: dict[str, tuple[str, ...]] = {"all": get_args(Group), "query_mlp": ("query", "intermediate")}
 
 
 @dataclass(frozen=True)
@@ -57,14 +53,14 @@ class BitFit(Method):
 
     def inject(self, model: nn.Module) -> None:
         for group in self.groups():
-            for module in modules(model, group):
+            for module in with_bias(model, group):
                 module.bias.requires_grad_(True)
         pool = pooler(model)
         if self.pooler_bias and pool is not None:
             next(p for p in pool.parameters() if p.ndim == 1).requires_grad_(True)
 
 
-def modules(model: nn.Module, group: Any) -> Iterator[Any]:
+def with_bias(model: nn.Module, group: Any) -> Iterator[Any]:
     """The modules whose bias belongs to a group, found by their place and never by parts of names."""
     if group == "embeddings":
         yield embedding_layer_norm(model)

@@ -1,7 +1,4 @@
-"""Attention over packed sequences, and over keys and values that a method puts before those of the text.
-
-transformers lets the attention function be chosen by name, so the encoder's own modules are kept.
-"""
+"""Attention over packed sequences, and over keys and values that a method puts before those of the text."""
 
 import copy
 import functools
@@ -119,11 +116,12 @@ def _of(laid: torch.Tensor, group: "Group", heads: int) -> torch.Tensor:
 
 
 def _behind(first: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """first: (heads, first, size), x: (..., heads, length, size), the leading ones flat or not -> first + length"""
+    """first: (heads, first, size), x: (batch, heads, length, size), the first two flat or not -> longer"""
     if not first.shape[1]:
         return x
-    repeated = first.expand(x.shape[:-3].numel() if x.ndim == 4 else len(x) // len(first), -1, -1, -1)
-    return torch.cat((repeated if x.ndim == 4 else repeated.flatten(0, 1), x), dim=-2)
+    batch = x.shape[:-2].numel() // len(first)
+    repeated = first.expand(batch, -1, -1, -1).reshape(*x.shape[:-2], *first.shape[1:])
+    return torch.cat((repeated, x), dim=-2)
 
 
 def packed_attention(
@@ -143,7 +141,7 @@ def packed_attention(
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
     if first is None:
         first = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
-    if q.is_cuda:  # many small products would keep a GPU waiting
+    if q.device.type != "cpu":  # many small products would keep a GPU waiting
         return padded_attention(q, k, v, *first, packing.padded, scaling, dropout)[None], None
     return PackedAttention.apply(q, k, v, *first, packing, scaling, dropout)[None], None
 
@@ -162,7 +160,7 @@ def padded_attention(
     there = padded >= 0  # (batch, longest)
     places = padded.clamp(min=0)
     q, k, v = (x[places].transpose(1, 2) for x in (query, key, value))  # (batch, heads, longest, size)
-    k, v = _behind(first_key.to(k.dtype), k), _behind(first_value.to(v.dtype), v)
+    k, v = _behind(first_key, k), _behind(first_value, v)
     mask = F.pad(there, (first_key.shape[1], 0), value=True)[:, None, None]
     out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
     # Boolean indexing would ask the device for a count; the places of the real tokens are known.

@@ -204,14 +204,14 @@ class Tokens:
             places = torch.where(there, starts[:, None] + steps, 0)
             inputs = {n: column[places].where(there, self.padding[n]).long() for n, column in self.columns.items()}
             inputs["attention_mask"] = there.long()
-        places = inputs.pop("packing", None)
+        packed = inputs.pop("packing", None)
         tensors = inputs | {"labels": self.labels[rows] if len(self.labels) else self.labels}
-        if places is not None:
-            tensors |= {"first_tokens": places.first_tokens, "padded": places.padded}
+        if packed is not None:
+            tensors |= {"first_tokens": packed.first_tokens, "padded": packed.padded}
         sent: dict[str, Any] = machine.send(tensors, device)
         labels = sent.pop("labels")
-        if places is not None:
-            sent["packing"] = places.moved_to(sent.pop("first_tokens"), sent.pop("padded"))
+        if packed is not None:
+            sent["packing"] = packed.moved_to(sent.pop("first_tokens"), sent.pop("padded"))
         return sent, labels
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face encoders: find the modules in one that methods work on. The only file with their names."""
+"""Hugging Face encoders: find the modules in one that methods work on. The only file with those modules' names."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -173,12 +173,16 @@ def begin_with(model: nn.Module, ids: torch.Tensor, positions: bool) -> None:
         text = values.get("input_ids")
         if text is None:
             raise TypeError("tokens can be put in front of input_ids only, not of inputs_embeds")
-        if values.get("position_ids") is None and not positions:
-            values["position_ids"] = (first + torch.arange(text.shape[1], device=text.device)).expand_as(text)
-        new = {"input_ids": ids.to(text.device), "token_type_ids": ids.new_zeros(n), "attention_mask": ids.new_ones(n)}
-        new["position_ids"] = first + (torch.arange(n) if positions else torch.zeros(n, dtype=torch.long))
-        if values.get("position_ids") is not None and positions:
-            values["position_ids"] = values["position_ids"] + n
+        new = {"input_ids": ids, "token_type_ids": ids.new_zeros(n), "attention_mask": ids.new_ones(n)}
+        given = values.get("position_ids")
+        if positions:
+            new["position_ids"] = first + torch.arange(n)
+            if given is not None:
+                values["position_ids"] = given + n
+        else:  # the text's have to be said, since the encoder would count from the new tokens on
+            new["position_ids"] = torch.full((n,), first)
+            if given is None:
+                values["position_ids"] = (first + torch.arange(text.shape[1], device=text.device)).expand_as(text)
         moved = places = None
         if "packing" in values:
             values["packing"], moved, places = values["packing"].lengthened(n)

@@ -13,7 +13,7 @@ from typing import Any
 
 from common import machine, saving
 from common.errors import Busy, DoesNotFit, InputError, one_line_errors
-from common.methods import Method
+from common.methods import Method, find
 from common.options import SweepOptions, TuneOptions, parse
 from common.training import run_folder, train
 
@@ -138,6 +138,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _settings(row: dict[str, Any]) -> list[str]:
     """The keys of a result that are options of its method."""
-    from common.methods import find
-
     return [field.name for field in dataclasses.fields(find(row["method"]))]

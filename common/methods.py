@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common.encoders import head_parameters, layer_norm_parameters, n_positions, pooler
-from common.errors import DoesNotFit, InputError
+from common.errors import DoesNotFit, InputError, check
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Model = TypeVar("Model", bound=nn.Module)
@@ -71,13 +71,20 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Combined(Method):
-    """Several methods on one model, injected one after the other."""
+    """Several methods on one model, injected one after the other; for `train` and Python, not for a command line."""
 
     parts: tuple[Method, ...]
 
     def __post_init__(self) -> None:
-        if len({part.name for part in self.parts}) < len(self.parts):
-            raise InputError(f"{self.name}: each method can be there once")
+        check(
+            {
+                f"{self.name}: wanted two methods at least": len(self.parts) < 2,
+                f"{self.name}: each method can be there once": len({p.name for p in self.parts}) < len(self.parts),
+                f"{self.name}: a combination cannot be a part of another": any(
+                    isinstance(part, Combined) for part in self.parts
+                ),
+            }
+        )
 
     def inject(self, model: nn.Module) -> None:
         for part in self.parts:
@@ -103,6 +110,11 @@ class Combined(Method):
     def options(self) -> dict[str, Any]:
         """The options of each method, under its name."""
         return {part.name: part.options() for part in self.parts}
+
+    @property
+    def starts_at_pretrained(self) -> bool:  # type: ignore[override]
+        """Whether all of the methods do."""
+        return all(part.starts_at_pretrained for part in self.parts)
 
     @property
     def name(self) -> str:

@@ -79,13 +79,13 @@ class Packing:
 
     def unseen(self, group: Group, heads: int, first: int, dtype: torch.dtype) -> torch.Tensor:
         """(n * heads, 1, first + length): what is added to scores, minus infinity for keys behind a sequence's end."""
-        name = group.slot, heads, first, dtype
-        if name not in self.kept:
+        key = group.slot, heads, first, dtype
+        if key not in self.kept:
             lengths = torch.tensor(self.lengths[group.sequence : group.sequence + group.n]) + first
             behind = torch.arange(first + group.length) >= lengths[:, None]
             added = torch.zeros(behind.shape, dtype=dtype).masked_fill_(behind, -torch.inf)
-            self.kept[name] = added.repeat_interleave(heads, dim=0)[:, None]
-        return self.kept[name]
+            self.kept[key] = added.repeat_interleave(heads, dim=0)[:, None]
+        return self.kept[key]
 
     def lengthened(self, n: int) -> tuple["Packing", torch.Tensor, torch.Tensor]:
         """Make room for n more tokens in front of every sequence.

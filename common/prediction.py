@@ -40,7 +40,7 @@ def logits(
     """
     model.eval()
     every = torch.zeros(len(tokens), n_outputs(model), device=accelerator.device)
-    # In the order of their lengths, which puts rows of one length side by side.
+    # In the order of their lengths, which puts rows of similar lengths side by side.
     for number, rows in enumerate(tokens.lengths.argsort(stable=True).split(batch_size)):
         if number % accelerator.num_processes == accelerator.process_index:
             batch, _ = tokens.batch(rows, accelerator.device)

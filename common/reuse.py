@@ -37,10 +37,10 @@ class Skipped(nn.Module):
 
 def n_frozen(model: nn.Module) -> int:
     """Layers, counted from the lowest, below which and in which nothing is trained."""
-    below = {id(p) for p in trainable(model).values()}
+    ids = {id(p) for p in trainable(model).values()}
     above = [*layers(model), *filter(None, [pooler(model)])]
     elsewhere = {id(p) for p in encoder(model).parameters()} - {id(p) for m in above for p in m.parameters()}
-    if below & elsewhere:  # embeddings, or a method's parameters that all layers use
+    if ids & elsewhere:  # embeddings, or a method's parameters that all layers use
         return 0
     trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers(model)]
     return trained.index(True) if True in trained else len(trained)
@@ -61,10 +61,10 @@ def reuse(model: Any, splits: dict[str, Tokens], batch_size: int, device: torch.
     Raises:
         InputError: there is nothing to reuse, or it does not fit into memory.
     """
-    count, width = n_frozen(model), hidden_size(model)
-    if count == 0:
-        raise InputError("reuse_frozen is on, but the lowest layer is trained: nothing below it can be reused")
-    head_only = count == len(layers(model))
+    n_below, width = n_frozen(model), hidden_size(model)
+    if n_below == 0:
+        raise InputError("reuse_frozen is on, but something in or below the lowest layer is trained: leave it out")
+    head_only = n_below == len(layers(model))
     sizes = {name: len(tokens) if head_only else int(tokens.lengths.sum()) for name, tokens in splits.items()}
     needed, there = 4 * width * sum(sizes.values()), psutil.virtual_memory().available
     if needed > there / 2:
@@ -73,7 +73,7 @@ def reuse(model: Any, splits: dict[str, Tokens], batch_size: int, device: torch.
         )
 
     seen: list[torch.Tensor] = []
-    top: Any = stack(model) if head_only else layers(model)[count - 1]
+    top: Any = stack(model) if head_only else layers(model)[n_below - 1]
     # The stack's output is [CLS] of each sequence, handed on by the hook of packed batches, which comes first.
     hook = top.register_forward_hook(
         lambda _m, _a, out: seen.append(out.last_hidden_state[:, 0] if head_only else out[0])
@@ -99,6 +99,6 @@ def reuse(model: Any, splits: dict[str, Tokens], batch_size: int, device: torch.
         begin += sizes[name]
     hook.remove()
     store_embeddings(model, Store(table.to(device)))
-    for number in range(count):
+    for number in range(n_below):
         layers(model)[number] = Skipped()
     return changed

@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from common.checkpoints import load_model
+from common.encoders import first_position
+from common.methods import apply, trainable
+from common.packing import Layout, pack, take_packed
 from common.synthetic import AGENTS, LOOKS, PLACES, THINGS
 
-hypothesis.settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True)
-hypothesis.settings.register_profile("torture", max_examples=15_000, deadline=20_000)  # milliseconds: no hang
+hypothesis.settings.register_profile("quick", max_examples=400, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("torture", max_examples=100_000, deadline=20_000)  # milliseconds: no hang
 hypothesis.settings.load_profile("quick")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -46,7 +49,7 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, **changes) -> Path:
         "initializer_range": 0.2,
     }
     if kind == "electra":
-        shape["embedding_size"] = HIDDEN
+        shape["embedding_size"] = HIDDEN // 2  # so that there is a map from one to the other
     if kind == "distilbert":
         names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
         names |= {"intermediate_size": "hidden_dim"}
@@ -100,6 +103,56 @@ def perturb(parameters, scale: float = 0.1) -> None:
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def perturbed(method, model):
+    """A model with a method whose parameters are away from their initial values, for evaluation."""
+    apply(method, model).eval()
+    perturb(trainable(model).values())
+    return model
+
+
+def bert_base(n_outputs=2):
+    """The bert-base-uncased shape, without memory for its weights."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    with torch.device("meta"):
+        return BertForSequenceClassification(BertConfig(num_labels=n_outputs))
+
+
+def still(kind: str) -> dict[str, float]:
+    """What turns dropout off in the config of an encoder."""
+    if kind == "distilbert":
+        return {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+    return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def packed_batch(model, batch: dict[str, torch.Tensor], rounded: bool = True) -> dict[str, object]:
+    """A padded batch laid end to end, for this model once it takes packed batches."""
+    there = batch["attention_mask"].bool()
+    columns = {"input_ids": batch["input_ids"][there]}
+    if model.config.model_type != "distilbert":
+        columns["token_type_ids"] = torch.zeros_like(columns["input_ids"])
+    lengths = there.sum(1)
+    return pack(columns, lengths.cumsum(0) - lengths, lengths, Layout(first_position(model), rounded))
+
+
+def assert_packed_equals_padded(padded, packed, rounded: bool = True) -> None:
+    """Two equal models give the same logits and gradients for one batch, padded and laid end to end."""
+    batch = random_batch(padded)
+    inputs = packed_batch(packed, batch, rounded)
+    assert (inputs["input_ids"].numel() > batch["attention_mask"].sum()) == rounded
+    one, other = padded(**batch).logits, take_packed(packed)(**inputs).logits
+    torch.testing.assert_close(one, other, atol=5e-6, rtol=1e-5)
+    one.square().mean().backward()
+    other.square().mean().backward()
+    for name, parameter in trainable(padded).items():
+        torch.testing.assert_close(parameter.grad, packed.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+
+
+def copy_head_to_peft(ours, theirs) -> None:
+    """Give peft's trained copy of the head the weights of ours."""
+    theirs.base_model.classifier.modules_to_save["default"].load_state_dict(ours.classifier.state_dict())
 
 
 @pytest.fixture

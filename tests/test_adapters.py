@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import KINDS, perturb, random_batch
-from test_lora import bert_base
+from conftest import KINDS, bert_base, perturbed, random_batch
 
 from adapters.method import Adapter, Adapters
 from common.encoders import layers
@@ -44,8 +43,7 @@ def test_every_placement_starts_exactly_at_the_pretrained_model(placement, kind,
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_a_layer_computes_what_the_paper_says(placement, make_model):
     """The layer once more in plain functions, from its own weights."""
-    model = apply(Adapters(placement=placement, bottleneck_size=5), make_model()).eval()
-    perturb(trainable(model).values())
+    model = perturbed(Adapters(placement=placement, bottleneck_size=5), make_model())
     layer = layers(model)[0]
     x = torch.randn(1, 7, 32)
     act = {"houlsby": F.gelu, "pfeiffer": F.relu, "parallel": F.relu}[placement]
@@ -67,53 +65,53 @@ def test_a_layer_computes_what_the_paper_says(placement, make_model):
     torch.testing.assert_close(layer(x), wanted)
 
 
-def test_distilbert_gets_the_same_as_bert(make_model):
+SAME = {
+    "attention.self.query": "attention.q_lin",
+    "attention.self.key": "attention.k_lin",
+    "attention.self.value": "attention.v_lin",
+    "attention.output.dense": "attention.out_lin",
+    "attention.output.LayerNorm": "sa_layer_norm",
+    "intermediate.dense": "ffn.lin1",
+    "output.dense": "ffn.lin2",
+    "output.LayerNorm": "output_layer_norm",
+}
+"""Modules of BERT's layer -> those of DistilBERT's that do the same."""
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_distilbert_gets_the_same_as_bert(placement, make_model):
     """The same layer weights in both: the same answer, wherever each keeps its residual sum."""
-    bert, distil = make_model("bert"), make_model("distilbert")
-    pairs = {"attention.self.query": "attention.q_lin", "attention.self.key": "attention.k_lin"}
-    pairs |= {"attention.self.value": "attention.v_lin", "attention.output.dense": "attention.out_lin"}
-    pairs |= {"attention.output.LayerNorm": "sa_layer_norm", "output.LayerNorm": "output_layer_norm"}
-    pairs |= {"intermediate.dense": "ffn.lin1", "output.dense": "ffn.lin2"}
-    for one, other in zip(layers(bert), layers(distil), strict=True):
-        for a, b in pairs.items():
-            other.get_submodule(b).load_state_dict(one.get_submodule(a).state_dict())
-    for placement in PLACEMENTS:
-        outputs = []
-        for kind in (bert, distil):
-            torch.manual_seed(0)
-            apply(Adapters(placement=placement), kind).eval()
-        own = [[m for m in model.modules() if isinstance(m, Adapter)] for model in (bert, distil)]
-        for a, b in zip(*own, strict=True):
-            perturb(a.parameters())
-            b.load_state_dict(a.state_dict())
-        x = torch.randn(1, 6, 32)
-        for model in (bert, distil):
-            out = layers(model)[0](x)
-            outputs.append(out[0] if isinstance(out, tuple) else out)
-        torch.testing.assert_close(*outputs)
-        bert, distil = make_model("bert"), make_model("distilbert")
-        for one, other in zip(layers(bert), layers(distil), strict=True):
-            for a, b in pairs.items():
-                other.get_submodule(b).load_state_dict(one.get_submodule(a).state_dict())
+    bert, distil = (perturbed(Adapters(placement=placement), make_model(kind)) for kind in ("bert", "distilbert"))
+    one, other = layers(bert)[0], layers(distil)[0]
+    for its, others in SAME.items():
+        other.get_submodule(others).load_state_dict(one.get_submodule(its).state_dict())
+    for ours, theirs in zip(*([m for m in x.modules() if isinstance(m, Adapter)] for x in (one, other)), strict=True):
+        theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 6, 32)
+    out = other(x)
+    torch.testing.assert_close(out[0] if isinstance(out, tuple) else out, one(x))
+
+
+def needs_gradient(model):
+    """For each layer, whether a forward pass leaves it something to do in the backward pass."""
+    seen = []
+    hooks = [layer.register_forward_hook(lambda _m, _a, out: seen.append(out.requires_grad)) for layer in layers(model)]
+    model(**random_batch(model))
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
 def test_no_gradient_is_computed_below_the_lowest_adapter(make_model):
-    for options in ({"drop_layers": 1}, {"drop_layers": "random"}):
-        model = apply(Adapters(**options), make_model()).train()
-        needs_gradient = []
-        for layer in layers(model):
-            layer.register_forward_hook(lambda _m, _a, out, seen=needs_gradient: seen.append(out.requires_grad))
-        for seed in range(20):
-            torch.manual_seed(seed)
-            model(**random_batch(model))
-            assert needs_gradient[1], options
-            lowest = needs_gradient[0]
-            if "random" in options.values():
-                dropped = next(m for m in model.modules() if isinstance(m, Adapter)).dropped.n
-                assert lowest == (dropped == 0)
-            else:
-                assert not lowest
-            needs_gradient.clear()
+    assert needs_gradient(apply(Adapters(drop_layers=1), make_model()).train()) == [False, True]
+
+
+def test_no_gradient_is_computed_below_the_lowest_adapter_that_is_drawn(make_model):
+    model = apply(Adapters(drop_layers="random"), make_model()).train()
+    dropped = next(m for m in model.modules() if isinstance(m, Adapter)).dropped
+    torch.manual_seed(0)
+    for _ in range(20):
+        assert needs_gradient(model) == [dropped.n == 0, True]
 
 
 def test_random_dropping_reaches_every_number_of_layers_and_ends_with_evaluation(make_model):
@@ -152,8 +150,11 @@ def test_the_layernorms_are_trained_where_the_paper_does(make_model):
     "wrong",
     [{"bottleneck_size": 0}, {"scaling": 0.0}, {"drop_layers": -1}, {"drop_layers": "random", "train_layernorm": True}],
 )
-def test_unusable_options_are_refused(wrong, make_model):
+def test_unusable_options_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Adapters(**wrong)
+
+
+def test_dropping_every_layer_is_refused(make_model):
     with pytest.raises(DoesNotFit, match="2 layers"):
         apply(Adapters(drop_layers=2), make_model())

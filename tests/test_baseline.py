@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_batch
-from test_lora import bert_base
+from conftest import bert_base, random_batch
 
 from baseline.method import Baseline
 from common.encoders import layers

@@ -1,7 +1,7 @@
 """BitFit trains bias terms, those that its groups name and no others."""
 
 import pytest
-from test_lora import bert_base
+from conftest import KINDS, bert_base
 
 from bitfit.method import SETS, BitFit
 from common.errors import InputError
@@ -22,7 +22,7 @@ def test_counts_for_bert_base(terms, pooler, wanted):
     assert count_without_head(apply(BitFit(terms, pooler), bert_base())) == wanted
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_all_terms_are_all_biases_of_the_encoder_and_nothing_else(kind, make_model):
     model = make_model(kind)
     prefix = model.base_model_prefix + "."

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 
 import pytest
-from test_lora import bert_base
+from conftest import bert_base
 
 from adapters.method import Adapters
 from baseline.method import Baseline

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from common import data, machine
+from common import data
 from common.checkpoints import load_tokenizer
 from common.errors import InputError
 from common.tasks import TASKS, find
@@ -192,19 +192,3 @@ def test_drawn_rows_are_a_fixed_random_part():
     assert some.labels != [0, 1, 2]
     assert ["abcdefgh"[label] for label in some.labels] == some.texts[0]
     assert rows.draw(None) == rows.draw(9) == rows
-
-
-def test_what_is_sent_to_a_gpu_in_one_piece_comes_apart_again():
-    tensors = {
-        "scores": torch.rand(3),
-        "ids": torch.arange(10).view(2, 5),
-        "none": torch.zeros(0),
-        "place": torch.ones(1),
-    }
-    row = machine.joined(tensors)
-    assert (row.dtype, row.shape) == (torch.uint8, (3 * 4 + 10 * 8 + 4,))
-    apart = machine.parted(row, tensors)
-    assert apart.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert torch.equal(apart[name], tensor)
-        assert apart[name].dtype == tensor.dtype

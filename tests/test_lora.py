@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import perturb, random_batch
+from conftest import bert_base, perturb, random_batch
 
 from common.encoders import layers
 from common.errors import DoesNotFit, InputError
@@ -19,14 +19,6 @@ PEFT_NAMES = {
     "intermediate": "intermediate.dense",
     "output": r"layer\.\d+\.output.dense",
 }
-
-
-def bert_base(n_outputs=2):
-    """The bert-base-uncased shape, without memory for its weights."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    with torch.device("meta"):
-        return BertForSequenceClassification(BertConfig(num_labels=n_outputs))
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -131,7 +123,7 @@ def test_dropout_acts_on_the_update_alone(make_model):
 
 
 def test_counts_for_bert_base():
-    """METHODS: 2 L r 2 d without the head, and 769 for each class on top."""
+    """2 L r 2 d without the head, and 769 for each class on top."""
     for rank, wanted in ((4, 147_456), (8, 294_912), (16, 589_824)):
         model = apply(Lora(rank=rank), bert_base())
         assert count_without_head(model) == wanted

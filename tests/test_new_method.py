@@ -56,18 +56,7 @@ def test_it_is_as_short_as_promised():
 
 
 def test_it_is_trained_and_answers(clone, bert):
-    small = [
-        "--checkpoint",
-        bert,
-        "--data",
-        "demo",
-        "--task_name",
-        "rte",
-        "--max_train_samples",
-        "32",
-        "--n_epochs",
-        "1",
-    ]
+    small = f"--checkpoint {bert} --data demo --task_name rte --max_train_samples 32 --n_epochs 1".split()
     folder = run(clone, "-m", "norms.tune", *small, "--output_dir", str(clone / "runs"))[-1]
     with open(os.path.join(folder, "result.json")) as file:
         result = json.load(file)

@@ -2,13 +2,10 @@
 
 import pytest
 import torch
-from conftest import KINDS, perturb, random_batch
-from test_lora import bert_base
+from conftest import KINDS, assert_packed_equals_padded, bert_base, copy_head_to_peft, perturbed, random_batch
 
-from common.encoders import first_position
 from common.errors import InputError
 from common.methods import apply, count, count_without_head, trainable
-from common.packing import Layout, pack, take_packed
 from common.saving import load_adapter, save_adapter
 from prefix.method import Prefix, PrefixTuning
 
@@ -21,12 +18,6 @@ def test_counts_for_bert_base(length, hidden_dim, wanted):
     assert count_without_head(apply(PrefixTuning(length, hidden_dim), bert_base())) == wanted
 
 
-def perturbed(model, **options):
-    apply(PrefixTuning(**options), model).eval()
-    perturb(trainable(model).values())
-    return model
-
-
 def peft_twin(ours, plain, length):
     """peft's model with the weights of ours."""
     peft = pytest.importorskip("peft")
@@ -34,14 +25,12 @@ def peft_twin(ours, plain, length):
     theirs = peft.get_peft_model(plain, config).eval()
     with torch.no_grad():
         theirs.prompt_encoder["default"].embedding.weight.copy_(ours.get_parameter("bert.encoder.prefix.embedding"))
-        for name in ("weight", "bias"):
-            head = theirs.base_model.classifier.modules_to_save["default"]
-            getattr(head, name).copy_(getattr(ours.classifier, name))
+    copy_head_to_peft(ours, theirs)
     return theirs
 
 
 def test_equals_peft_but_for_the_positions_that_peft_shifts(make_model):
-    ours = perturbed(make_model(), prefix_length=5)
+    ours = perturbed(PrefixTuning(prefix_length=5), make_model())
     theirs, batch = peft_twin(ours, make_model(), 5), random_batch(ours)
     shifted = torch.arange(5, 5 + batch["input_ids"].shape[1])[None]
     wanted = theirs(**batch).logits
@@ -50,7 +39,7 @@ def test_equals_peft_but_for_the_positions_that_peft_shifts(make_model):
 
 
 def test_a_full_input_fits_where_peft_runs_out_of_positions(make_model):
-    ours = perturbed(make_model(), prefix_length=5)
+    ours = perturbed(PrefixTuning(prefix_length=5), make_model())
     batch = {"input_ids": torch.full((1, 64), 7), "attention_mask": torch.ones(1, 64, dtype=torch.long)}
     assert ours(**batch).logits.isfinite().all()
     with pytest.raises((RuntimeError, IndexError)):
@@ -58,11 +47,11 @@ def test_a_full_input_fits_where_peft_runs_out_of_positions(make_model):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_of_every_form_mean_the_same(kind, make_model, tmp_path):
+def test_masks_of_every_form_mean_the_same(kind, make_model):
     """None, bool (sdpa), float (eager); the padded tokens are not seen, the prefix always is."""
     batch = random_batch(make_model(kind))
     lengths = batch["attention_mask"].sum(1).tolist()
-    model = perturbed(make_model(kind), prefix_length=3)
+    model = perturbed(PrefixTuning(prefix_length=3), make_model(kind))
     sdpa = model(**batch).logits
     alone = torch.cat([model(batch["input_ids"][i : i + 1, :n]).logits for i, n in enumerate(lengths)])  # no mask
     torch.testing.assert_close(alone, sdpa, atol=1e-5, rtol=1e-5)
@@ -72,7 +61,7 @@ def test_masks_of_every_form_mean_the_same(kind, make_model, tmp_path):
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_bfloat16_gives_the_same_to_its_precision(implementation, make_model):
-    model = perturbed(make_model(), prefix_length=3)
+    model = perturbed(PrefixTuning(prefix_length=3), make_model())
     model.set_attn_implementation(implementation)
     batch = random_batch(model)
     exact = model(**batch).logits
@@ -85,22 +74,13 @@ def test_bfloat16_gives_the_same_to_its_precision(implementation, make_model):
 @pytest.mark.parametrize("hidden_dim", [0, 6])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_logits_and_gradients_equal_the_padded_ones(kind, hidden_dim, make_model):
-    padded, packed = (perturbed(make_model(kind), prefix_length=3, hidden_dim=hidden_dim) for _ in range(2))
-    batch = random_batch(padded)
-    lengths = batch["attention_mask"].sum(1)
-    columns = {"input_ids": batch["input_ids"][batch["attention_mask"].bool()]}
-    inputs = pack(columns, lengths.cumsum(0) - lengths, lengths, Layout(first_position(packed), rounded=True))
-    one, other = padded(**batch).logits, take_packed(packed)(**inputs).logits
-    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-    one.square().mean().backward()
-    other.square().mean().backward()
-    for name, parameter in trainable(padded).items():
-        torch.testing.assert_close(parameter.grad, packed.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+    method = PrefixTuning(prefix_length=3, hidden_dim=hidden_dim)
+    assert_packed_equals_padded(*(perturbed(method, make_model(kind)) for _ in range(2)))
 
 
 def test_what_is_stored_is_the_output_of_the_network_and_gives_the_same_logits(make_model, tmp_path):
     method = PrefixTuning(prefix_length=4, hidden_dim=6)
-    model = perturbed(make_model(), prefix_length=4, hidden_dim=6)
+    model = perturbed(method, make_model())
     save_adapter(tmp_path, model, method)
     loaded, used = load_adapter(tmp_path)
     assert used == PrefixTuning(prefix_length=4, hidden_dim=0)
@@ -111,7 +91,7 @@ def test_what_is_stored_is_the_output_of_the_network_and_gives_the_same_logits(m
 
 def test_the_form_to_train_on_with_is_kept_beside_it(make_model, tmp_path):
     method = PrefixTuning(prefix_length=4, hidden_dim=6)
-    model = perturbed(make_model(), prefix_length=4, hidden_dim=6)
+    model = perturbed(method, make_model())
     save_adapter(tmp_path, model, method)
     again, trained = load_adapter(tmp_path / "resumable")
     assert trained == method
@@ -121,7 +101,7 @@ def test_the_form_to_train_on_with_is_kept_beside_it(make_model, tmp_path):
 
 
 def test_the_network_runs_once_in_a_forward_pass(make_model):
-    model = perturbed(make_model(), prefix_length=4, hidden_dim=6)
+    model = perturbed(PrefixTuning(prefix_length=4, hidden_dim=6), make_model())
     runs = []
     (prefix,) = (module for module in model.modules() if isinstance(module, Prefix))
     prefix.mlp.register_forward_hook(lambda *_: runs.append(1))

@@ -1,4 +1,4 @@
-"""The commands of the README, as a user types them, on one process and on two."""
+"""One process or several: the same work, done and told once."""
 
 import json
 import subprocess
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+
+from common import saving
+from common.methods import trainable
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -97,16 +100,9 @@ def test_two_processes_give_the_validation_score_of_one(runs):
 )
 def test_dropped_adapters_and_a_prefix_network_train_on_two_processes(method, own, checkpoints, tmp_path):
     """Randomly dropped adapters get no gradient in a step, in other layers on each process."""
-    small = ["--checkpoint", checkpoints["bert"], "--data", "demo", "--task_name", "sst2", "--n_epochs", "2"]
-    small += [
-        "--max_train_samples",
-        "45",
-        "--max_eval_samples",
-        "30",
-        "--batch_size",
-        "4",
-        "--output_dir",
-        str(tmp_path),
-    ]
-    folder = Path(launch(2, f"{method}.tune", *small, *own)[-1])
-    assert json.loads((folder / "result.json").read_text())["n_processes"] == 2
+    words = f"--checkpoint {checkpoints['bert']} --data demo --task_name sst2 --n_epochs 2 --max_train_samples 45"
+    words += f" --max_eval_samples 30 --batch_size 4 --output_dir {tmp_path}"
+    folder = Path(launch(2, f"{method}.tune", *words.split(), *own)[-1])
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["n_processes"], result["bad_steps"]) == (2, 0)
+    assert trainable(saving.load_adapter(folder)[0])

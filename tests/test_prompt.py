@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from conftest import KINDS, perturb, random_batch
-from test_lora import bert_base
+from conftest import KINDS, assert_packed_equals_padded, bert_base, copy_head_to_peft, perturbed, random_batch
 
 from common.checkpoints import load_tokenizer
-from common.encoders import encoder, first_position
+from common.encoders import encoder
 from common.errors import InputError
-from common.methods import apply, count_without_head, trainable
-from common.packing import Layout, pack, take_packed
+from common.methods import apply, count_without_head
 from common.training import train
 from prompt.method import PromptTuning
 
@@ -17,12 +15,6 @@ from prompt.method import PromptTuning
 @pytest.mark.parametrize(("length", "wanted"), [(10, 7_680), (20, 15_360), (100, 76_800)])
 def test_counts_for_bert_base(length, wanted):
     assert count_without_head(apply(PromptTuning(length, init="random"), bert_base())) == wanted
-
-
-def perturbed(model, length=5, **options):
-    apply(PromptTuning(length, **options), model).eval()
-    perturb(trainable(model).values())
-    return model
 
 
 def prompt_of(model):
@@ -43,14 +35,12 @@ def hidden_states(model, batch):
 def test_equals_peft_but_for_the_token_that_is_classified(make_model):
     """Every hidden state is peft's; peft's classifier takes the first virtual token, ours [CLS]."""
     peft = pytest.importorskip("peft")
-    ours = perturbed(make_model())
+    ours = perturbed(PromptTuning(5), make_model())
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5)
     theirs = peft.get_peft_model(make_model(), config).eval()
     with torch.no_grad():
         theirs.prompt_encoder["default"].embedding.weight.copy_(prompt_of(ours))
-        head = theirs.base_model.classifier.modules_to_save["default"]
-        head.weight.copy_(ours.classifier.weight)
-        head.bias.copy_(ours.classifier.bias)
+    copy_head_to_peft(ours, theirs)
     batch = random_batch(ours)
     mine, my_logits = hidden_states(ours, batch)
     seen = []
@@ -70,22 +60,14 @@ def test_equals_peft_but_for_the_token_that_is_classified(make_model):
 @pytest.mark.parametrize("level", ["words", "embeddings"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_logits_and_gradients_equal_the_padded_ones(kind, level, make_model):
-    padded, packed = (perturbed(make_model(kind), 3, level=level, init="random") for _ in range(2))
+    method = PromptTuning(3, level=level, init="random")
+    padded, packed = (perturbed(method, make_model(kind)) for _ in range(2))
     packed.load_state_dict(padded.state_dict())
-    batch = random_batch(padded)
-    lengths = batch["attention_mask"].sum(1)
-    columns = {"input_ids": batch["input_ids"][batch["attention_mask"].bool()]}
-    inputs = pack(columns, lengths.cumsum(0) - lengths, lengths, Layout(first_position(packed), rounded=True))
-    one, other = padded(**batch).logits, take_packed(packed)(**inputs).logits
-    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-    one.square().mean().backward()
-    other.square().mean().backward()
-    for name, parameter in trainable(padded).items():
-        torch.testing.assert_close(parameter.grad, packed.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+    assert_packed_equals_padded(padded, packed)
 
 
 def test_the_embeddings_level_gives_the_prompt_no_layernorm_and_the_text_its_positions(make_model):
-    model = perturbed(make_model(), level="embeddings")
+    model = perturbed(PromptTuning(5, level="embeddings"), make_model())
     seen = []
     layer = encoder(model).encoder.layer[0]
     layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import save_checkpoint
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.method import Adapters
@@ -73,6 +73,11 @@ def nothing_outside(folder: Path):
     assert watched["outside"] == []
 
 
+def share(of_all: float) -> settings:
+    """So much of all the cases, dear ones less: `quick` has 400, `torture` 10^5."""
+    return settings(max_examples=round(of_all * settings.default.max_examples))
+
+
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r\0")
 words = st.text(characters, max_size=12)
 plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
@@ -117,6 +122,7 @@ def tables(draw):
     return task, draw(edits())(text.encode(encoding, errors="replace"))
 
 
+@share(0.5)
 @given(tables())
 def test_any_bytes_are_rows_or_one_clear_error(home, case):
     task, content = case
@@ -129,6 +135,7 @@ def test_any_bytes_are_rows_or_one_clear_error(home, case):
         assert all(len(column) == len(examples) for column in examples.texts)
 
 
+@share(0.1)
 @given(st.lists(st.tuples(words, words), min_size=2, max_size=5), st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_rows_come_back_as_they_were_written(home, pairs, end, final):
     lines = ["index\tsentence1\tsentence2\tlabel"]
@@ -175,6 +182,7 @@ def changed_configs(draw):
     return change
 
 
+@share(0.05)
 @given(st.integers(0, 5), changed_configs(), edits(), edits(), st.sampled_from(["values", "bytes", "tensors"]))
 def test_any_change_to_an_adapter_loads_or_is_one_clear_error(home, adapters, number, change, some, others, where):
     folder = home / "changed"
@@ -208,6 +216,7 @@ def command_lines(draw):
     return kind, said
 
 
+@share(0.05)
 @given(command_lines())
 def test_any_words_are_options_or_one_clear_error(home, case):
     kind, said = case
@@ -251,6 +260,7 @@ def unfinished(home, adapters):
     return state, Content((home / saving.CHECKPOINT).read_bytes())
 
 
+@share(0.1)
 @given(edits())
 def test_any_change_to_a_checkpoint_is_one_clear_error(home, unfinished, edit):
     state, content = unfinished
@@ -272,6 +282,7 @@ def result(home, adapters):
     return (folder / saving.RESULT).read_text()
 
 
+@share(0.2)
 @given(st.integers(0, 80), anything, edits())
 def test_any_result_is_a_result_or_one_clear_error(home, result, place, value, edit):
     values = json.loads(result)
