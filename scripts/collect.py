@@ -1,18 +1,21 @@
 """Keep results of runs as JSON lines and print them as a table: python -m scripts.collect RUN [RUN ...] --out FILE"""
 
 import argparse
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 from common import saving, tasks
 from common.errors import one_line_errors
 from common.experiments import append_once, read_rows
+from common.methods import find
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """One Markdown line per run: what was run, its scores beside the majority class's, what it cost."""
+    """One Markdown line per run: the method with its options that are no defaults, its training, scores and cost."""
     lines = [
-        "| method | task | options | seed | scores (majority class) | trained without head | examples/s | MiB |",
+        "| method | task | training | seed | scores (majority class) | trained without head | examples/s | MiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(rows, key=lambda row: (row["task_name"], row["method"], row["frozen_dtype"], row["seed"])):
@@ -23,8 +26,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs of batches of {row['batch_size']}"
         settings += ", frozen in bfloat16" if row["frozen_dtype"] == "bfloat16" else ""
         settings += ", padded" if row["padding"] == "batch" else ""
+        usual = json.loads(json.dumps(dataclasses.asdict(find(row["method"])())))  # lists, as they are in a row
+        odd = [f"{name} {row[name]}" for name, value in usual.items() if row.get(name, value) != value]
+        method = row["method"] + (f" ({', '.join(odd)})" if odd else "")
         lines.append(
-            f"| {row['method']} | {row['task_name']} | {settings} | {row['seed']} | {scores} "
+            f"| {method} | {row['task_name']} | {settings} | {row['seed']} | {scores} "
             f"| {row['trainable_params_without_head']:,} | {row['examples_per_second']:.0f} "
             f"| {row['peak_memory_mib']:.0f} |"
         )

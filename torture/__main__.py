@@ -1,4 +1,4 @@
-"""make torture: all of it, or some parts: python -m torture [kills] [workers] [disk] [ranks] [files] [--seed N]"""
+"""make torture: everything, or some parts of it: python -m torture [PART ...] [--seed N]"""
 
 import argparse
 import os
@@ -41,12 +41,15 @@ PARTS = {
 def main() -> None:
     """Run the parts one after the other and print a line for each; the last line sums up."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; none = all")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     args = parser.parse_args()
+    for part in args.parts:
+        if part not in PARTS:
+            parser.error(f"no part {part!r}: there are {', '.join(PARTS)}")
     print(f"seed {args.seed}", flush=True)
     began, found = time.monotonic(), []
-    for part in args.parts:
+    for part in args.parts or PARTS:
         with tempfile.TemporaryDirectory() as home:
             found.append(PARTS[part](Path(home), random.Random(f"{args.seed} {part}")))
         print(f"{part}: {found[-1]} ({time.monotonic() - began:.0f} s)", flush=True)
