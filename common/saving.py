@@ -208,7 +208,7 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
         if found != wanted:
             raise ValueError(f"its SHA-256 is {wanted[:12]}... and not {str(found)[:12]}..., as when it was written")
         return tensors, {name: json.loads(text) for name, text in said.items()}
-    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is missing or damaged: {error}") from error
 
 

@@ -121,8 +121,9 @@ def check_readable(home: Path) -> None:
             else:
                 for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
                     json.loads(line)
-        except FileNotFoundError:
-            continue  # replaced just now
+        except (FileNotFoundError, RuntimeError):  # torch's, where the file goes while safetensors opens it
+            if path.exists():
+                raise
 
 
 def kill_at_random(process: int, seconds: float, home: Path, chance: random.Random) -> str | None:
