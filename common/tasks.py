@@ -36,6 +36,8 @@ class Task:
     """Generator of the demo data, see common/synthetic.py."""
     submission: str = ""
     """File name on the leaderboard."""
+    test_rows: int = 0
+    """Rows of the official test set."""
     file_texts: tuple[str, ...] = ()
     """Text columns in the official files, where they differ from the hub's."""
     file_label: str = "label"
@@ -81,6 +83,7 @@ _TASKS = (
         metrics=("matthews_correlation",),
         splits=_splits("cola", "CoLA", header=("source", "label", "star", "sentence")),
         submission="CoLA.tsv",
+        test_rows=1_063,
         synthetic="acceptability",
     ),
     Task(
@@ -91,6 +94,7 @@ _TASKS = (
         metrics=("accuracy",),
         splits=_splits("sst2", "SST-2"),
         submission="SST-2.tsv",
+        test_rows=1_821,
         synthetic="sentiment",
     ),
     Task(
@@ -103,6 +107,7 @@ _TASKS = (
         metrics=("accuracy", "f1"),
         splits=_splits("mrpc", "MRPC"),
         submission="MRPC.tsv",
+        test_rows=1_725,
         synthetic="paraphrase",
     ),
     Task(
@@ -113,6 +118,7 @@ _TASKS = (
         metrics=("pearson", "spearmanr"),
         splits=_splits("stsb", "STS-B"),
         submission="STS-B.tsv",
+        test_rows=1_379,
         synthetic="similarity",
     ),
     Task(
@@ -124,6 +130,7 @@ _TASKS = (
         metrics=("accuracy", "f1"),
         splits=_splits("qqp", "QQP", broken_rows=10),
         submission="QQP.tsv",
+        test_rows=390_965,
         synthetic="duplicate_question",
     ),
     Task(
@@ -148,6 +155,7 @@ _TASKS = (
         metrics=("accuracy",),
         splits={"test": Source(("mnli", "test_matched"), "MNLI/test_matched.tsv")},
         submission="MNLI-m.tsv",
+        test_rows=9_796,
         trained_as="mnli",
         synthetic="inference",
     ),
@@ -159,6 +167,7 @@ _TASKS = (
         metrics=("accuracy",),
         splits={"test": Source(("mnli", "test_mismatched"), "MNLI/test_mismatched.tsv")},
         submission="MNLI-mm.tsv",
+        test_rows=9_847,
         trained_as="mnli",
         synthetic="inference",
     ),
@@ -169,6 +178,7 @@ _TASKS = (
         metrics=("accuracy",),
         splits=_splits("qnli", "QNLI"),
         submission="QNLI.tsv",
+        test_rows=5_463,
         synthetic="answerability",
     ),
     Task(
@@ -178,6 +188,7 @@ _TASKS = (
         metrics=("accuracy",),
         splits=_splits("rte", "RTE"),
         submission="RTE.tsv",
+        test_rows=3_000,
         synthetic="entailment",
     ),
     Task(
@@ -188,6 +199,7 @@ _TASKS = (
         metrics=("accuracy",),
         splits=_splits("wnli", "WNLI"),
         submission="WNLI.tsv",
+        test_rows=146,
         synthetic="coreference",
     ),
     Task(
@@ -198,6 +210,7 @@ _TASKS = (
         metrics=("matthews_correlation",),
         splits={"test": Source(("ax", "test"), "diagnostic/diagnostic.tsv")},
         submission="AX.tsv",
+        test_rows=1_104,
         trained_as="mnli",
         synthetic="inference",
     ),

@@ -3,5 +3,8 @@
 from common.experiments import sweep
 from prefix.method import PrefixTuning
 
+TUNING = {"lr": (1e-2, 3e-2), "n_epochs": (5, 20), "prefix_length": (20, 100)}
+"""What scripts/run_tune.sh tries: as many as of the other methods."""
+
 if __name__ == "__main__":
     sweep(PrefixTuning(prefix_length=length) for length in (1, 2, 5, 10, 20, 50, 100))

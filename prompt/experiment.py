@@ -3,5 +3,8 @@
 from common.experiments import sweep
 from prompt.method import PromptTuning
 
+TUNING = {"lr": (0.05, 0.3), "n_epochs": (5, 20), "prompt_length": (20, 100)}
+"""What scripts/run_tune.sh tries: as many as of the other methods."""
+
 if __name__ == "__main__":
     sweep(PromptTuning(prompt_length=length) for length in (1, 5, 10, 20, 50, 100))

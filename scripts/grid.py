@@ -1,0 +1,56 @@
+"""The command lines of a sweep, one for each line: python -m scripts.grid VERB METHOD [options], for scripts/run.sh"""
+
+import argparse
+import importlib
+import shlex
+from collections.abc import Iterator
+from itertools import product
+
+from common import tasks
+from common.errors import InputError, one_line_errors
+from common.methods import find
+
+
+def commands(
+    verb: str, method: str, task_names: list[str], checkpoints: list[str], seeds: list[str], further: list[str]
+) -> Iterator[list[str]]:
+    """The words behind `-m` of every run: all tasks, checkpoints, configurations of the method's grid, and seeds.
+
+    An option that is given is taken out of the grid. Answers on test sets and experiments have no grid.
+
+    Raises:
+        InputError: a method or task that there is not.
+    """
+    find(method)
+    known = tasks.TESTED if verb == "test" else tasks.TRAINED
+    names = task_names or tasks.TRAINED  # mnli stands for its three test sets
+    for name in names:
+        if name not in known:
+            raise InputError(f"no task {name!r} to {verb}: there are {', '.join(known)}")
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in further if word.startswith("--")}
+    grid = getattr(importlib.import_module(f"{method}.experiment"), "TUNING", {}) if verb == "tune" else {}
+    varied = {name: values for name, values in grid.items() if name not in given}
+    for checkpoint, task, *values in product(checkpoints or [""], names, *varied.values()):
+        for seed in seeds or [""]:
+            words = [f"{method}.{verb}", "--task_name", task]
+            words += ["--checkpoint", checkpoint] if checkpoint else []
+            words += [word for name, value in zip(varied, values, strict=True) for word in (f"--{name}", f"{value:g}")]
+            words += ["--seed", seed] if seed else []
+            yield words + further
+
+
+def main() -> None:
+    """Print them."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("verb", choices=("tune", "test", "experiment"))
+    parser.add_argument("method")
+    for name in ("tasks", "checkpoints", "seeds"):
+        parser.add_argument(f"--{name}", type=str.split, default=[], help="separated by spaces, in quotation marks")
+    args, further = parser.parse_known_args()
+    with one_line_errors():
+        for words in commands(args.verb, args.method, args.tasks, args.checkpoints, args.seeds, further):
+            print(shlex.join(words))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+# What run_tune.sh, run_test.sh and run_experiment.sh share; each sources it with its verb.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ -d .venv/bin ] && PATH="$PWD/.venv/bin:$PATH"
+
+verb=$1
+shift
+if [ $# -eq 0 ] || [ "$1" = --help ]; then
+    grep '^#' "$0" | sed -n '2,$s/^# \{0,1\}//p'
+    exit $(($# == 0 ? 2 : 0))
+fi
+dry_run=
+launch="accelerate launch"
+words=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --dry_run | --dry-run) dry_run=1 ;;
+        --launch) launch=${2:?--launch wants a command}; shift ;;
+        *) words+=("$1") ;;
+    esac
+    shift
+done
+commands=$(python -m scripts.grid "$verb" "${words[@]}") || exit
+total=$(wc -l <<<"$commands")
+
+# A run is a group of processes of its own. Whatever asks the sweep to stop lets all of them save where they are.
+set -m
+child=
+stopped=
+stop() {
+    stopped=$1
+    [ -n "$child" ] && kill -s TERM -- "-$child" 2>/dev/null
+}
+trap 'stop 130' INT
+trap 'stop 75' TERM USR1
+
+failed=()
+number=0
+while read -r line; do
+    number=$((number + 1))
+    eval "run=($line)" # quoted by scripts.grid
+    command=($launch -m "${run[@]}")
+    if [ -n "$dry_run" ]; then
+        printf '%s\n' "$launch -m $line"
+        continue
+    fi
+    printf '\n[%d of %d] %s\n' "$number" "$total" "$launch -m $line"
+    "${command[@]}" </dev/null &
+    child=$!
+    wait "$child"
+    code=$?
+    while [ -n "$stopped" ] && kill -0 -- "-$child" 2>/dev/null; do # the launcher may end before what it has launched
+        sleep 0.1
+    done
+    child=
+    if [ -n "$stopped" ] || [ "$code" -eq 75 ]; then
+        echo "stopped in run $number of $total: the same command goes on from there" >&2
+        exit "${stopped:-75}"
+    fi
+    [ "$code" -ne 0 ] && failed+=("exit code $code: $launch -m $line")
+done <<<"$commands"
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf '\n%d of %d runs failed:\n' "${#failed[@]}" "$total" >&2
+    printf '  %s\n' "${failed[@]}" >&2
+    exit 1
+fi

@@ -1,0 +1,93 @@
+"""Shell sweeps run everything once, go on where they stopped, and tell at the end what failed."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from common import methods, tasks
+from common.saving import CHECKPOINT
+from scripts.grid import commands
+
+
+def sweep(script: str, *words: str) -> subprocess.Popen:
+    pipe, path = subprocess.PIPE, f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = [f"scripts/{script}", *words]
+    settings = {"cwd": REPOSITORY, "env": os.environ | {"PATH": path}, "stdout": pipe, "stderr": pipe, "text": True}
+    return subprocess.Popen(command, **settings)
+
+
+@pytest.fixture
+def small(bert, tmp_path):
+    """A sweep over two tiny runs, without a launcher."""
+    words = f"lora --launch python --tasks 'rte sst2' --checkpoints {bert} --data demo --output_dir {tmp_path}"
+    words += " --lr 1e-3 --rank 2 --n_epochs 2 --max_train_samples 64 --max_eval_samples 20 --batch_size 4"
+    return shlex.split(words + " --checkpoint_every 3 --report_to none")
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_every_grid_is_of_eight_configurations_or_that_of_the_papers_baseline(method):
+    """The same budget of trials for every method; full fine-tuning has the grid of the mirrored repository."""
+    lines = list(commands("tune", method, ["rte"], ["minilm"], ["1", "2"], []))
+    assert len(lines) == len(set(map(tuple, lines))) == 2 * (24 if method == "baseline" else 8)
+    assert len(list(commands("tune", method, [], [], [], ["--lr", "1e-3"]))) % len(tasks.TRAINED) == 0
+
+
+def test_an_option_that_is_given_is_no_longer_varied():
+    lines = list(commands("tune", "lora", ["rte"], [], [], ["--rank=2", "--n-epochs", "1"]))
+    assert [" ".join(line) for line in lines] == [
+        f"lora.tune --task_name rte --lr {lr} --rank=2 --n-epochs 1" for lr in ("0.0001", "0.0005")
+    ]
+
+
+def test_a_dry_run_prints_the_commands_and_runs_none(small, tmp_path):
+    done = sweep("run_tune.sh", *small, "--dry_run")
+    said, _ = done.communicate(timeout=60)
+    assert [line.split()[:5] for line in said.splitlines()] == [
+        ["python", "-m", "lora.tune", "--task_name", task] for task in ("rte", "sst2")
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_goes_on_and_ends_with_each_run_once(number, small, tmp_path):
+    running = sweep("run_tune.sh", *small)
+    while not list(tmp_path.rglob(CHECKPOINT)):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(number)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == (130 if number == signal.SIGINT else 75), said
+    assert "stopped in run 1 of 2: the same command goes on from there" in said
+    assert len(list(tmp_path.rglob(CHECKPOINT))) == 1
+    again = sweep("run_tune.sh", *small)
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert said.count("going on at step") == 1
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+
+
+def test_a_run_that_fails_stops_no_other_and_is_told_at_the_end(small, tmp_path):
+    failing = [word if word != "rte sst2" else "rte wnli" for word in small]
+    (tmp_path / "data" / "RTE").mkdir(parents=True)
+    at = failing.index("demo")
+    failing[at] = str(tmp_path / "data")
+    done = sweep("run_tune.sh", *failing)
+    _, said = done.communicate(timeout=120)
+    assert done.returncode == 1
+    assert "2 of 2 runs failed:" in said
+    assert said.count("exit code 2: python -m lora.tune --task_name") == 2
+
+
+@pytest.mark.parametrize("words", [["nosuch"], ["lora", "--tasks", "nosuch"], []])
+def test_what_cannot_be_swept_is_told(words):
+    done = sweep("run_tune.sh", *words)
+    _, said = done.communicate(timeout=60)
+    assert done.returncode == 2
+    assert said.startswith("error: ") if words else said == ""
