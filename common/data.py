@@ -43,8 +43,24 @@ class Examples:
         """n random rows, the same ones each time (files may be sorted, as STS-B is); all of them for None."""
         if n is None or n >= len(self):
             return self
-        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:n].tolist()
-        labels = self.labels and [self.labels[row] for row in rows]
+        return self._rows(torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:n].tolist())
+
+    def hold_out(self) -> tuple[Examples, Examples]:
+        """The rows in two: most of them, and a tenth (at most 5,000) to select on, the same ones each time.
+
+        Every label has its share in both: sorted by label, every so many-th row is held out.
+        """
+        n = min(5_000, max(1, len(self) // 10))
+        generator = torch.Generator().manual_seed(0)
+        shuffled = torch.randperm(len(self), generator=generator)
+        by_label = shuffled[torch.tensor(self.labels, dtype=torch.float64)[shuffled].argsort(stable=True)]
+        places = ((torch.arange(n) + torch.rand(1, generator=generator)) * len(self) / n).long()
+        held = torch.zeros(len(self), dtype=torch.bool)
+        held[by_label[places]] = True
+        return self._rows((~held).nonzero()[:, 0].tolist()), self._rows(held.nonzero()[:, 0].tolist())
+
+    def _rows(self, rows: list[int]) -> Examples:
+        labels: Any = self.labels and [self.labels[row] for row in rows]
         return Examples(tuple([column[row] for row in rows] for column in self.texts), labels)
 
 

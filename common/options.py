@@ -54,6 +54,9 @@ class TuneOptions:
     param_budget: int | None = None
     """Take the method's size (rank, bottleneck, length, ...) as large as this many trained parameters without the head
     allow, so that methods can be compared at one budget."""
+    select: Literal["dev", "holdout"] = "dev"
+    """What selects the best epoch: the development set; or a fixed tenth of the training set, which is not trained on
+    then, so that the development set is looked at once, in the end, and its scores (dev_...) are no selection's."""
     seed: int = 42
     """Decides the head's initial weights, the method's, the batches and dropout."""
     max_train_samples: int | None = None

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 LOG_EVERY = 10
 """Optimizer steps between two points of a curve: fetching a scalar makes the host wait for the device."""
 
+HOLDOUT = "holdout"
+"""Rows of the training set that select the best epoch, in the place of the validation splits."""
+
 COLLAPSED = "collapsed"
 """Among the scores: 1 where the model gives all rows of the validation set one answer, which is worth none."""
 
@@ -83,6 +86,8 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     for split in task.validations:
         if split == task.validations[0] or data.is_there(task, split, options.data):
             rows[split] = data.read(task, split, options.data).draw(options.max_eval_samples)
+    if options.select == "holdout":
+        rows["train"], rows[HOLDOUT] = rows["train"].hold_out()
     tokenizer = load_tokenizer(options.checkpoint)
     max_length = check_fit(method, options, blank_model(options.checkpoint, task.n_outputs), tokenizer)
 
@@ -135,7 +140,7 @@ def _train(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
 ) -> dict[str, Any]:
-    """The loop itself; `rows` are those of the training set, under "train", and of each validation split."""
+    """The loop itself; `rows` are those of the training set, under "train", of each validation split, and held out."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import ProjectConfiguration, set_seed
     from tqdm import tqdm
@@ -175,6 +180,9 @@ def _train(
         splits = reuse(model, splits, options.eval_batch_size, device)
         reuse_seconds = time.perf_counter() - began
     tokens = splits.pop("train")
+    untouched = {}  # the development set, where it selects nothing
+    if HOLDOUT in splits:
+        untouched, splits = splits, {HOLDOUT: splits.pop(HOLDOUT)}
 
     # One rule for every method: matrices decay, vectors (biases, LayerNorms, scales) do not.
     parameters = list(trainable(model).values())
@@ -322,9 +330,16 @@ def _train(
 
     history = progress.history
     best = max(range(len(history)), key=lambda epoch: history[epoch]["score"])
-    dev = splits[task.validations[0]]
-    unread = metrics.majority(task, tokens.labels.tolist(), len(dev))
-    majority = metric.compute(predictions=unread, references=dev.labels.numpy())
+    validation = next(iter(splits.values()))
+    unread = metrics.majority(task, tokens.labels.tolist(), len(validation))
+    majority = metric.compute(predictions=unread, references=validation.labels.numpy())
+    dev_scores = {}
+    if untouched:
+        stored = folder / saving.RESUMABLE / saving.ADAPTER
+        best_tensors, _ = saving.read_tensors(stored if stored.is_file() else folder / saving.ADAPTER)
+        for name, parameter in trainable(model).items():
+            parameter.data.copy_(best_tensors[name])
+        dev_scores = evaluate(task, model, untouched, metric, options.eval_batch_size, accelerator)
     seconds = progress.train_seconds
     result = {
         "method": method.name,
@@ -334,6 +349,7 @@ def _train(
         **{f"last_{name}": value for name, value in history[-1].items()},
         **{f"majority_{name}": value for name, value in majority.items()},
         "majority_score": metrics.score(majority),
+        **{f"dev_{name}": value for name, value in dev_scores.items()},
         **progress.state_scores,
         "best_epoch": best + 1,
         "bad_steps": progress.bad_steps,
@@ -341,7 +357,7 @@ def _train(
         "max_length": max_length,
         "frozen_dtype": frozen_dtype,
         "train_examples": len(tokens),
-        "validation_examples": len(dev),
+        "validation_examples": len(validation),
         "trainable_params": count(trainable(model)),
         "trainable_params_without_head": count_without_head(model),
         **{f"trained_{kind}": n for kind, n in trained.items()},

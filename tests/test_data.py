@@ -192,3 +192,16 @@ def test_drawn_rows_are_a_fixed_random_part():
     assert some.labels != [0, 1, 2]
     assert ["abcdefgh"[label] for label in some.labels] == some.texts[0]
     assert rows.draw(None) == rows.draw(9) == rows
+
+
+def test_a_tenth_is_held_out_with_every_label_in_its_share_and_always_the_same():
+    texts = [f"row {n}" for n in range(1000)]
+    rows = data.Examples((texts,), [int(n % 5 == 0) for n in range(1000)])
+    kept, held = rows.hold_out()
+    assert (len(kept), len(held)) == (900, 100)
+    assert sorted(kept.texts[0] + held.texts[0]) == sorted(texts)
+    assert (sum(kept.labels), sum(held.labels)) == (180, 20)
+    assert rows.hold_out() == (kept, held)
+    scores = data.Examples((texts,), [n / 200 for n in range(1000)])
+    assert sum(scores.hold_out()[1].labels) / 100 == pytest.approx(2.5, abs=0.05)
+    assert [len(part) for part in data.Examples((texts[:12],), [0, 1] * 6).hold_out()] == [11, 1]

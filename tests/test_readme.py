@@ -20,7 +20,7 @@ def test_the_python_lines_run(tmp_path, monkeypatch):
 
 
 def test_the_options_that_it_lists_exist():
-    listed = set(re.findall(r"`--(\w+)`", TEXT.partition("### What a run leaves")[0]))
+    listed = set(re.findall(r"`--(\w+)`", TEXT.partition("### All of GLUE from the shell")[0]))
     assert listed - {field.name for field in fields(TuneOptions)} == {"help"}
 
 

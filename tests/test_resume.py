@@ -85,7 +85,9 @@ def test_a_run_cut_off_three_times_ends_as_one_that_was_not(method, options, uni
     assert outcome(folder) == uninterrupted(method, **settings)
 
 
-@pytest.mark.parametrize("settings", [{"gradient_accumulation_steps": 2}, {"padding": "batch"}, {"warmup_ratio": 0.9}])
+@pytest.mark.parametrize(
+    "settings", [{"gradient_accumulation_steps": 2}, {"padding": "batch"}, {"warmup_ratio": 0.9}, {"select": "holdout"}]
+)
 def test_resuming_is_exact_with_other_settings_too(settings, options, uninterrupted, monkeypatch):
     settings |= {"n_epochs": 3, "checkpoint_every": 2, "max_train_samples": 100}
     at_step(monkeypatch, 11, cut_power)

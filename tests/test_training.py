@@ -5,18 +5,20 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import saving, tasks, training
-from common.checkpoints import fingerprint, load_model
+from common import data, saving, tasks, training
+from common.checkpoints import fingerprint, load_model, load_tokenizer
 from common.errors import InputError
 from common.methods import Combined, apply, find, names, trainable
 from common.options import PredictOptions
 from common.prediction import find_run
 from common.training import losses_of, run_folder, schedule, summary, train
 from lora.method import Lora
+from prefix.method import PrefixTuning
 from scripts.plot import read_curves
 
 
@@ -207,3 +209,32 @@ def test_combined_methods_are_trained_like_one(options):
     assert (result["method"], result["lora"]["rank"], result["bitfit"]["terms"]) == ("lora+bitfit", 8, ("all",))
     assert folder.parent.parent.name == "lora+bitfit"
     assert saving.load_adapter(folder)[1] == Combined((Lora(), BitFit()))
+
+
+@pytest.mark.parametrize("method", [Lora(rank=2), PrefixTuning(hidden_dim=4)])
+def test_the_development_set_is_looked_at_once_where_a_tenth_of_train_selects(method, options, monkeypatch, bert):
+    looks, usual = [], training.evaluate
+
+    def evaluate(task, model, splits, *others):
+        scores = usual(task, model, splits, *others)
+        looks.append((tuple(splits), scores))
+        return scores
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    settings = options(task_name="mnli", select="holdout", n_epochs=3, max_train_samples=80, lr=3e-2)
+    folder, result = train(method, settings)
+    assert [splits for splits, _ in looks] == [("holdout",)] * 3 + [("validation_matched", "validation_mismatched")]
+    assert (result["train_examples"], result["validation_examples"], result["select"]) == (72, 8, "holdout")
+    assert result["dev_accuracy_mismatched"] == looks[-1][1]["accuracy_mismatched"]
+    task = tasks.find("mnli")
+    tokens = {
+        split: data.tokenize(data.read(task, split, "demo").draw(20), load_tokenizer(bert), result["max_length"])
+        for split in task.validations
+    }
+    model, _ = saving.load_adapter(folder)
+    again = usual(task, model, tokens, training.metrics.load(task), 64, Accelerator())
+    assert again["accuracy"] == result["dev_accuracy"]
+
+
+def test_selection_on_the_development_set_has_no_scores_beside_it(options):
+    assert not [key for key in train(Lora(rank=2), options())[1] if key.startswith("dev_")]
