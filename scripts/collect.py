@@ -1,15 +1,12 @@
 """Keep results of runs as JSON lines and print them as a table: python -m scripts.collect RUN [RUN ...] --out FILE"""
 
 import argparse
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-from common import saving, tasks
+from common import aggregation, saving, tasks
 from common.errors import one_line_errors
 from common.experiments import append_once, read_rows
-from common.methods import find
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -26,9 +23,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs of batches of {row['batch_size']}"
         settings += ", frozen in bfloat16" if row["frozen_dtype"] == "bfloat16" else ""
         settings += ", padded" if row["padding"] == "batch" else ""
-        usual = json.loads(json.dumps(dataclasses.asdict(find(row["method"])())))  # lists, as they are in a row
-        odd = [f"{name} {row[name]}" for name, value in usual.items() if row.get(name, value) != value]
-        method = row["method"] + (f" ({', '.join(odd)})" if odd else "")
+        method = aggregation.describe(row)[1]
         lines.append(
             f"| {method} | {row['task_name']} | {settings} | {row['seed']} | {scores} "
             f"| {row['trainable_params_without_head']:,} | {row['examples_per_second']:.0f} "

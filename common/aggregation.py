@@ -1,0 +1,195 @@
+"""Rows of results -> configurations over their seeds, and the GLUE average of a method."""
+
+import dataclasses
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import saving, tasks
+from common.errors import InputError
+from common.experiments import read_rows
+from common.methods import Combined, find
+from common.options import TuneOptions
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What two scores must share to stand in one table."""
+
+    task_name: str
+    train_examples: int
+    validation_examples: int
+    checkpoint: str
+    base_sha256: str
+    data: str
+    select: str
+    """What chose the configuration: dev, where the row does not say."""
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+
+    @property
+    def variant(self) -> str:
+        """Full, or subset with its sizes."""
+        limits = {"max_train_samples": self.max_train_samples, "max_eval_samples": self.max_eval_samples}
+        said = [f"{name} {value:,}" for name, value in limits.items() if value is not None]
+        return f"subset ({', '.join(said)})" if said else "full"
+
+    def without_task(self) -> "Setting":
+        """What the tasks of one GLUE average must share."""
+        return dataclasses.replace(self, task_name="", train_examples=0, validation_examples=0)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A method with its options and training, run with one seed or more."""
+
+    method: str
+    label: str
+    """The method, with its options that are no defaults."""
+    training: str
+    rows: tuple[Row, ...]
+
+    def scores(self, metric: str) -> dict[int, float]:
+        """Seed -> the metric on the development set, at the best epoch."""
+        return {row["seed"]: row[on_dev(row, metric)] for row in self.rows}
+
+    def mean(self, metric: str) -> float:
+        """Over the seeds."""
+        return statistics.fmean(self.scores(metric).values())
+
+    def selecting(self, metric: str) -> float:
+        """The mean of the metric on the rows that select: those of the development set, or those held out."""
+        return statistics.fmean(row[f"best_{metric}" if f"best_{metric}" in row else "best_score"] for row in self.rows)
+
+
+def on_dev(row: Row, metric: str) -> str:
+    """The key of a metric on the development set: dev_... where held-out rows selected, best_... where it did."""
+    return f"dev_{metric}" if row.get("select") == "holdout" else f"best_{metric}"
+
+
+Tables = Mapping[Setting, list[Configuration]]
+
+
+def measures(name: str) -> list[str]:
+    """Names of a task's official scores, those of further validation splits with a suffix, as rows have them."""
+    task = tasks.find(name)
+    suffixes = ["", *("_" + split.removeprefix("validation_") for split in task.validations[1:])]
+    return [metric + suffix for suffix in suffixes for metric in task.metrics]
+
+
+def read(paths: Iterable[Path]) -> list[Row]:
+    """The rows of these files, each run once. Raises InputError for a row that is damaged, or at odds with another."""
+    rows: dict[tuple[str, ...], Row] = {}
+    for path in paths:
+        for row in read_rows(path):
+            _check(path, row)
+            if rows.setdefault((row["method"], row["task_name"], row["run"]), row) != row:
+                raise InputError(f"{path} has another result of the run {row['run']} than there was before: give one")
+    if not rows:
+        raise InputError("no result of a run: nothing to put into a table")
+    return list(rows.values())
+
+
+def _check(path: Path, row: Row) -> None:
+    saving.require(path, row, **dict.fromkeys(("method", "task_name", "checkpoint", "data"), str))
+    metrics = tasks.find(row["task_name"]).metrics
+    whole = ["seed", "n_epochs", "batch_size", "train_examples", "validation_examples", "trainable_params_without_head"]
+    whole += [name for name in ("max_train_samples", "max_eval_samples") if row.get(name) is not None]
+    numbers = ["lr", "train_seconds", "peak_memory_mib", "best_score", "majority_score"]
+    numbers += [f"{kind}_{metric}" for kind in ("best", "majority") for metric in metrics]
+    numbers += [key for name in measures(row["task_name"]) if (key := on_dev(row, name)) in row]
+    numbers += [on_dev(row, "score")]
+    saving.require(path, row, **dict.fromkeys(whole, int), **dict.fromkeys(numbers, float))
+    for name in (*whole, *numbers):
+        if not abs(row[name]) < 1e18:  # not-a-number and the infinite too
+            raise InputError(f"{path} is damaged: {name} of {row['run']} is {str(row[name])[:20]}")
+
+
+def group(rows: Iterable[Row]) -> Tables:
+    """Settings in the order of the tasks -> configurations, by method, the best mean score first.
+
+    Raises:
+        InputError: an unknown method, or two runs of one configuration with one seed.
+    """
+    groups: dict[Setting, dict[tuple[str, str, str, str], dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        known: Row = {field.name: row.get(field.name) for field in dataclasses.fields(Setting)}
+        known |= {"select": str(row.get("select", "dev")), "base_sha256": str(row.get("base_sha256"))}
+        other = groups[Setting(**known)][describe(row)].setdefault(row["seed"], row)
+        if other is not row:
+            raise InputError(f"{row['run']} and {other['run']} are one configuration and one seed: give one of them")
+    found = {}
+    for setting in sorted(groups, key=lambda setting: (list(tasks.TASKS).index(setting.task_name), str(setting))):
+        seeds_of = groups[setting].items()
+        some = [Configuration(name, label, how, tuple(seeds.values())) for (name, label, how, _), seeds in seeds_of]
+        found[setting] = sorted(some, key=lambda each: (each.method, -each.mean("score")))
+    return found
+
+
+def describe(row: Row) -> tuple[str, str, str, str]:
+    """Method, method with odd options, training, and every option as one text."""
+    parts = [find(name)() for name in row["method"].split("+")]
+    usual = (Combined(tuple(parts)) if len(parts) > 1 else parts[0]).options()
+    own = {name: row.get(name, value) for name, value in usual.items()}
+    elsewhere = {"seed", *(field.name for field in dataclasses.fields(Setting))}
+    launch = {field.name: field.default for field in dataclasses.fields(TuneOptions) if field.name not in elsewhere}
+    launch |= {"frozen_dtype": "float32", "mixed_precision": "no", "n_processes": 1}  # a row has what came of auto
+    held = {name: row.get(name, value) for name, value in launch.items()}
+    label = row["method"] + f" ({', '.join(_odd(own, usual))})".replace(" ()", "")
+    training = [f"lr {row['lr']:g}", f"{row['n_epochs']} epochs of batches of {row['batch_size']}"]
+    # What is said anyway, or came of the encoder.
+    said = launch | {name: row.get(name) for name in ("lr", "n_epochs", "batch_size", "max_length")}
+    return row["method"], label, ", ".join(training + _odd(held, said)), _same(own | held)
+
+
+def _odd(values: Row, usual: Row) -> list[str]:
+    return [f"{name} {value}" for name, value in values.items() if _same(value) != _same(usual[name])]
+
+
+def _same(value: Any) -> str:
+    """Text that is one for 8 and 8.0, and for a tuple and a list."""
+    return json.dumps(json.loads(json.dumps(value), parse_int=float), sort_keys=True)
+
+
+def best(configurations: Iterable[Configuration], metric: str) -> dict[str, Configuration]:
+    """Method -> its configuration of the largest mean where it was selected."""
+    return {each.method: each for each in sorted(configurations, key=lambda each: each.selecting(metric))}
+
+
+def glue_missing(scores: Mapping[str, Sequence[float]]) -> list[str]:
+    """What is not there for a GLUE average."""
+    lengths = {name: (len(scores.get(name, ())), len(measures(name))) for name in tasks.TRAINED}
+    return [name if not n else f"{name} ({n} of {of} metrics)" for name, (n, of) in lengths.items() if n != of]
+
+
+def glue_average(scores: Mapping[str, Sequence[float]]) -> float:
+    """The leaderboard's score: the mean over nine tasks, each the mean of its metrics (Wang et al., 2019).
+
+    Args:
+        scores: task -> its metrics; of mnli, the accuracies on the matched and the mismatched set. ax does not count.
+
+    Raises:
+        InputError: a task or a metric is missing.
+    """
+    if glue_missing(scores):
+        raise InputError(f"no GLUE average: missing are {', '.join(glue_missing(scores))}")
+    return statistics.fmean(statistics.fmean(scores[name]) for name in tasks.TRAINED)
+
+
+def glue_scores(tables: Tables) -> dict[Setting, dict[str, dict[str, list[float]]]]:
+    """Setting without task -> method -> task -> official scores of the best configuration, as far as it has them."""
+    pools: dict[tuple[Setting, str], list[Configuration]] = defaultdict(list)
+    for setting, configurations in tables.items():
+        pools[setting.without_task(), setting.task_name] += configurations
+    found: dict[Setting, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
+    for (setting, task), configurations in pools.items():
+        for method, chosen in best(configurations, "score").items():
+            there = [name for name in measures(task) if all(on_dev(row, name) in row for row in chosen.rows)]
+            found[setting][method][task] = [chosen.mean(name) for name in there]
+    return found

@@ -1,0 +1,117 @@
+"""Whether a difference is more than chance: intervals, paired tests and the correction for having asked often."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from common.errors import InputError
+
+EXACT = 16
+"""Pairs up to which all 2^n sign flips are counted."""
+N_RANDOM = 100_000
+"""Sign flips drawn where there are more pairs."""
+
+
+def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """mean -+ t s / sqrt(n), with t of n - 1 degrees of freedom and s of n - 1 (Student, 1908).
+
+    Raises:
+        InputError: fewer than two values.
+    """
+    import scipy.stats
+
+    if len(values) < 2:
+        raise InputError(f"{len(values)} values have no confidence interval: wanted two at least")
+    mean, error = float(np.mean(values)), float(scipy.stats.sem(values))
+    if error == 0:  # scipy says NaN
+        return mean, mean
+    low, high = scipy.stats.t.interval(level, len(values) - 1, mean, error)
+    return float(low), float(high)
+
+
+def permutation_test(a: Sequence[float], b: Sequence[float], seed: int = 0) -> float:
+    """Two-sided p of pairs: the share of sign flips s with |sum s_i d_i| >= |sum d_i|, where d = a - b (Fisher, 1935).
+
+    Exact up to 16 pairs, so that p is 2 / 2^n at least. Beyond that (1 + hits) / (1 + 10^5) over random flips, which
+    is never 0 (Phipson and Smyth, 2010).
+
+    Raises:
+        InputError: not as many of the one as of the other, or none.
+    """
+    differences = np.asarray(a, float) - _paired(a, b)
+    n = len(differences)
+    if n <= EXACT:
+        flips = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    else:
+        flips = np.random.default_rng(seed).integers(0, 2, (N_RANDOM, n), dtype=np.int8)
+    sums = (1 - 2 * flips) @ differences
+    # Sums that are equal on paper differ in their last bits.
+    hits = int(np.sum(np.abs(sums) >= abs(differences.sum()) - 1e-9 * np.abs(differences).sum()))
+    return hits / 2**n if n <= EXACT else (1 + hits) / (1 + N_RANDOM)
+
+
+def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> float:
+    """Two-sided exact p of McNemar (1947): of the examples that one side alone has right, a has Binomial(n, 1/2).
+
+    Raises:
+        InputError: not as many of the one as of the other, or none.
+    """
+    import scipy.stats
+
+    a, b = np.asarray(a_correct, bool), _paired(a_correct, b_correct).astype(bool)
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(~a & b))
+    return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def paired_bootstrap(
+    a: Sequence[float],
+    b: Sequence[float],
+    references: Sequence[float],
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    n: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, tuple[float, float]]:
+    """Two-sided p and 95 % percentile interval of D = metric(a) - metric(b) over resampled examples.
+
+    p = (1 + #{|D* - D| >= |D|}) / (1 + n): the resampled differences, moved to mean nothing, against the one that was
+    found (Efron and Tibshirani, 1993, chapter 16; for predictions, Koehn, 2004, and Berg-Kirkpatrick et al., 2012).
+
+    Args:
+        a, b: predictions of two models for the same examples.
+        metric: of predictions and references, such as those of common/metrics.py.
+
+    Raises:
+        InputError: the three are not equally long, or shorter than two.
+    """
+    import scipy.stats
+
+    sides = np.asarray(a), _paired(a, b), _paired(a, references)
+    if len(sides[0]) < 2:
+        raise InputError("1 example cannot be resampled: wanted two at least")
+
+    def difference(a: np.ndarray, b: np.ndarray, references: np.ndarray) -> float:
+        return metric(a, references) - metric(b, references)
+
+    drawn = scipy.stats.bootstrap(
+        sides, difference, n_resamples=n, vectorized=False, paired=True, method="percentile", rng=seed
+    )
+    found = difference(*sides)
+    hits = int(np.sum(np.abs(drawn.bootstrap_distribution - found) >= abs(found) - 1e-12))
+    return (1 + hits) / (1 + n), (float(drawn.confidence_interval.low), float(drawn.confidence_interval.high))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p, in the order given: the largest of (m - j + 1) p_(j) up to its rank, 1 at most (Holm, 1979)."""
+    adjusted, largest = [math.nan] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def _paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+    """b as an array, if it pairs with a."""
+    if len(a) != len(b) or len(a) == 0:
+        raise InputError(f"{len(a)} and {len(b)} values make no pairs: wanted as many of both, and one at least")
+    return np.asarray(b)
