@@ -1,6 +1,7 @@
 """What stops a run ends in one clear line and an exit code; anything else is a defect of ours with its traceback."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,9 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
         if debug:
             raise
         sys.exit(130)
+    except BrokenPipeError:  # whoever reads our output has read enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if debug:
             raise

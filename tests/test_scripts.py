@@ -1,9 +1,10 @@
 """The small tools read what the loop writes."""
 
 import json
+import subprocess
 import sys
 
-from conftest import exits_with_one_line
+from conftest import REPOSITORY, exits_with_one_line
 
 from common.training import train
 from lora.method import Lora
@@ -41,3 +42,13 @@ def test_results_are_collected_once_and_printed(options, monkeypatch, tmp_path, 
 def test_a_folder_without_a_result_is_named(tmp_path, capfd):
     line = exits_with_one_line(capfd, str(tmp_path), "--out", str(tmp_path / "rows"), program=collect.main)
     assert "cannot read" in line
+
+
+def test_a_reader_that_has_read_enough_is_no_error(options, tmp_path):
+    folder, _ = train(Lora(rank=1), options())
+    row = json.loads((folder / "result.json").read_text())
+    rows = "".join(json.dumps(row | {"run": str(n)}) + "\n" for n in range(2000))
+    (tmp_path / "rows").write_text(rows)
+    command = f"{sys.executable} -m scripts.collect --out {tmp_path / 'rows'} | head -n 1"
+    done = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
