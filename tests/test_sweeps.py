@@ -20,7 +20,8 @@ def sweep(script: str, *words: str) -> subprocess.Popen:
     pipe, path = subprocess.PIPE, f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = [f"scripts/{script}", *words]
     settings = {"cwd": REPOSITORY, "env": os.environ | {"PATH": path}, "stdout": pipe, "stderr": pipe, "text": True}
-    return subprocess.Popen(command, **settings)
+    # Where these tests run in the background Ctrl-C is ignored, and no shell can trap what it was told to ignore.
+    return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **settings)
 
 
 @pytest.fixture
