@@ -35,11 +35,11 @@ def sweep(grid: Iterable[Method]) -> None:
         if options.param_budget is not None:
             raise InputError("param_budget decides the size that the grid varies: leave it out, or use tune")
         machine.start_cpu_processes()
-        rows = run_all(methods, options, range(options.seed, options.seed + seeds.n_seeds))
+        with machine.leaving_in_order():
+            rows = run_all(methods, options, range(options.seed, options.seed + seeds.n_seeds))
         if os.environ.get("RANK", "0") == "0":
             print(table(rows))
             print(Path(options.output_dir) / name / options.task_name / ROWS)
-        machine.close_processes()
 
 
 def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[dict[str, Any]]:

@@ -10,14 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from common.errors import INTERRUPTED
+from common.errors import INPUT_ERROR, INTERRUPTED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What asks a run to save and stop: a shell's or a scheduler's polite end, and SLURM's warning before its limit."""
@@ -51,7 +51,7 @@ def start_cpu_processes() -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, pass_on)
     try:
-        # One that fails leaves the others waiting for it, so it ends them. One that was asked to stop saves with them.
+        # One that fails leaves the others waiting for it, so they are ended. Those asked to stop save together.
         while any(child.poll() is None for child in children):
             if any(child.returncode not in (None, 0, INTERRUPTED) for child in children):
                 break
@@ -59,22 +59,24 @@ def start_cpu_processes() -> None:
         failed, rank = next(((c.returncode, rank) for rank, c in enumerate(children) if c.returncode), (0, 0))
     finally:
         _end(children)
+    if any(child.returncode == INPUT_ERROR for child in children):  # said, whatever came of it to others
+        failed = INPUT_ERROR
     if failed < 0:
         print(f"error: process {rank} of {n} was killed by signal {-failed}, the others were stopped", file=sys.stderr)
     sys.exit(failed if failed >= 0 else 128 - failed)  # killed by a signal: 128 + its number, as a shell says it
 
 
-def _end(children: list[subprocess.Popen[bytes]], patience: float = 5.0) -> None:
-    """Stop processes: in order at first, for good after some seconds, since one may wait for another that is dead."""
+def _end(children: list[subprocess.Popen[bytes]]) -> None:
+    """See processes end: by themselves at first, as they do that meet the same error; then asked to; then killed."""
+    for seconds, ask in ((2.0, subprocess.Popen.terminate), (5.0, subprocess.Popen.kill)):
+        until = time.monotonic() + seconds
+        while any(child.poll() is None for child in children) and time.monotonic() < until:
+            time.sleep(0.05)
+        for child in children:
+            if child.poll() is None:
+                ask(child)
     for child in children:
-        child.terminate()
-    until = time.monotonic() + patience
-    for child in children:
-        try:
-            child.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        child.wait()
 
 
 def _under_mpi() -> bool:
@@ -100,11 +102,14 @@ def told_by_main(find: Callable[[], Any]) -> Any:
     return broadcast_object_list([find() if state.is_main_process else None])[0]
 
 
-def close_processes() -> None:
-    """Leave the group of processes in order; without one, nothing happens."""
-    from accelerate import PartialState
-
-    PartialState().destroy_process_group()
+@contextlib.contextmanager
+def leaving_in_order() -> Iterator[None]:
+    """Leave the group of processes in the end, also after an error: one that is gone without a word aborts others."""
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def use_all_cores() -> None:

@@ -118,9 +118,10 @@ def predict(kind: type[Method]) -> None:
     (options,) = parse(f"{method}.test", options=PredictOptions())
     with one_line_errors(options.debug):
         machine.start_cpu_processes()
-        for path in answer(method, options):
+        with machine.leaving_in_order():
+            paths = answer(method, options)
+        for path in paths:
             print(path)
-        machine.close_processes()
 
 
 def answer(method: str, options: PredictOptions) -> list[Path]:

@@ -49,11 +49,11 @@ def tune(kind: type[Method]) -> None:
     options, method = parse(f"{name}.tune", options=TuneOptions(lr=kind.default_lr), method=kind())
     with one_line_errors(options.debug):
         machine.start_cpu_processes()
-        folder, result = train(method, options)
+        with machine.leaving_in_order():
+            folder, result = train(method, options)
         if os.environ.get("RANK", "0") == "0":
             print(summary(result))
             print(folder)
-        machine.close_processes()
 
 
 def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
