@@ -1,5 +1,6 @@
 """Tiny random encoders of every supported kind, as checkpoint folders; nothing here touches a network."""
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +17,7 @@ from common.encoders import first_position
 from common.methods import apply, trainable
 from common.packing import Layout, pack, take_packed
 from common.synthetic import AGENTS, LOOKS, PLACES, THINGS
+from scripts.plot import read_curves
 
 hypothesis.settings.register_profile("quick", max_examples=400, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("torture", max_examples=100_000, deadline=20_000)  # milliseconds: no hang
@@ -148,6 +150,18 @@ def assert_packed_equals_padded(padded, packed, rounded: bool = True) -> None:
     other.square().mean().backward()
     for name, parameter in trainable(padded).items():
         torch.testing.assert_close(parameter.grad, packed.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+
+
+TIMES = {"train_seconds", "examples_per_second", "real_tokens_per_second", "peak_memory_mib", "n_resumed", "output_dir"}
+"""What may differ between a run and the same run interrupted."""
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """All of a finished run that has to be the same, however often it was interrupted."""
+    result = json.loads((folder / "result.json").read_text())
+    curves = {tag: points for tag, points in read_curves(folder).items() if tag != "train/tokens_per_second"}
+    weights = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+    return {"result": {k: v for k, v in result.items() if k not in TIMES}, "curves": curves, "weights": weights}
 
 
 def copy_head_to_peft(ours, theirs) -> None:

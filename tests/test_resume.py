@@ -1,6 +1,5 @@
 """A run that is interrupted anywhere ends as if it had not been: the same weights, scores and curves, bit for bit."""
 
-import json
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, outcome
 from safetensors.torch import load_file
 
 from adapters.method import Adapters
@@ -26,7 +25,6 @@ from prefix.method import PrefixTuning
 from scripts.plot import read_curves
 
 METHODS = [find(name)() for name in names()] + [Adapters(drop_layers="random"), PrefixTuning(hidden_dim=8)]
-TIMES = {"train_seconds", "examples_per_second", "real_tokens_per_second", "peak_memory_mib", "n_resumed", "output_dir"}
 
 
 class PowerCut(BaseException):
@@ -52,14 +50,6 @@ def cut_power() -> None:
 
 def ask_to_stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def outcome(folder):
-    """All of a finished run that has to be the same, however often it was interrupted."""
-    result = json.loads((folder / "result.json").read_text())
-    curves = {tag: points for tag, points in read_curves(folder).items() if tag != "train/tokens_per_second"}
-    weights = {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
-    return {key: value for key, value in result.items() if key not in TIMES}, curves, weights
 
 
 @pytest.fixture

@@ -20,19 +20,15 @@ from common.methods import Combined, Method, find, names
 from common.options import TuneOptions
 from common.training import train
 from prefix.method import PrefixTuning
-from scripts.plot import read_curves
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from conftest import save_checkpoint
+from conftest import TIMES, outcome, save_checkpoint  # noqa: F401
 
 torch.set_num_threads(1)  # before the first product: threads do not survive a fork
 
 METHODS: list[Method] = [find(name)() for name in names()]
 METHODS += [Adapters(drop_layers="random"), PrefixTuning(hidden_dim=8), Combined((find("lora")(), find("bitfit")()))]
 """Every method of the repository, and those of its forms that keep more state."""
-
-TIMES = {"train_seconds", "examples_per_second", "real_tokens_per_second", "peak_memory_mib", "n_resumed", "output_dir"}
-"""What may differ between a run and the same run interrupted."""
 
 LIMIT = 300.0
 """Seconds after which a process hangs."""
@@ -96,14 +92,6 @@ def run_whole(method: Method, options: TuneOptions, log: Path) -> tuple[dict[str
     code = finish(start(lambda: train(method, options), log))
     assert code == 0, log.read_text()
     return outcome(next(Path(options.output_dir).glob("*/*/*/result.json")).parent), time.monotonic() - began
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """All of a finished run that has to be the same, however often it was interrupted."""
-    result = json.loads((folder / "result.json").read_text())
-    curves = {tag: points for tag, points in read_curves(folder).items() if tag != "train/tokens_per_second"}
-    weights = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
-    return {"result": {k: v for k, v in result.items() if k not in TIMES}, "curves": curves, "weights": weights}
 
 
 def check_readable(home: Path) -> None:
