@@ -17,7 +17,6 @@ from common.methods import Tensors, trainable
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter in its shape, beside a count of steps."""
 

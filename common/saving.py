@@ -239,9 +239,8 @@ def require(path: Path, values: dict[str, Any], **wanted: type) -> None:
     """Raise InputError if a value that was read from `path` is missing or of another type than wanted."""
     for name, kind in wanted.items():
         value = values.get(name)
-        if not isinstance(value, (float, int) if kind is float else kind) or (
-            isinstance(value, bool) and kind is not bool
-        ):
+        fits = isinstance(value, float | int if kind is float else kind)
+        if not fits or isinstance(value, bool):  # True is no number here
             raise InputError(f"{path} is damaged: {name} is {value!r}, wanted {kind.__name__}")
 
 
