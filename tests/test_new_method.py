@@ -33,7 +33,7 @@ class Norms(Method):
 def clone(tmp_path_factory):
     """A copy of the repository with one folder more and not a line changed elsewhere."""
     root = tmp_path_factory.mktemp("clone")
-    for name in ("common", "lora", "tests"):
+    for name in ("common", "lora", "scripts", "tests"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "pyproject.toml", root)
     shutil.copytree(root / "lora", root / "norms")
