@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -205,6 +205,10 @@ class Tokens:
         """(rows,), the place of each row's first token."""
         return self.lengths.cumsum(0) - self.lengths
 
+    def laid_out(self, layout: packing.Layout | None) -> Tokens:
+        """The same rows, for batches that are packed in this way, or padded."""
+        return replace(self, layout=layout)
+
     def batch(self, rows: torch.Tensor, device: torch.device) -> tuple[dict[str, Any], torch.Tensor]:
         """These rows, (batch,), laid end to end, or padded to the longest of them.
 
@@ -235,13 +239,11 @@ def tokenize(
     examples: Examples,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    layout: packing.Layout | None = None,
     cache: Path | None = None,
 ) -> Tokens:
-    """Token ids of each row, at most `max_length` of them; of a pair the longer text is cut first.
+    """Token ids of each row, at most `max_length` of them; of a pair the longer text is cut first. Batches are padded.
 
     Args:
-        layout: how batches will be packed; None = they will be padded.
         cache: folder in which the ids are kept, under a digest of texts, tokenizer and length; None = nowhere.
     """
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
@@ -259,7 +261,7 @@ def tokenize(
             saving.write_tensors(path, stored)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     labels = torch.tensor(examples.labels or [])
-    return Tokens({n: stored[n] for n in names}, stored["lengths"].long(), labels, padding, layout)
+    return Tokens({n: stored[n] for n in names}, stored["lengths"].long(), labels, padding, layout=None)
 
 
 def _digest(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:

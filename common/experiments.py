@@ -1,18 +1,20 @@
 """Many runs -> rows of results: a grid of configurations, each with several seeds."""
 
 import dataclasses
+import datetime
 import json
 import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from common import machine, saving
 from common.errors import Busy, DoesNotFit, InputError, one_line_errors
+from common.material import Material
 from common.methods import Method, find
 from common.options import SweepOptions, TuneOptions, parse
 from common.training import run_folder, train
@@ -57,18 +59,22 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     refused: dict[int, DoesNotFit] = {}
     waiting = list(product(range(len(methods)), seeds))
+    n_runs = len(waiting)
+    material = Material(options)  # read once, for all of them
     while waiting:
         busy = []
         for number, seed in waiting:
             if number in refused:
                 continue
+            place = f" [run {len(rows) + 1} of {n_runs}{_time_left(rows.values(), n_runs)}]"
             try:
-                folder, result = train(methods[number], dataclasses.replace(options, seed=seed))
+                folder, result = train(methods[number], dataclasses.replace(options, seed=seed), material, place=place)
             except Busy:  # another worker has it: take the next one, and come back in case that worker dies
                 busy.append((number, seed))
                 continue
             except DoesNotFit as error:
                 refused[number] = error
+                n_runs -= len(seeds)
                 if main:
                     print(f"configuration {number + 1} of {len(methods)} left out: {error}")
                 continue
@@ -81,6 +87,14 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
     if refused and not rows:
         raise next(iter(refused.values()))
     return [rows[place] for place in sorted(rows)]
+
+
+def _time_left(rows: Collection[dict[str, Any]], n_runs: int) -> str:
+    """How long the rest of so many runs will train, if it is as long as those that are done."""
+    if not rows:
+        return ""
+    seconds = statistics.fmean(row["train_seconds"] for row in rows) * (n_runs - len(rows))
+    return f", about {datetime.timedelta(seconds=round(seconds))} left"
 
 
 def append_once(path: Path, row: dict[str, Any]) -> None:

@@ -161,7 +161,7 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     paths = []
     with tqdm(total=total, desc=f"{method} {trained} test", disable=not accelerator.is_main_process) as bar:
         for task, rows in zip(tests, examples, strict=True):
-            tokens = data.tokenize(rows, tokenizer, config["max_length"], layout)
+            tokens = data.tokenize(rows, tokenizer, config["max_length"]).laid_out(layout)
             outputs = logits(model, tokens, options.batch_size, accelerator, bar.update)
             if accelerator.is_main_process:
                 paths.append(write_submission(folder, task, outputs, len(rows)))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
+import torch
 from torch import nn
 
 from common import machine, tasks
@@ -27,6 +28,7 @@ from common.errors import Busy, DoesNotFit, InputError
 from common.methods import REPOSITORY, Combined, Method, Tensors, apply, find, trainable, try_on
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel
 
 ADAPTER = "adapter.safetensors"
@@ -34,6 +36,7 @@ CONFIG = "adapter.json"
 RESULT = "result.json"
 RESUMABLE = "resumable"
 CHECKPOINT = "checkpoint.safetensors"
+PREDICTIONS = "predictions.safetensors"
 LOCK = ".lock"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
 
@@ -210,6 +213,28 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
         return tensors, {name: json.loads(text) for name, text in said.items()}
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is missing or damaged: {error}") from error
+
+
+def write_predictions(folder: Path, outputs: dict[str, "np.ndarray"], labels: Tensors) -> None:
+    """Keep what a run's adapter says of the development set, for tests between methods that pair its rows.
+
+    Args:
+        outputs: split -> (rows, outputs) logits.
+        labels: split -> (rows,).
+    """
+    tensors = {f"{split}.logits": torch.from_numpy(logits) for split, logits in outputs.items()}
+    tensors |= {f"{split}.labels": labels[split] for split in outputs}
+    write_tensors(folder / PREDICTIONS, tensors)
+
+
+def read_predictions(folder: Path) -> "dict[str, tuple[np.ndarray, np.ndarray]]":
+    """Split -> logits, (rows, outputs), and labels, (rows,). Raises InputError if they are missing or damaged."""
+    tensors, _ = read_tensors(folder / PREDICTIONS)
+    splits = [name.removesuffix(".logits") for name in tensors if name.endswith(".logits")]
+    try:
+        return {split: (tensors[f"{split}.logits"].numpy(), tensors[f"{split}.labels"].numpy()) for split in splits}
+    except KeyError as error:
+        raise InputError(f"{folder / PREDICTIONS} is damaged: it has no {error}") from error
 
 
 def _sha256(tensors: Tensors, said: dict[str, str]) -> str:

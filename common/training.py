@@ -9,6 +9,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from common import data, machine, metrics, precision, prediction, saving, tasks, trackers
-from common.checkpoints import base_of, blank_model, load_model, load_tokenizer
+from common.checkpoints import base_of, blank_model, load_model
 from common.encoders import encoder, first_position, longest_input, vocabulary_size
-from common.errors import DoesNotFit, InputError, Interrupted, is_out_of_memory, one_line_errors
+from common.errors import DoesNotFit, InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
+from common.material import HOLDOUT, Material
 from common.methods import Method, apply, count, count_without_head, leave_room, table, trainable, try_on, within
 from common.options import TuneOptions, parse
 from common.packing import Layout, take_packed
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 LOG_EVERY = 10
 """Optimizer steps between two points of a curve: fetching a scalar makes the host wait for the device."""
 
-HOLDOUT = "holdout"
-"""Rows of the training set that select the best epoch, in the place of the validation splits."""
+AfterEpoch = Callable[[int, float], bool]
+"""Epoch, counted from 1, and its validation score -> whether to end the run there."""
 
 COLLAPSED = "collapsed"
 """Among the scores: 1 where the model gives all rows of the validation set one answer, which is worth none."""
@@ -56,17 +58,29 @@ def tune(kind: type[Method]) -> None:
             print(folder)
 
 
-def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
+def train(
+    method: Method,
+    options: TuneOptions,
+    material: Material | None = None,
+    after_epoch: AfterEpoch = lambda epoch, score: False,
+    place: str = "",
+) -> tuple[Path, dict[str, Any]]:
     """Fine-tune an encoder on a GLUE task; the run's folder and its result (what result.json holds).
 
     A run that is finished already is not repeated unless `options.overwrite` says so, and an unfinished one goes on
     from its last checkpoint unless `options.resume` says no.
+
+    Args:
+        material: that of an earlier run, to be used again where it serves this one too.
+        after_epoch: asked on the main process after every epoch but the last.
+        place: of the run among others, for the progress bar.
 
     Raises:
         InputError: unusable options, data, checkpoint or folder, too little memory, or too many steps whose gradient
             is no number.
         Busy: another process works on the run.
         Interrupted: the run was asked to stop, by SIGTERM, SIGUSR1 or `options.time_limit`, and has saved where it is.
+        Pruned: `after_epoch` has ended the run, which could go on from there.
     """
     task = tasks.find(options.task_name)
     if options.param_budget is not None:
@@ -82,20 +96,16 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
     saving.refuse_busy(folder)
 
     # Data first: most bad input is there, and it is found in no time. Then what needs the shapes of the encoder alone.
-    rows = {"train": data.read(task, "train", options.data).draw(options.max_train_samples)}
-    for split in task.validations:
-        if split == task.validations[0] or data.is_there(task, split, options.data):
-            rows[split] = data.read(task, split, options.data).draw(options.max_eval_samples)
-    if options.select == "holdout":
-        rows["train"], rows[HOLDOUT] = rows["train"].hold_out()
-    tokenizer = load_tokenizer(options.checkpoint)
-    max_length = check_fit(method, options, blank_model(options.checkpoint, task.n_outputs), tokenizer)
+    if material is None or not material.serves(options):
+        material = Material(options)
+    material.read()
+    max_length = check_fit(method, options, blank_model(options.checkpoint, task.n_outputs), material.tokenizer)
 
     with saving.alone(folder):
         if machine.told_by_main(is_finished):  # by another process, just now
             return folder, saving.read_result(folder)
         try:
-            return folder, _train(method, options, task, folder, rows, tokenizer, max_length)
+            return folder, _train(method, options, task, folder, material, max_length, after_epoch, place)
         except Exception as error:
             if not is_out_of_memory(error) or isinstance(error, InputError):
                 raise
@@ -136,11 +146,12 @@ def _train(
     options: TuneOptions,
     task: tasks.Task,
     folder: Path,
-    rows: dict[str, data.Examples],
-    tokenizer: "PreTrainedTokenizerBase",
+    material: Material,
     max_length: int,
+    after_epoch: AfterEpoch,
+    place: str,
 ) -> dict[str, Any]:
-    """The loop itself; `rows` are those of the training set, under "train", of each validation split, and held out."""
+    """The loop itself."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import ProjectConfiguration, set_seed
     from tqdm import tqdm
@@ -171,8 +182,7 @@ def _train(
         layout = Layout(first_position(model), rounded=frozen_dtype == "bfloat16")
     set_seed(options.seed, device_specific=True)  # the processes drop out other units of their rows
 
-    cache = Path(options.output_dir) / "tokens"
-    splits = {split: data.tokenize(some, tokenizer, max_length, layout, cache) for split, some in rows.items()}
+    splits = material.tokens(max_length, layout)
     reuse_seconds = 0.0
     if options.reuse_frozen:
         began = time.perf_counter()
@@ -210,7 +220,9 @@ def _train(
         accelerator.print(f"{method.positions()} positions are the method's own: inputs are cut to {max_length} tokens")
     settings = method.options() | dataclasses.asdict(options)
     metric = metrics.load(task)
-    evaluate_now = functools.partial(evaluate, task, model, splits, metric, options.eval_batch_size, accelerator)
+
+    def evaluate_on(splits: dict[str, data.Tokens]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        return evaluate(task, model, splits, metric, options.eval_batch_size, accelerator)
 
     recent = torch.zeros(3, device=device)  # sums of losses, of tokens and of bad steps since the last log
     facts = {"base_sha256": base.sha256, "train_examples": len(tokens), "n_steps": n_steps, "n_processes": n_processes}
@@ -236,7 +248,7 @@ def _train(
     bar = tqdm(
         total=n_steps,
         initial=progress.step,
-        desc=f"{method.name} {task.name}",
+        desc=f"{method.name} {task.name}{place}",
         unit="step",
         disable=not accelerator.is_main_process,
     )
@@ -310,7 +322,7 @@ def _train(
                         "the same command goes on from there"
                     )
 
-            scores = evaluate_now()
+            scores, outputs = evaluate_on(splits)
             log(epoch + 1, {f"validation/{name}": value for name, value in scores.items()})
             if accelerator.is_main_process:
                 shown = {name: value for name, value in scores.items() if name != COLLAPSED}
@@ -319,27 +331,34 @@ def _train(
                 progress.state_scores = {
                     f"{state_name}_{name}": value
                     for state_name in method.states(model)
-                    for name, value in evaluate_now().items()
+                    for name, value in evaluate_on(splits)[0].items()
                 }
                 about = {"task_name": task.name, "data": options.data, "max_length": max_length, "seed": options.seed}
                 about |= {"frozen_dtype": frozen_dtype}
                 if accelerator.is_main_process:
                     saving.save_adapter(folder, model, method, **about)
+                    if not untouched:
+                        saving.write_predictions(folder, outputs, {split: splits[split].labels for split in outputs})
             progress.history.append(scores)
             state.save(folder, progress)
+            ask = functools.partial(after_epoch, epoch + 1, scores["score"])
+            if epoch + 1 < options.n_epochs and machine.told_by_main(ask):
+                raise Pruned(f"ended after epoch {epoch + 1} of {options.n_epochs}, which is saved in {folder}")
 
     history = progress.history
     best = max(range(len(history)), key=lambda epoch: history[epoch]["score"])
     validation = next(iter(splits.values()))
     unread = metrics.majority(task, tokens.labels.tolist(), len(validation))
     majority = metric.compute(predictions=unread, references=validation.labels.numpy())
-    dev_scores = {}
+    dev_scores: dict[str, float] = {}
     if untouched:
         stored = folder / saving.RESUMABLE / saving.ADAPTER
         best_tensors, _ = saving.read_tensors(stored if stored.is_file() else folder / saving.ADAPTER)
         for name, parameter in trainable(model).items():
             parameter.data.copy_(best_tensors[name])
-        dev_scores = evaluate(task, model, untouched, metric, options.eval_batch_size, accelerator)
+        dev_scores, outputs = evaluate_on(untouched)
+        if accelerator.is_main_process:
+            saving.write_predictions(folder, outputs, {split: untouched[split].labels for split in outputs})
     seconds = progress.train_seconds
     result = {
         "method": method.name,
@@ -389,19 +408,24 @@ def evaluate(
     metric: "Metric",
     batch_size: int,
     accelerator: "Accelerator",
-) -> dict[str, float]:
-    """Metrics on every validation split, and `score`, the mean of those on the first; the others' have a suffix."""
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metrics on every validation split, and `score`, the mean of those on the first; the others' have a suffix.
+
+    And the logits that they are of: split -> (rows, outputs).
+    """
     scores: dict[str, float] = {}
+    outputs = {}
     collapsed = False
     for number, (split, tokens) in enumerate(validations.items()):
         logits = prediction.logits(model, tokens, batch_size, accelerator)
+        outputs[split] = logits
         answers = metrics.predictions(task, logits)
         measured = metric.compute(predictions=answers, references=tokens.labels.numpy())
         suffix = "_" + split.removeprefix("validation_") if number > 0 else ""
         scores |= {name + suffix: value for name, value in measured.items()}
         collapsed |= number == 0 and bool(np.ptp(answers) < 1e-3)  # of classes 0; of scores from 0 to 5 a hair
     score = metrics.score({name: scores[name] for name in task.metrics})
-    return scores | {"score": score, COLLAPSED: float(collapsed)}
+    return scores | {"score": score, COLLAPSED: float(collapsed)}, outputs
 
 
 def losses_of(task: tasks.Task, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """A sweep yields one row for each run, once."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from common import saving
+from common import data, saving
 from common.errors import DoesNotFit, InputError
 from common.experiments import ROWS, append_once, read_rows, run_all, table
-from common.training import run_folder
+from common.training import run_folder, train
 from lora.method import Lora
 
 
@@ -31,6 +32,30 @@ def test_going_on_repeats_nothing_and_doubles_no_row(options):
     run_all([Lora(rank=1)], options(), range(42, 44))
     run_all([Lora(rank=1), Lora(rank=2)], options(), range(42, 44))
     assert len(rows_on_disk(options())) == 4
+
+
+def test_the_data_is_read_and_tokenised_once(options, monkeypatch):
+    calls = []
+    for name in ("read", "tokenize"):
+        usual = getattr(data, name)
+        monkeypatch.setattr(data, name, lambda *words, n=name, f=usual: calls.append(n) or f(*words))
+    run_all([Lora(rank=1), Lora(rank=2)], options(), range(42, 45))
+    assert sorted(calls) == ["read"] * 2 + ["tokenize"] * 2  # train and validation
+
+
+def test_shared_material_changes_no_result(options, tmp_path):
+    shared = run_all([Lora(rank=1)], options(), range(42, 44))
+    single = [train(Lora(rank=1), options(seed=seed, output_dir=str(tmp_path / "other")))[0] for seed in (42, 43)]
+    for row, folder in zip(shared, single, strict=True):
+        home = run_folder(Lora(rank=1), options(seed=row["seed"]))
+        assert (home / saving.ADAPTER).read_bytes() == (folder / saving.ADAPTER).read_bytes()
+
+
+def test_the_bar_tells_the_place_in_the_grid_and_the_time_left(options, capsys):
+    run_all([Lora(rank=1)], options(), range(42, 45))
+    said = capsys.readouterr().err
+    assert "lora sst2 [run 1 of 3]" in said
+    assert re.search(r"lora sst2 \[run 3 of 3, about 0:00:0\d left\]", said)
 
 
 def test_configurations_that_do_not_fit_are_left_out_and_named(options, capsys):

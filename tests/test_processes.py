@@ -77,7 +77,7 @@ def test_two_processes_give_the_validation_score_of_one(runs):
         "rows = data.read(task, 'validation', 'demo').draw(47)\n"
         "tokens = data.tokenize(rows, load_tokenizer(model.base.checkpoint), 64)\n"
         "accelerator = Accelerator(cpu=True)\n"
-        "found = training.evaluate(task, model, {'validation': tokens}, metrics.load(task), 8, accelerator)\n"
+        "found, _ = training.evaluate(task, model, {'validation': tokens}, metrics.load(task), 8, accelerator)\n"
         "accelerator.print('found', found)\n"
         "accelerator.end_training()\n"
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,7 +13,8 @@ from baseline.method import Baseline
 from bitfit.method import BitFit
 from common import data, saving, tasks, training
 from common.checkpoints import fingerprint, load_model, load_tokenizer
-from common.errors import InputError
+from common.errors import InputError, Pruned
+from common.material import Material
 from common.methods import Combined, apply, find, names, trainable
 from common.options import PredictOptions
 from common.prediction import find_run
@@ -188,7 +190,8 @@ def test_a_diverging_run_ends_with_a_clear_error_and_no_result(options):
 
 def test_no_tracker_writes_no_events(options):
     folder, _ = train(Lora(rank=2), options(report_to=("none",)))
-    assert sorted(path.name for path in folder.iterdir()) == ["adapter.json", "adapter.safetensors", "result.json"]
+    names = ["adapter.json", "adapter.safetensors", "predictions.safetensors", "result.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
 
 
 def test_mnli_is_validated_on_both_sets(options):
@@ -216,9 +219,9 @@ def test_the_development_set_is_looked_at_once_where_a_tenth_of_train_selects(me
     looks, usual = [], training.evaluate
 
     def evaluate(task, model, splits, *others):
-        scores = usual(task, model, splits, *others)
+        scores, outputs = usual(task, model, splits, *others)
         looks.append((tuple(splits), scores))
-        return scores
+        return scores, outputs
 
     monkeypatch.setattr(training, "evaluate", evaluate)
     settings = options(task_name="mnli", select="holdout", n_epochs=3, max_train_samples=80, lr=3e-2)
@@ -232,8 +235,44 @@ def test_the_development_set_is_looked_at_once_where_a_tenth_of_train_selects(me
         for split in task.validations
     }
     model, _ = saving.load_adapter(folder)
-    again = usual(task, model, tokens, training.metrics.load(task), 64, Accelerator())
+    again, outputs = usual(task, model, tokens, training.metrics.load(task), 64, Accelerator())
     assert again["accuracy"] == result["dev_accuracy"]
+    stored = saving.read_predictions(folder)
+    assert list(stored) == list(task.validations)
+    for split, (logits, labels) in stored.items():
+        np.testing.assert_allclose(logits, outputs[split], atol=1e-5)
+        assert labels.tolist() == tokens[split].labels.tolist()
+
+
+def test_the_predictions_on_disk_are_those_of_the_best_epoch(options, bert):
+    folder, result = train(Lora(rank=2), options(n_epochs=3, lr=3e-2))
+    ((split, (logits, labels)),) = saving.read_predictions(folder).items()
+    assert (split, len(logits)) == ("validation", result["validation_examples"])
+    assert (logits.argmax(1) == labels).mean() == pytest.approx(result["best_score"])
+
+
+def test_a_run_ends_after_the_epoch_that_promises_too_little_and_can_go_on(options):
+    seen = []
+
+    def after_epoch(epoch, score):
+        seen.append((epoch, score))
+        return epoch == 2
+
+    settings = options(n_epochs=4)
+    with pytest.raises(Pruned, match="ended after epoch 2 of 4"):
+        train(Lora(rank=2), settings, after_epoch=after_epoch)
+    folder, result = train(Lora(rank=2), settings, after_epoch=after_epoch)
+    assert [epoch for epoch, _ in seen] == [1, 2, 3]  # the last one has nothing left to save
+    scores = read_curves(folder)["validation/score"][1]
+    assert [score for _, score in seen] == pytest.approx(scores[:3])
+    assert result["n_resumed"] == 1
+
+
+def test_material_of_another_task_is_not_used(options):
+    material = Material(options(task_name="cola"))
+    assert not material.serves(options())
+    train(Lora(rank=2), options(), material)
+    assert "rows" not in vars(material)
 
 
 def test_selection_on_the_development_set_has_no_scores_beside_it(options):
