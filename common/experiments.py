@@ -32,16 +32,28 @@ def sweep(grid: Iterable[Method]) -> None:
     """
     methods = list(grid)
     name, lr = methods[0].name, type(methods[0]).default_lr
-    options, seeds = parse(f"{name}.experiment", options=TuneOptions(lr=lr), sweep=SweepOptions())
+    options, chosen = parse(f"{name}.experiment", options=TuneOptions(lr=lr), sweep=SweepOptions())
     with one_line_errors(options.debug):
+        methods = of_sizes(methods, chosen.sizes)
         if options.param_budget is not None:
             raise InputError("param_budget decides the size that the grid varies: leave it out, or use tune")
         machine.start_cpu_processes()
         with machine.leaving_in_order():
-            rows = run_all(methods, options, range(options.seed, options.seed + seeds.n_seeds))
+            rows = run_all(methods, options, range(options.seed, options.seed + chosen.n_seeds))
         if os.environ.get("RANK", "0") == "0":
             print(table(rows))
             print(Path(options.output_dir) / name / options.task_name / ROWS)
+
+
+def of_sizes(methods: list[Method], sizes: tuple[str, ...]) -> list[Method]:
+    """Those of the grid that have one of these sizes; all for none. Raises InputError for a size that is not there."""
+    there = [str(getattr(method, method.size)) if method.size else "" for method in methods]
+    for size in sizes:
+        if size not in there:
+            raise InputError(
+                f"no size {size} in the grid of {methods[0].name}: there are {', '.join(filter(None, there)) or 'none'}"
+            )
+    return [method for method, size in zip(methods, there, strict=True) if not sizes or size in sizes]
 
 
 def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[dict[str, Any]]:

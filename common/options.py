@@ -131,6 +131,8 @@ class SweepOptions:
 
     n_seeds: int = 5
     """Runs of every configuration, with the seeds SEED, SEED + 1, ..."""
+    sizes: tuple[str, ...] = ()
+    """These sizes of the grid only, such as 1 8 64; none = all of it."""
 
     def __post_init__(self) -> None:
         check({f"n_seeds is {self.n_seeds}: choose at least 1": self.n_seeds < 1})

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from baseline.method import Baseline
+from bitfit.method import BitFit
 from common import data, saving
 from common.errors import DoesNotFit, InputError
-from common.experiments import ROWS, append_once, read_rows, run_all, table
+from common.experiments import ROWS, append_once, of_sizes, read_rows, run_all, table
 from common.training import run_folder, train
 from lora.method import Lora
 
@@ -56,6 +58,17 @@ def test_the_bar_tells_the_place_in_the_grid_and_the_time_left(options, capsys):
     said = capsys.readouterr().err
     assert "lora sst2 [run 1 of 3]" in said
     assert re.search(r"lora sst2 \[run 3 of 3, about 0:00:0\d left\]", said)
+
+
+def test_some_sizes_of_a_grid_can_be_chosen():
+    grid = [Lora(rank=rank, alpha=rank) for rank in (1, 2, 4)]
+    assert of_sizes(grid, ("4", "1")) == [grid[0], grid[2]]
+    assert of_sizes(grid, ()) == grid
+    assert of_sizes([Baseline(top_k=1), Baseline()], ("None",)) == [Baseline()]
+    with pytest.raises(InputError, match="no size 3 in the grid of lora: there are 1, 2, 4"):
+        of_sizes(grid, ("3",))
+    with pytest.raises(InputError, match="no size 3 in the grid of bitfit: there are none"):
+        of_sizes([BitFit()], ("3",))
 
 
 def test_configurations_that_do_not_fit_are_left_out_and_named(options, capsys):
