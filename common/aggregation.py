@@ -4,12 +4,14 @@ import dataclasses
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import saving, tasks
+import numpy as np
+
+from common import metrics, saving, tasks
 from common.errors import InputError
 from common.experiments import read_rows
 from common.methods import Combined, find
@@ -160,6 +162,63 @@ def _same(value: Any) -> str:
 def best(configurations: Iterable[Configuration], metric: str) -> dict[str, Configuration]:
     """Method -> its configuration of the largest mean where it was selected."""
     return {each.method: each for each in sorted(configurations, key=lambda each: each.selecting(metric))}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the runs of a configuration answer on one development set."""
+
+    answers: np.ndarray
+    """(runs, rows) class indices, or scores."""
+    labels: np.ndarray
+    """(rows,)"""
+    seeds: dict[int, int]
+    """Seed -> its place among the runs."""
+    metric: Callable[[np.ndarray, np.ndarray], float]
+    """Of answers and labels, (rows,) each."""
+
+    def mean(self) -> float:
+        """The metric's mean over the runs."""
+        return statistics.fmean(self.metric(run, self.labels) for run in self.answers)
+
+
+def predictions(configuration: Configuration, metric: str, home: Path) -> Predictions:
+    """The stored answers of a configuration's runs.
+
+    Args:
+        metric: as in `measures`, or score.
+        home: the --output_dir of the runs.
+
+    Raises:
+        InputError: they are missing, damaged or not those that the row tells the score of.
+    """
+    rows = configuration.rows
+    task = tasks.find(rows[0]["task_name"])
+    split, names = task.validations[0], task.metrics
+    for other in task.validations:
+        suffix = "" if other == task.validations[0] else "_" + other.removeprefix("validation_")
+        if metric in [name + suffix for name in task.metrics]:
+            split, names = other, (metric.removesuffix(suffix),)
+
+    def measure(answers: np.ndarray, labels: np.ndarray) -> float:
+        return metrics.score({name: metrics.METRICS[name](answers, labels) for name in names})
+
+    answers: list[np.ndarray] = []
+    wanted: np.ndarray | None = None
+    for row in rows:
+        folder = home / row["method"] / row["task_name"] / row["run"]
+        stored = saving.read_predictions(folder)
+        if split not in stored:
+            raise InputError(f"{folder / saving.PREDICTIONS} has no rows of {split}: train the run again")
+        logits, labels = stored[split]
+        wanted = labels if wanted is None else wanted
+        if logits.ndim != 2 or logits.shape != (len(labels), task.n_outputs) or not np.array_equal(labels, wanted):
+            raise InputError(f"{folder / saving.PREDICTIONS} is damaged, or of other examples than the other seeds")
+        answers.append(metrics.predictions(task, logits))
+        if abs(measure(answers[-1], labels) - row[on_dev(row, metric)]) > 1e-4:
+            raise InputError(f"{folder / saving.PREDICTIONS} is not of the run of this row: its {metric} is another")
+    assert wanted is not None
+    return Predictions(np.stack(answers), wanted, {row["seed"]: n for n, row in enumerate(rows)}, measure)
 
 
 def glue_missing(scores: Mapping[str, Sequence[float]]) -> list[str]:

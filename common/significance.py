@@ -51,7 +51,7 @@ def permutation_test(a: Sequence[float], b: Sequence[float], seed: int = 0) -> f
     return hits / 2**n if n <= EXACT else (1 + hits) / (1 + N_RANDOM)
 
 
-def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> float:
+def mcnemar(a_correct: Sequence[bool] | np.ndarray, b_correct: Sequence[bool] | np.ndarray) -> float:
     """Two-sided exact p of McNemar (1947): of the examples that one side alone has right, a has Binomial(n, 1/2).
 
     Raises:
@@ -65,20 +65,22 @@ def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> float:
 
 
 def paired_bootstrap(
-    a: Sequence[float],
-    b: Sequence[float],
-    references: Sequence[float],
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    references: Sequence[float] | np.ndarray,
     metric: Callable[[np.ndarray, np.ndarray], float],
     n: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, tuple[float, float]]:
     """Two-sided p and 95 % percentile interval of D = metric(a) - metric(b) over resampled examples.
 
+    Of several runs on a side, such as seeds, metric is the mean over them: the examples are drawn anew, the runs not.
     p = (1 + #{|D* - D| >= |D|}) / (1 + n): the resampled differences, moved to mean nothing, against the one that was
     found (Efron and Tibshirani, 1993, chapter 16; for predictions, Koehn, 2004, and Berg-Kirkpatrick et al., 2012).
 
     Args:
-        a, b: predictions of two models for the same examples.
+        a, b: predictions of two methods for the same examples, (rows,) or (runs, rows).
+        references: (rows,).
         metric: of predictions and references, such as those of common/metrics.py.
 
     Raises:
@@ -86,17 +88,20 @@ def paired_bootstrap(
     """
     import scipy.stats
 
-    sides = np.asarray(a), _paired(a, b), _paired(a, references)
-    if len(sides[0]) < 2:
+    wanted = np.asarray(references)
+    sides = [np.atleast_2d(side) for side in (a, b)]  # (runs, rows)
+    for runs in sides:
+        _paired(wanted, runs[0])
+    if len(wanted) < 2:
         raise InputError("1 example cannot be resampled: wanted two at least")
 
-    def difference(a: np.ndarray, b: np.ndarray, references: np.ndarray) -> float:
-        return metric(a, references) - metric(b, references)
+    def difference(rows: np.ndarray) -> float:
+        means = [np.mean([metric(run[rows], wanted[rows]) for run in runs]) for runs in sides]
+        return float(means[0] - means[1])
 
-    drawn = scipy.stats.bootstrap(
-        sides, difference, n_resamples=n, vectorized=False, paired=True, method="percentile", rng=seed
-    )
-    found = difference(*sides)
+    rows = np.arange(len(wanted))
+    drawn = scipy.stats.bootstrap((rows,), difference, n_resamples=n, vectorized=False, method="percentile", rng=seed)
+    found = difference(rows)
     hits = int(np.sum(np.abs(drawn.bootstrap_distribution - found) >= abs(found) - 1e-12))
     return (1 + hits) / (1 + n), (float(drawn.confidence_interval.low), float(drawn.confidence_interval.high))
 
@@ -110,7 +115,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+def _paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> np.ndarray:
     """b as an array, if it pairs with a."""
     if len(a) != len(b) or len(a) == 0:
         raise InputError(f"{len(a)} and {len(b)} values make no pairs: wanted as many of both, and one at least")

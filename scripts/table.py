@@ -9,6 +9,9 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
+from tqdm import tqdm
+
 from common import aggregation, significance, tasks
 from common.aggregation import Configuration, Setting, Tables
 from common.errors import InputError, one_line_errors
@@ -157,6 +160,75 @@ def comparison(tables: Tables, methods: list[str], metric: str) -> Table:
     return Table("Comparisons", notes, header if lines else (), lines)
 
 
+def by_example(tables: Tables, methods: list[str], metric: str, home: Path, n: int) -> Table:
+    """Paired tests over the examples of the development set, between the best configurations of all pairs of methods.
+
+    Args:
+        home: the --output_dir of the runs, which hold their predictions.
+        n: resamples of the bootstrap.
+
+    Raises:
+        InputError: predictions are missing, damaged, or not those of the row.
+    """
+    found: list[tuple[Cells, float, float | None]] = []
+    notes = []
+    pairs = [
+        (setting, aggregation.best(configurations, metric), pair)
+        for setting, configurations in tables.items()
+        for pair in combinations(dict.fromkeys(methods), 2)
+    ]
+    for setting, chosen, pair in tqdm(pairs, desc="tests by example", unit="pair", leave=False, delay=1):
+        if not all(name in chosen for name in pair):
+            notes.append(f"not compared: {' and '.join(pair)} on {title(setting)} (not both there)")
+            continue
+        first, second = (aggregation.predictions(chosen[name], metric, home) for name in pair)
+        if not np.array_equal(first.labels, second.labels):
+            raise InputError(f"{' and '.join(pair)} on {title(setting)} have other examples: train one of them again")
+        p, (low, high) = significance.paired_bootstrap(first.answers, second.answers, first.labels, first.metric, n)
+        seeds = sorted(first.seeds.keys() & second.seeds.keys())
+        mcnemar = None
+        if not tasks.find(setting.task_name).is_regression and seeds:
+            sides = (each.answers[each.seeds[seeds[0]]] == each.labels for each in (first, second))
+            mcnemar = significance.mcnemar(*sides)
+        difference = first.mean() - second.mean()
+        cells: Cells = (
+            title(setting),
+            *(f"{chosen[name].label}, {chosen[name].training}" for name in pair),
+            len(first.labels),
+            f"{len(first.answers)} and {len(second.answers)}",
+            f"{difference:+.4f}",
+            f"{low:+.4f} to {high:+.4f}",
+        )
+        found.append(((*cells, f"seed {seeds[0]}" if mcnemar is not None else "n/a"), p, mcnemar))
+    boot = significance.holm([p for _, p, _ in found])
+    known = iter(significance.holm([p for *_, p in found if p is not None]))
+    lines: list[Cells] = []
+    for (cells, p, mcnemar), adjusted in zip(found, boot, strict=True):
+        *first_cells, seed = cells
+        tested = ("n/a", "n/a") if mcnemar is None else (f"{mcnemar:.3g}", f"{next(known):.3g}")
+        lines.append((*first_cells, f"{p:.3g}", f"{adjusted:.3g}", seed, *tested))
+    notes = [
+        f"paired bootstrap over examples ({n:,} resamples, percentile interval) of the mean {metric} over seeds: what "
+        "another draw of examples would change, not what other seeds would",
+        "McNemar's exact test on whether an example is answered rightly, by one run of each method",
+        f"comparisons that Holm's correction is for: {len(found)}",
+        *notes,
+    ]
+    header: Cells = (
+        "task",
+        "first",
+        "second",
+        "examples",
+        "runs",
+        "difference",
+        "95 % interval",
+        "p (bootstrap)",
+        "Holm",
+    )
+    header += ("McNemar of", "p (McNemar)", "Holm")
+    return Table("Comparisons by example", notes, header if lines else (), tuple(lines))
+
+
 def render(table: Table, form: str) -> str:
     """As text in one of the formats."""
     notes = [" ".join(line.split()) for line in (table.title, *table.notes)]  # a path can hold anything
@@ -185,6 +257,8 @@ def main() -> None:
     parser.add_argument("--format", choices=("markdown", "latex", "csv"), default="markdown")
     parser.add_argument("--by", default="score", metavar="METRIC", help="score, the mean of a task's metrics, or one")
     parser.add_argument("--compare", nargs="+", default=[], metavar="METHOD", help="test the best of these by pairs")
+    parser.add_argument("--predictions", type=Path, metavar="OUTPUT_DIR", help="of the runs: compare by example too")
+    parser.add_argument("--resamples", type=int, default=2_000, help="of the bootstrap over examples")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with one_line_errors(args.debug):
@@ -195,6 +269,10 @@ def main() -> None:
         found += [Table("Left out", [f"without {args.by}: {'; '.join(left)}"])] if left else []
         found += [*averages(every)]
         found += [comparison(tables, args.compare, args.by)] if args.compare else []
+        if args.predictions:
+            if not args.compare or args.resamples < 1:
+                raise InputError("--predictions needs --compare METHOD METHOD, and --resamples of 1 at least")
+            found.append(by_example(tables, args.compare, args.by, args.predictions, args.resamples))
         print("\n".join(render(table, args.format) for table in found), end="")
 
 

@@ -8,8 +8,12 @@ import sys
 import pytest
 from conftest import REPOSITORY, exits_with_one_line
 
-from common import aggregation, tasks
+from bitfit.method import BitFit
+from common import aggregation, metrics, saving, significance, tasks
 from common.errors import InputError
+from common.options import TuneOptions
+from common.training import train
+from lora.method import Lora
 from scripts import table
 
 # As on gluebenchmark.com: CoLA, SST-2, MRPC, STS-B, QQP, MNLI matched and mismatched, QNLI, RTE, WNLI. First the three
@@ -199,6 +203,44 @@ def test_methods_are_compared_over_their_common_seeds(show):
     assert "| 2 | +0.0000 | 0.5 | 1 | 1 |" in shown
 
 
+@pytest.fixture(scope="module")
+def trained(checkpoints, tmp_path_factory):
+    """Real runs of two methods on mnli, two seeds each: their rows and where they lie."""
+    home = tmp_path_factory.mktemp("runs")
+    small = {"checkpoint": checkpoints["bert"], "data": "demo", "task_name": "mnli", "max_train_samples": 64}
+    small |= {"max_eval_samples": 50, "batch_size": 8, "lr": 1e-2, "report_to": ("none",), "output_dir": str(home)}
+    options = [TuneOptions(**small, seed=seed) for seed in (1, 2)]
+    return [json.loads(json.dumps(train(m, each)[1])) for m in (Lora(rank=2), BitFit()) for each in options], home
+
+
+@pytest.mark.parametrize("metric", ["score", "accuracy_mismatched"])
+def test_methods_are_compared_over_examples(show, trained, metric):
+    rows, home = trained
+    shown = show(rows, "--by", metric, "--compare", "lora", "bitfit", "--predictions", str(home), "--resamples", "200")
+    split = "validation_mismatched" if metric.endswith("mismatched") else "validation_matched"
+    sides, labels = [], None
+    for each in rows:
+        logits, labels = saving.read_predictions(home / each["method"] / "mnli" / each["run"])[split]
+        sides.append(logits.argmax(1))
+    p, (low, high) = significance.paired_bootstrap(sides[:2], sides[2:], labels, metrics.accuracy, n=200)
+    exact = significance.mcnemar(sides[0] == labels, sides[2] == labels)
+    difference = statistics.fmean(r[f"best_{metric}"] for r in rows[:2]) - statistics.fmean(
+        r[f"best_{metric}"] for r in rows[2:]
+    )
+    line = next(line for line in shown.splitlines() if "| 50 | 2 and 2 |" in line)
+    assert f"| {difference:+.4f} | {low:+.4f} to {high:+.4f} | {p:.3g} | {p:.3g} | seed 1 | {exact:.3g} |" in line
+
+
+def test_predictions_of_another_run_are_refused(trained, tmp_path, capfd):
+    rows, home = trained
+    path = tmp_path / "rows.jsonl"
+    words = [str(path), "--compare", "lora", "bitfit", "--predictions"]
+    path.write_text("".join(json.dumps(each | {"best_score": 0.9999}) + "\n" for each in rows))
+    assert "not of the run of this row" in exits_with_one_line(capfd, *words, str(home), program=table.main)
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    assert "is missing or damaged" in exits_with_one_line(capfd, *words, str(tmp_path), program=table.main)
+
+
 def test_csv_can_be_read_and_latex_has_nothing_unescaped(show):
     rows = [row(data="a_b & c%", seed=1), row(data="a_b & c%", seed=2, score=0.7)]
     lines = [line for line in show(rows, "--format", "csv").splitlines() if line and not line.startswith("#")]
@@ -231,6 +273,7 @@ def test_the_committed_rows_make_a_table(monkeypatch, capsys):
         ([row()], ["--by", "epoch"], "no rows have the metric 'epoch'"),
         ([row()], ["--compare", "lora", "bitfit"], "no rows of bitfit to compare: there are lora"),
         ([row()], ["--compare", "lora"], "name two methods or more"),
+        ([row()], ["--predictions", "outputs"], "--predictions needs --compare"),
     ],
 )
 def test_bad_input_is_told_in_one_line(rows, arguments, said, tmp_path, capfd):

@@ -117,6 +117,22 @@ def test_the_bootstrap_takes_metrics_that_are_no_means():
         assert 0 < low < metric(good, references) - metric(poor, references) < high
 
 
+def test_the_bootstrap_of_several_runs_is_that_of_their_mean():
+    references = np.random.default_rng(0).integers(0, 2, 100)
+    a, b, c = (predictions(share, seed, references) for seed, share in enumerate((0.9, 0.8, 0.7), start=1))
+    one = significance.paired_bootstrap(a, b, references, metrics.accuracy, n=200)
+    assert one == significance.paired_bootstrap([a, a], [b, b, b], references, metrics.accuracy, n=200)
+
+    def right(answers, references):  # of rows that hold the number of runs that have them right
+        return float(np.mean(answers))
+
+    counts = (a == references).astype(float) + (c == references)
+    p, interval = significance.paired_bootstrap(counts / 2, b == references, references, right, n=200)
+    found = significance.paired_bootstrap([a, c], b, references, metrics.accuracy, n=200)
+    assert found[0] == p
+    assert found[1] == pytest.approx(interval)
+
+
 def test_the_bootstrap_keeps_what_belongs_together_and_its_seed():
     references = np.linspace(0, 5, 50)
     a = references + np.random.default_rng(1).normal(size=50)
