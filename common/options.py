@@ -114,6 +114,8 @@ class PredictOptions:
     """Where the base model lies; None = where it lay in training."""
     data: str | None = None
     """hub, a folder, or demo; None = what the run was trained on."""
+    select: Literal["dev", "holdout"] | None = None
+    """What selected the runs to choose from."""
     batch_size: int = 64
     """Examples per process and forward pass."""
     output_dir: str = "outputs"

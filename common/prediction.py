@@ -55,7 +55,7 @@ def find_run(method: str, options: PredictOptions) -> Path:
     Scores on validation sets of different sizes cannot be compared: the runs on the largest one come first.
 
     Raises:
-        InputError: no such run, or runs on different data without a word which is meant.
+        InputError: no such run, or runs on different data, or selected in different ways, without a word which is meant.
     """
     if not options.run and not options.task_name:
         raise InputError("neither a task nor a run is named: give --task_name, or --run FOLDER")
@@ -70,8 +70,11 @@ def find_run(method: str, options: PredictOptions) -> Path:
         runs = {run: result for run, result in runs.items() if _same_data(str(result["data"]), options.data)}
     if options.checkpoint is not None:
         runs = {run: result for run, result in runs.items() if result["checkpoint"] == options.checkpoint}
+    if options.select is not None:
+        runs = {run: result for run, result in runs.items() if result.get("select", "dev") == options.select}
     if not runs:
-        wanted = "".join(f", {k} {v}" for k, v in (("data", options.data), ("base", options.checkpoint)) if v)
+        asked = {"data": options.data, "base": options.checkpoint, "select": options.select}
+        wanted = "".join(f", {name} {value}" for name, value in asked.items() if value)
         raise InputError(
             f"no finished {method} run for {task.name}{wanted} under {home}: train one with {method}.tune, "
             "or name a folder with --run"
@@ -79,6 +82,8 @@ def find_run(method: str, options: PredictOptions) -> Path:
     used = sorted({str(result["data"]) for result in runs.values()})
     if len(used) > 1:
         raise InputError(f"the runs under {home} were trained on different data ({', '.join(used)}): say which, --data")
+    if len({result.get("select", "dev") for result in runs.values()}) > 1:
+        raise InputError(f"the runs under {home} were selected on dev and on holdout: say which, --select")
     return max(runs, key=lambda run: (runs[run]["validation_examples"], runs[run]["best_score"]))
 
 

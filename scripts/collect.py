@@ -1,6 +1,9 @@
 """Keep results of runs as JSON lines and print them as a table: python -m scripts.collect RUN [RUN ...] --out FILE"""
 
 import argparse
+import csv
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +35,32 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """A header of all the keys, then one line per row; lists and objects are JSON, and what a row lacks is empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()})
+    return out.getvalue()
+
+
 def main() -> None:
     """Read the command line, append the rows that are not there yet and print the table of all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folder, as printed by tune")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows, every key a column, to this file too")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with one_line_errors(args.debug):
         for run in args.runs:
             append_once(args.out, saving.read_result(run))
-        print(table(read_rows(args.out)))
+        rows = read_rows(args.out)
+        if args.csv:
+            text = as_csv(rows)
+            saving.write_atomically(args.csv, lambda part: part.write_text(text, encoding="utf-8", newline=""))
+        print(table(rows))
 
 
 if __name__ == "__main__":

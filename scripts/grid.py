@@ -16,7 +16,8 @@ def commands(
 ) -> Iterator[list[str]]:
     """The words behind `-m` of every run: all tasks, checkpoints, configurations of the method's grid, and seeds.
 
-    An option that is given is taken out of the grid. Answers on test sets and experiments have no grid.
+    An option that is given is taken out of the grid; one with several values, in quotation marks, is varied over them.
+    Answers on test sets and experiments have no grid of their own.
 
     Raises:
         InputError: a method or task that there is not.
@@ -27,16 +28,27 @@ def commands(
     for name in names:
         if name not in known:
             raise InputError(f"no task {name!r} to {verb}: there are {', '.join(known)}")
-    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in further if word.startswith("--")}
+    options: list[tuple[str, list[str]]] = []
+    for word in further:
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            options.append(("--" + option[2:].replace("-", "_"), [value] if equals else []))
+        elif options:
+            options[-1][1].append(word)
+        else:
+            raise InputError(f"{word!r} belongs to no option: lists stand in quotation marks, as in --tasks 'cola rte'")
+    lists = {option: words[0].split() for option, words in options if len(words) == 1 and " " in words[0]}
+    given = [word for option, words in options if option not in lists for word in (option, *words)]
     grid = getattr(importlib.import_module(f"{method}.experiment"), "TUNING", {}) if verb == "tune" else {}
-    varied = {name: values for name, values in grid.items() if name not in given}
+    usual = {f"--{name}": [f"{value:g}" for value in values] for name, values in grid.items()}
+    varied = {option: words for option, words in usual.items() if option not in given} | lists
     for checkpoint, task, *values in product(checkpoints or [""], names, *varied.values()):
         for seed in seeds or [""]:
             words = [f"{method}.{verb}", "--task_name", task]
             words += ["--checkpoint", checkpoint] if checkpoint else []
-            words += [word for name, value in zip(varied, values, strict=True) for word in (f"--{name}", f"{value:g}")]
+            words += [word for name, value in zip(varied, values, strict=True) for word in (name, value)]
             words += ["--seed", seed] if seed else []
-            yield words + further
+            yield words + given
 
 
 def main() -> None:

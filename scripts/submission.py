@@ -69,13 +69,16 @@ def main() -> None:
     parser.add_argument("--output_dir", default="outputs", help="where tune put its runs")
     parser.add_argument("--data", help="of the runs, where there are some on different data")
     parser.add_argument("--checkpoint", help="of the runs, where there are some of different encoders")
+    parser.add_argument("--select", choices=("dev", "holdout"), help="of the runs, where there are some of both")
     parser.add_argument("--out", type=Path, default=Path("submission.zip"))
     parser.add_argument("--partial", action="store_true", help="write what is there, though the leaderboard wants all")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with one_line_errors(args.debug):
         find(args.method)
-        options = PredictOptions(output_dir=args.output_dir, data=args.data, checkpoint=args.checkpoint)
+        options = PredictOptions(
+            output_dir=args.output_dir, data=args.data, checkpoint=args.checkpoint, select=args.select
+        )
         files, missing = collect(args.method, options)
         for line in missing:
             print(f"missing: {line}")

@@ -100,6 +100,17 @@ def test_runs_on_different_data_are_not_mixed(options):
     assert find_run("lora", dataclasses.replace(choice, data="demo")) == demo
 
 
+def test_runs_that_were_selected_in_different_ways_are_not_mixed(options):
+    settings = options()
+    homes = {
+        select: train(Lora(rank=1), dataclasses.replace(settings, select=select))[0] for select in ("dev", "holdout")
+    }
+    choice = PredictOptions(task_name="sst2", output_dir=settings.output_dir)
+    with pytest.raises(InputError, match="selected on dev and on holdout"):
+        find_run("lora", choice)
+    assert {select: find_run("lora", dataclasses.replace(choice, select=select)) for select in homes} == homes
+
+
 def test_an_unfinished_run_is_not_taken(options):
     settings = options()
     folder, _ = train(Lora(rank=1), settings)

@@ -1,11 +1,14 @@
 """The small tools read what the loop writes."""
 
+import csv
 import json
 import subprocess
 import sys
 
 from conftest import REPOSITORY, exits_with_one_line
 
+from bitfit.method import BitFit
+from common.experiments import append_once
 from common.training import train
 from lora.method import Lora
 from scripts import collect, plot
@@ -37,6 +40,20 @@ def test_results_are_collected_once_and_printed(options, monkeypatch, tmp_path, 
     assert [json.loads(line)["run"] for line in out.read_text().splitlines()] == [folder.name]
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert f"accuracy {result['best_accuracy']:.4f} ({result['majority_accuracy']:.4f})" in last
+
+
+def test_rows_are_exported_as_csv_whole(options, monkeypatch, tmp_path):
+    results = [train(Lora(rank=1), options(seed=seed))[1] for seed in (1, 2)] + [train(BitFit(), options())[1]]
+    for each in results:
+        append_once(tmp_path / "rows.jsonl", each)
+    run_main(collect, monkeypatch, "--out", tmp_path / "rows.jsonl", "--csv", tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["method"], row["seed"], float(row["best_score"])) for row in found] == [
+        (each["method"], str(each["seed"]), each["best_score"]) for each in results
+    ]
+    assert (found[0]["terms"], json.loads(found[2]["terms"]), found[2]["rank"]) == ("", ["all"], "")
+    assert set(found[0]) == {key for each in results for key in each}
 
 
 def test_a_folder_without_a_result_is_named(tmp_path, capfd):

@@ -43,8 +43,19 @@ def test_every_grid_is_of_eight_configurations_or_that_of_the_papers_baseline(me
 def test_an_option_that_is_given_is_no_longer_varied():
     lines = list(commands("tune", "lora", ["rte"], [], [], ["--rank=2", "--n-epochs", "1"]))
     assert [" ".join(line) for line in lines] == [
-        f"lora.tune --task_name rte --lr {lr} --rank=2 --n-epochs 1" for lr in ("0.0001", "0.0005")
+        f"lora.tune --task_name rte --lr {lr} --rank 2 --n_epochs 1" for lr in ("0.0001", "0.0005")
     ]
+
+
+def test_an_option_with_several_values_is_varied_over_them():
+    words = ["--rank", "1 2", "--lr=1e-3 2e-3", "--n_epochs", "3", "--betas", "0.9", "0.99", "--debug", "--alpha", "8"]
+    given = "--n_epochs 3 --betas 0.9 0.99 --debug --alpha 8"
+    for verb in ("tune", "experiment"):
+        assert [" ".join(line) for line in commands(verb, "lora", ["rte"], [], [], words)] == [
+            f"lora.{verb} --task_name rte{options} {given}"
+            for one in (1, 2) for other in (1, 2)
+            for options in [f" --lr {one}e-3 --rank {other}" if verb == "tune" else f" --rank {one} --lr {other}e-3"]
+        ]  # fmt: skip
 
 
 def test_a_dry_run_prints_the_commands_and_runs_none(small, tmp_path):
