@@ -55,7 +55,7 @@ def find_run(method: str, options: PredictOptions) -> Path:
     Scores on validation sets of different sizes cannot be compared: the runs on the largest one come first.
 
     Raises:
-        InputError: no such run, or runs on different data, or selected in different ways, without a word which is meant.
+        InputError: no such run, or runs on different data or selected differently without a word which is meant.
     """
     if not options.run and not options.task_name:
         raise InputError("neither a task nor a run is named: give --task_name, or --run FOLDER")

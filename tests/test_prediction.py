@@ -108,7 +108,7 @@ def test_runs_that_were_selected_in_different_ways_are_not_mixed(options):
     choice = PredictOptions(task_name="sst2", output_dir=settings.output_dir)
     with pytest.raises(InputError, match="selected on dev and on holdout"):
         find_run("lora", choice)
-    assert {select: find_run("lora", dataclasses.replace(choice, select=select)) for select in homes} == homes
+    assert {way: find_run("lora", dataclasses.replace(choice, select=way)) for way in homes} == homes
 
 
 def test_an_unfinished_run_is_not_taken(options):
