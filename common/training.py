@@ -218,7 +218,7 @@ def _train(
     accelerator.print("trained parameters\n" + "\n".join(f"{kind:>14} {n:>12,}" for kind, n in trained.items()))
     if method.positions():
         accelerator.print(f"{method.positions()} positions are the method's own: inputs are cut to {max_length} tokens")
-    settings = method.options() | dataclasses.asdict(options)
+    settings = {"method": method.name} | method.options() | decisive(options)
     metric = metrics.load(task)
 
     def evaluate_on(splits: dict[str, data.Tokens]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -363,7 +363,7 @@ def _train(
     result = {
         "method": method.name,
         "run": folder.name,
-        **{name: value for name, value in settings.items() if name not in _NOT_THE_RUN},
+        **settings,
         **{f"best_{name}": value for name, value in history[best].items()},
         **{f"last_{name}": value for name, value in history[-1].items()},
         **{f"majority_{name}": value for name, value in majority.items()},
@@ -392,7 +392,8 @@ def _train(
         "base_revision": base.revision,
         **saving.provenance(),
     }
-    trackers.finish(accelerator, settings, history[best])
+    sizes = {name: result[name] for name in ("trainable_params_without_head", "trainable_params")}
+    trackers.finish(accelerator, settings | sizes, history[best])
     if accelerator.is_main_process:
         result["stored_bytes"] = (folder / saving.ADAPTER).stat().st_size
         saving.write_json(folder / saving.RESULT, result)
@@ -447,23 +448,28 @@ _NOT_THE_RUN: tuple[str, ...] = ("output_dir", "report_to", "resume", "checkpoin
 _NOT_THE_RUN += ("overwrite", "debug")
 
 
+def decisive(options: TuneOptions) -> dict[str, Any]:
+    """The options that can change a run's result, by name."""
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_THE_RUN}
+
+
 def run_folder(method: Method, options: TuneOptions) -> Path:
     """Where a run lies: a name to read, and a digest of every option that can change its result.
 
     Example: OUTPUT_DIR/METHOD/mrpc/minilm-rank8-alpha8-dropout0-lr0.001-n_epochs3-seed42-3f2a9c1e
     """
-    decisive = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_THE_RUN}
+    shared = decisive(options)
     if options.data not in ("hub", "demo"):
-        decisive["data"] = str(Path(options.data).resolve())
+        shared["data"] = str(Path(options.data).resolve())
     own = method.options()
     launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # what accelerate launch decides
-    everything = {"method": method.name} | decisive | own
+    everything = {"method": method.name} | shared | own
     everything |= {name: os.environ.get(name, usual) for name, usual in launched.items()}
     # 8 and 8.0 are one value, whichever of them the command line or a grid wrote.
     text = json.dumps({k: float(v) if isinstance(v, int) else v for k, v in everything.items()}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     numbers = {k: v for k, v in own.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    shown = numbers | {k: decisive[k] for k in ("lr", "n_epochs", "seed")}
+    shown = numbers | {k: shared[k] for k in ("lr", "n_epochs", "seed")}
     words = [Path(options.checkpoint).name, *(f"{k}{v:g}" for k, v in shown.items()), digest]
     name = re.sub(r"[^\w.+-]", "_", "-".join(words))
     return Path(options.output_dir) / method.name / options.task_name / name

@@ -157,7 +157,7 @@ def test_overwriting_repeats_a_finished_run_and_resumes_an_unfinished_one(option
 def test_a_finished_run_keeps_no_checkpoint_and_no_lock(options):
     folder, _ = train(Lora(rank=2), options(checkpoint_every=1))
     names = {path.name.partition(".out.")[0] for path in folder.iterdir()}
-    assert names == {"adapter.json", "adapter.safetensors", "result.json", "events"}
+    assert names == {"adapter.json", "adapter.safetensors", "predictions.safetensors", "result.json", "events"}
 
 
 def test_the_time_limit_saves_and_each_launch_gets_on(options):

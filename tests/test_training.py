@@ -157,6 +157,36 @@ def test_hyperparameters_stand_beside_the_final_scores(options):
     assert values["lr"].number_value == 1e-2
 
 
+def test_tensorboard_compares_the_methods_of_a_sweep(options):
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+    results = [train(method, options())[1] for method in (Lora(rank=2), Lora(rank=16), BitFit())]
+    home = options().output_dir
+    runs = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(home)
+    runs.Reload()
+    assert len({tuple(sorted(tags["tensors"])) for tags in runs.Runs().values()}) == 1
+
+    provider = data_provider.MultiplexerDataProvider(runs, home)
+    board = backend_context.Context(base_plugin.TBContext(data_provider=provider, logdir=home, multiplexer=runs))
+    request, ok = RequestContext(), [api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS, api_pb2.STATUS_RUNNING]
+    asked = api_pb2.ListSessionGroupsRequest(slice_size=10, allowed_statuses=ok)
+    asked.col_params.add(metric=api_pb2.MetricName(tag="final/score"))
+    found = {}
+    for row in list_session_groups.Handler(request, board, "", asked).run().session_groups:
+        values = {name: value.string_value or value.number_value for name, value in row.hparams.items()}
+        found[row.name.split("/")[-1]] = values | {"final/score": row.metric_values[0].value}
+    for result in results:
+        row = found[result["run"]]
+        assert row["final/score"] == pytest.approx(result["best_score"])
+        names = {"method", "task_name", "lr", "n_epochs", "seed", "trainable_params_without_head", *Lora().options()}
+        for name in (names if result["method"] == "lora" else names - set(Lora().options())) - {"targets"}:
+            assert row[name] == result[name], name
+        assert not {"output_dir", "debug", "resume"} & set(row)
+
+
 def test_a_finished_run_is_not_repeated_unless_asked(options):
     folder, _ = train(Lora(rank=2), options())
     stamp = (folder / "result.json").stat().st_mtime_ns
