@@ -223,6 +223,9 @@ def folders() -> Iterator[Case]:
     yield Case("a row that is no result", "scripts.collect --out FOLDER/rows", write("rows", "[]\n"))
     yield Case("a folder that is no run", "scripts.collect FOLDER --out FOLDER/rows")
     yield Case("a run without curves", "scripts.plot FOLDER")
+    yield Case("rows that are not there", "scripts.plot FOLDER/rows.jsonl")
+    yield Case("one file for several figures", "scripts.plot FOLDER/rows.jsonl --out FOLDER/figure.png")
+    yield Case("rows of no run for a report", "scripts.report FOLDER/rows --out FOLDER/page", write("rows", "{}"))
 
 
 def runs() -> Iterator[Case]:

@@ -1,0 +1,329 @@
+"""Figures of score against cost: how they look, what stands in them and how they are written."""
+
+import json
+import math
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from common import methods, saving, significance, tasks
+from common.aggregation import Configuration, Setting
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg")
+COLUMN = 3.4
+"""Inches: the width of a column of a paper."""
+COLOURS = ("#56B4E9", "#D55E00", "#E69F00", "#0072B2", "#CC79A7", "#000000", "#009E73")
+"""Those of Okabe and Ito (2008) but yellow, which is hardly there on white; neighbours differ in grey too."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)))
+LINES += ((0, (3, 1)), (0, (9, 2, 3, 2)))
+LOOK: Any = {
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 5,
+    "lines.markeredgewidth": 0.6,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "savefig.dpi": 300,
+    "svg.fonttype": "none",  # text stays text: small files that can be searched
+    "svg.hashsalt": "figures",  # the same figure is the same file
+    "text.parse_math": False,  # a path may hold a dollar
+}
+RING: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 9, "markerfacecolor": "none"}
+RING |= {"markeredgecolor": "#000000"}
+FLAT: dict[str, Any] = {"color": "#888888", "linewidth": 1}
+DASHED: dict[str, Any] = {"linestyle": (0, (4, 3))}
+BAND: dict[str, Any] = {"color": "#888888", "alpha": 0.2, "linewidth": 0}
+SELECTED = {"dev": "development set", "holdout": "held-out training rows"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a score is drawn against."""
+
+    name: str
+    label: str
+    of: Callable[[Configuration], float]
+    is_measured: bool = True
+    """Whether it depends on the machine."""
+
+
+COSTS = (
+    Cost(
+        "parameters",
+        "trained parameters outside the head",
+        lambda each: each.rows[0]["trainable_params_without_head"],
+        is_measured=False,
+    ),
+    Cost("time", "training time (s), mean over the seeds", lambda each: fmean(r["train_seconds"] for r in each.rows)),
+    Cost(
+        "memory", "peak memory (MiB), largest of the seeds", lambda each: max(r["peak_memory_mib"] for r in each.rows)
+    ),
+)
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Figures are made and saved in the style of all of them."""
+    import matplotlib
+
+    with matplotlib.rc_context(LOOK):
+        yield
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a figure atomically, as its path ends; without a date, so that the same figure gives the same bytes."""
+    form = path.suffix[1:]
+    about = {"Date": None} if form == "svg" else None
+    with look():
+        saving.write_atomically(path, lambda part: figure.savefig(part, format=form, metadata=about))
+
+
+def style(number: int) -> dict[str, Any]:
+    """Colour, marker and line of the number-th thing in a figure; any two of the first 56 differ."""
+    turn = number % len(MARKERS)
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[turn], "linestyle": LINES[turn]}
+
+
+def styles(configurations: Iterable[Configuration]) -> dict[str, dict[str, Any]]:
+    """Method -> its style, the same one in every figure; combinations come behind."""
+    combined = sorted({each.method for each in configurations} - set(methods.names()))
+    return {name: style(number) for number, name in enumerate([*methods.names(), *combined])}
+
+
+def plain(text: str) -> str:
+    """On one line, without what cannot be printed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def wrapped(text: str, width: float, size: float = 7) -> str:
+    """Text in lines that are `width` inches long at most, in letters of `size` points."""
+    return textwrap.fill(plain(text), round(width * 72 / (0.53 * size)))
+
+
+def title(setting: Setting) -> str:
+    """Task, variant and encoder; that the data is synthetic, where it is."""
+    synthetic = ", synthetic data" if setting.data == "demo" else ""
+    return f"{setting.task_name}{synthetic}, {setting.variant}, {setting.checkpoint} ({setting.base_sha256[:12]})"
+
+
+def trains_all(configuration: Configuration) -> bool:
+    """Whether it is full fine-tuning: all parameters of the encoder are trained, and no others but the head's."""
+    row = configuration.rows[0]
+    return row.get("total_params") == row["trainable_params_without_head"]
+
+
+def shown(configurations: Iterable[Configuration], metric: str) -> list[Configuration]:
+    """Of each method with its options, the training (learning rate, epochs, ...) that is best where it was selected."""
+    some = sorted(configurations, key=lambda each: each.selecting(metric))
+    return list({each.label: each for each in some}.values())
+
+
+def joined(configurations: Iterable[Configuration], metric: str) -> list[list[Configuration]]:
+    """Those of one method that differ in its size, by trained parameters; of one size, the best is taken.
+
+    Other options that are numbers may differ with the size, as alpha does with the rank; the rest is the same.
+    """
+    lines: dict[tuple[str, str], dict[str, Configuration]] = defaultdict(dict)
+    for each in sorted(configurations, key=lambda each: each.selecting(metric)):
+        kind = methods.find(each.method) if each.method in methods.names() else methods.Combined
+        if kind.size is None:
+            continue
+        options = {name: each.rows[0].get(name, usual) for name, usual in kind().options().items()}
+        size = options.pop(kind.size)
+        rest = {name: value for name, value in options.items() if isinstance(value, bool) or not _is_number(value)}
+        lines[each.method, json.dumps(rest, sort_keys=True)][json.dumps(size)] = each
+    return [sorted(line.values(), key=COSTS[0].of) for line in lines.values() if len(line) > 1]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Whether a point (cost, score) is in the Pareto front: no other is as cheap and as good, and better in one."""
+    return [not any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points) for cost, score in points]
+
+
+def interval(configuration: Configuration, metric: str) -> tuple[float, float]:
+    """95 % interval of the mean over two seeds or more."""
+    return significance.confidence_interval(list(configuration.scores(metric).values()))
+
+
+def _ends(some: Iterable[Configuration], metric: str) -> list[float]:
+    """Of all intervals that there are."""
+    return [end for each in some if len(each.rows) > 1 for end in interval(each, metric)]
+
+
+def limits(setting: Setting, some: Sequence[Configuration], metric: str) -> tuple[float, float]:
+    """From and to of the axis of scores: all means, and of intervals as much as leaves the means apart.
+
+    The interval of two seeds can be a hundred times as wide as all that is to be seen.
+    """
+    majority = _majority(setting, some, metric)
+    means = [*(each.mean(metric) for each in some), *([] if majority is None else [majority])]
+    low, high = min(means), max(means)
+    room = max(high - low, 0.02)
+    low, high = max(min([low, *_ends(some, metric)]), low - room), min(max([high, *_ends(some, metric)]), high + room)
+    return low - 0.06 * room, high + 0.06 * room
+
+
+def draw(setting: Setting, configurations: Sequence[Configuration], metric: str, cost: Cost) -> "Figure":
+    """Score against one cost, a column wide; what the numbers come from stands above and below.
+
+    A point is the group `configuration-N` of the SVG, where N is its place among the configurations.
+    """
+    some, look_of = shown(configurations, metric), styles(configurations)
+    points = [(cost.of(each), each.mean(metric)) for each in some]
+    lines = joined(some, metric)
+    with look():
+        handles = _handles(setting, some, metric, {line[0].method for line in lines})
+        figure, axes = _page(title(setting), _notes(setting, some, metric, cost), handles)
+        _horizontal(axes, setting, some, metric)
+        for line in lines:
+            drawn = look_of[line[0].method] | {"marker": "", "zorder": 3}
+            axes.plot(*zip(*((cost.of(each), each.mean(metric)) for each in line), strict=True), **drawn)
+        for each, (x, y), best in zip(some, points, front(points), strict=True):
+            point = look_of[each.method] | {"linestyle": "", "markeredgecolor": "#000000", "zorder": 5}
+            if best:
+                axes.plot(x, y, zorder=4, **RING)
+            if len(each.rows) > 1:
+                low, high = interval(each, metric)
+                bar = {"color": point["color"], "alpha": 0.7, "capsize": 2, "linewidth": 0.8, "zorder": 2}
+                axes.errorbar(x, y, [[y - low], [high - y]], **bar)
+            axes.plot(x, y, gid=f"configuration-{configurations.index(each)}", **point)
+        axes.set_ylim(*limits(setting, some, metric))
+        _scale_cost(axes, cost, [x for x, _ in points])
+        axes.set_ylabel(f"{measure(setting, metric)}, development set")
+    return figure
+
+
+def measure(setting: Setting, metric: str) -> str:
+    """What the axis of scores shows."""
+    names = tasks.find(setting.task_name).metrics if metric == "score" else (metric,)
+    of = f"mean of {' and '.join(names)}" if len(names) > 1 else names[0]
+    return of.replace("_", " ")
+
+
+def _page(above: str, below: str, handles: list[Any]) -> "tuple[Figure, Axes]":
+    """A figure with text above and below and a legend that covers nothing; the axes are always of one size."""
+    from matplotlib.figure import Figure
+
+    above, below = wrapped(above, COLUMN, 8.4), wrapped(below, COLUMN, 6)
+    n_columns = 2 if max(len(handle.get_label()) for handle in handles) < 28 else 1
+    n_lines = sum(handle.get_label().count("\n") + 1 for handle in handles)
+    top, bottom = 0.13 * above.count("\n") + 0.25, 0.104 * below.count("\n") + 0.2
+    low = bottom + 0.132 * -(-n_lines // n_columns) + 0.42  # that is for the name and the numbers of the axis
+    height = low + 2.2 + top
+    figure = Figure(figsize=(COLUMN, height))
+    axes = figure.add_axes((0.15, low / height, 0.83, 2.2 / height))
+    axes.grid(axis="y", color="#888888", alpha=0.25, linewidth=0.5)
+    figure.text(0.5, 1 - 0.04 / height, above, ha="center", va="top", fontsize=7, fontweight="bold", linespacing=1.15)
+    figure.text(0.02, 0.03 / height, below, ha="left", va="bottom", fontsize=6, linespacing=1.15)
+    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.42, -0.42 / 2.2), "ncols": n_columns, "borderaxespad": 0}
+    axes.legend(handles=handles, **place, borderpad=0, labelspacing=0.45)
+    return figure, axes
+
+
+def _handles(setting: Setting, some: Sequence[Configuration], metric: str, lined: set[str]) -> list[Any]:
+    """What the legend explains; `lined` are the methods with a line."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    look_of = styles(some)
+    handles: list[Any] = []
+    for name in sorted({each.method for each in some}):
+        labels = [each.label for each in some if each.method == name]
+        text = labels[0] if len(labels) == 1 else f"{name}, {len(labels)} configurations"
+        line = {} if name in lined else {"linestyle": ""}
+        text = wrapped(text, COLUMN - 0.7, 6.5)
+        handles.append(Line2D([], [], label=text, markeredgecolor="#000000", **look_of[name] | line))
+    handles.append(Line2D([], [], label="Pareto front", **RING))
+    for full in _full(some):
+        handles.append(Line2D([], [], label="full fine-tuning", **FLAT))
+        if len(full.rows) > 1:
+            handles.append(Patch(label="its 95 % interval", **BAND))
+    if _majority(setting, some, metric) is not None:
+        handles.append(Line2D([], [], label="majority class", **FLAT | DASHED))
+    return handles
+
+
+def _horizontal(axes: "Axes", setting: Setting, some: Sequence[Configuration], metric: str) -> None:
+    """The band of full fine-tuning and the line of the majority class, as far as they are known."""
+    for full in _full(some):
+        axes.axhline(full.mean(metric), zorder=1, **FLAT)
+        if len(full.rows) > 1:
+            axes.axhspan(*interval(full, metric), zorder=0, **BAND)
+    majority = _majority(setting, some, metric)
+    if majority is not None:
+        axes.axhline(majority, zorder=1, **FLAT | DASHED)
+
+
+def _full(some: Sequence[Configuration]) -> list[Configuration]:
+    """Full fine-tuning, if it is there; of several, the one that is best where it was selected, which is the last."""
+    return [each for each in some if trains_all(each)][-1:]
+
+
+def _majority(setting: Setting, some: Sequence[Configuration], metric: str) -> float | None:
+    """The score of the majority class; None where it is that of the held-out rows."""
+    return some[0].rows[0].get(f"majority_{metric}") if setting.select == "dev" else None
+
+
+def _scale_cost(axes: "Axes", cost: Cost, values: Sequence[float]) -> None:
+    """A logarithmic axis for counts and where costs differ by a factor of ten; the head alone, 0, is at its left."""
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
+
+    above, label = [value for value in values if value > 0], cost.label
+    if above and min(values) >= 0 and (not cost.is_measured or max(above) > 10 * min(values)):
+        low = 10.0 ** math.floor(math.log10(min(above)))
+        subs = (1.0, 2.0, 5.0) if max(above) < 100 * min(above) else (1.0,)
+        label += " (log)" if min(values) > 0 else " (log; 0: head alone)"
+        if min(values) == 0:
+            axes.set_xscale("symlog", linthresh=low, linscale=0.5)
+            axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=low, subs=subs))
+            axes.set_xlim(-0.3 * low, max(above) * 1.6)
+        else:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=subs))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    short = EngFormatter(sep="")
+    axes.xaxis.set_major_formatter(lambda x, _: short(x) if abs(x) >= 1000 else f"{x:g}")
+    axes.set_xlabel(label)
+
+
+def _notes(setting: Setting, some: Sequence[Configuration], metric: str, cost: Cost) -> str:
+    """What has to be known to read a figure."""
+    seeds = sorted({seed for each in some for seed in each.scores(metric)})
+    fewest, most = min(len(each.rows) for each in some), max(len(each.rows) for each in some)
+    of_each = f"{fewest} to {most}" if most > fewest else str(most)
+    text = f"Means over seeds {', '.join(map(str, seeds))}, {of_each} a point. " if len(seeds) > 1 else ""
+    text = text or f"Seed {seeds[0]} alone. "
+    if most > 1:
+        low, high = limits(setting, some, metric)
+        cut = any(not low <= end <= high for end in _ends(some, metric))
+        text += "Bars: 95 % t interval" + (", cut where it leaves the figure" if cut else "") + ". "
+    chosen = SELECTED.get(setting.select, setting.select)
+    text += "Of each method and its options, the best training; that and the epoch were selected on: "
+    text += f"{chosen}. Pareto front: nothing is as cheap and better."
+    if cost.is_measured:
+        text += f" On {'; '.join(sorted({str(row.get('device', 'unknown')) for each in some for row in each.rows}))}."
+    return text

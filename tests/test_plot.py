@@ -1,0 +1,271 @@
+"""Figures show what the rows say, can be told apart without colour, and have nothing on top of something else."""
+
+import json
+import math
+import sys
+from itertools import combinations
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, exits_with_one_line
+from test_aggregation import row
+
+from common import aggregation
+from common.training import train
+from lora.method import Lora
+from scripts import figures, plot
+
+PARAMETERS, TIME, MEMORY = figures.COSTS
+
+
+def grouped(rows):
+    """The one setting of some rows, and its configurations."""
+    (found,) = aggregation.group(rows).items()
+    return found
+
+
+def points(figure):
+    """Number of a configuration -> where it stands."""
+    (axes,) = figure.axes
+    lines = {line.get_gid(): line.get_xydata()[0] for line in axes.lines if line.get_gid()}
+    return {int(name.removeprefix("configuration-")): tuple(place) for name, place in lines.items()}
+
+
+def words(figure):
+    """All text of a figure, on one line."""
+    (axes,) = figure.axes
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    return " ".join(" ".join([*(text.get_text() for text in figure.texts), *legend, axes.get_xlabel()]).split())
+
+
+def luminance(colour):
+    """Relative luminance from 0 to 1, as WCAG 2 defines it."""
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_any_two_methods_can_be_told_apart_in_grey():
+    looks = [figures.style(number) for number in range(15)]
+    for one, other in combinations(looks, 2):
+        differ = one["marker"] != other["marker"] and one["linestyle"] != other["linestyle"]
+        assert differ or abs(luminance(one["color"]) - luminance(other["color"])) > 0.1, (one, other)
+    assert len({str(sorted(figures.style(number).items(), key=str)) for number in range(56)}) == 56
+    assert len({look["color"] for look in looks[:7]}) == 7
+    assert all(1.05 / (luminance(look["color"]) + 0.05) > 2 for look in looks)  # contrast to white; yellow has 1.3
+
+
+def test_a_method_looks_the_same_in_every_figure():
+    rows = [row(method=name) for name in ("lora", "bitfit", "lora+bitfit")]
+    _, every = grouped(rows)
+    _, one = grouped(rows[:1])
+    assert figures.styles(every)["lora"] == figures.styles(one)["lora"]
+    assert len({str(look) for look in figures.styles(every).values()}) == len(figures.styles(every))
+
+
+def test_the_front_is_what_nothing_dominates():
+    points = {(1, 0.5): True, (2, 0.5): False, (2, 0.7): True, (3, 0.6): False, (4, 0.75): False, (4, 0.8): True}
+    assert figures.front([*points, (1, 0.5)]) == [*points.values(), True]  # of two equal ones, neither is better
+
+
+def test_a_point_is_the_mean_of_its_seeds_with_the_t_interval_and_the_cost():
+    rows = [row(seed=seed, score=score, train_seconds=10.0 * seed, peak_memory_mib=seed) for seed, score in (
+        (1, 0.5), (2, 0.6), (3, 0.7),
+    )]  # fmt: skip
+    rows += [row(method="bitfit", score=0.55)]
+    setting, configurations = grouped(rows)
+    lora = [each.method for each in configurations].index("lora")
+    for cost, x in ((PARAMETERS, 1000), (TIME, 20), (MEMORY, 3)):
+        figure = figures.draw(setting, configurations, "score", cost)
+        assert points(figure)[lora] == pytest.approx((x, 0.6))
+        (bars,) = figure.axes[0].containers  # one seed has none
+        (((_, low), (_, high)),) = bars.lines[2][0].get_segments()
+        assert (low, high) == pytest.approx((0.3516, 0.8484), abs=1e-4)  # by hand: 0.6 -+ 4.3027 * 0.1 / sqrt(3)
+
+
+def test_full_fine_tuning_is_known_by_its_size_not_its_name():
+    shared = {"total_params": 5000}
+    rows = [row(method="bitfit", trainable_params_without_head=5000, seed=seed, **shared) for seed in (1, 2)]
+    setting, configurations = grouped([*rows, row(method="baseline", trainable_params_without_head=4999, **shared)])
+    assert [each.method for each in configurations if figures.trains_all(each)] == ["bitfit"]
+    said = words(figures.draw(setting, configurations, "score", TIME))
+    assert "full fine-tuning its 95 % interval" in said
+    _, others = grouped([row(**shared)])
+    assert "full fine-tuning" not in words(figures.draw(setting, others, "score", TIME))
+
+
+def test_the_head_alone_stands_left_of_all_others():
+    rows = [row(method="baseline", top_k=k, trainable_params_without_head=n) for k, n in ((0, 0), (1, 7), (2, 10**8))]
+    setting, configurations = grouped(rows)
+    figure = figures.draw(setting, configurations, "score", PARAMETERS)
+    (axes,) = figure.axes
+    places = {x: axes.transData.transform((x, 0.6))[0] for x, _ in points(figure).values()}
+    left, right = axes.get_window_extent().x0, axes.get_window_extent().x1
+    assert left < places[0] < places[7] < places[10**8] < right
+    assert "0: head alone" in axes.get_xlabel()
+    figure.canvas.draw()
+    assert {"0", "10k", "100M"} <= {label.get_text() for label in axes.get_xticklabels()}
+
+
+def test_of_each_method_and_its_options_the_best_training_is_shown():
+    rows = [row(lr=1e-3, score=0.6), row(lr=2e-3, score=0.7), row(rank=4, score=0.5), row(method="bitfit", score=0.4)]
+    setting, configurations = grouped(rows)
+    shown = [configurations[number] for number in points(figures.draw(setting, configurations, "score", TIME))]
+    assert sorted(each.mean("score") for each in shown) == [0.4, 0.5, 0.7]
+
+
+def test_lines_join_what_differs_in_size_alone():
+    def lora(rank, **changes):
+        return row(rank=rank, alpha=rank, trainable_params_without_head=10 * rank, **changes)
+
+    rows = [lora(8, score=0.6), lora(2), lora(4), lora(16, targets=["key"]), row(method="bitfit")]
+    rows += [row(rank=8, alpha=99, trainable_params_without_head=80, score=0.5)]
+    rows += [row(method="baseline", random_params=n, trainable_params_without_head=n) for n in (5, 6)]
+    _, configurations = grouped([*rows, row(method="lora+bitfit")])
+    (line,) = figures.joined(configurations, "score")
+    assert [each.label for each in line] == ["lora (rank 2, alpha 2)", "lora (rank 4, alpha 4)", "lora"]
+
+
+def test_a_figure_says_what_its_numbers_come_from():
+    rows = [row(seed=seed, data="demo", max_train_samples=1234, device="a device") for seed in (1, 2)]
+    setting, configurations = grouped(rows)
+    said = words(figures.draw(setting, configurations, "score", TIME))
+    for part in (
+        "rte, synthetic data, subset (max_train_samples 1,234), minilm (abababababab)",
+        "seeds 1, 2, 2 a point",
+        "95 % t interval",
+        "selected on: development set",
+        "On a device.",
+        "training time (s)",
+    ):
+        assert part in said
+    (axes,) = figures.draw(setting, configurations, "score", TIME).axes
+    assert axes.get_ylabel() == "accuracy, development set"
+    setting, configurations = grouped([row(select="holdout", dev_score=0.5, dev_accuracy=0.5)])
+    said = words(figures.draw(setting, configurations, "score", PARAMETERS))
+    assert "Seed 42 alone." in said
+    assert "selected on: held-out training rows" in said
+    assert "majority class" not in said  # that is the one of the held-out rows
+
+
+def crowd():
+    """Rows of many methods with long names, spread over ten decades, of several seeds and devices."""
+    names = ("adapters", "bitfit", "lora", "prefix", "prompt", "lora+bitfit", "adapters+lora+prompt")
+    rows = [
+        row(
+            method=name, seed=seed, score=0.5 + 0.03 * number + 0.01 * seed, checkpoint="/a/long/path" * 12,
+            trainable_params_without_head=10**number, train_seconds=10.0 ** (2 + number / 2), device="a device " * 9,
+        )
+        for number, name in enumerate(names)
+        for seed in range(3)
+    ]  # fmt: skip
+    options = {"placement": "parallel", "activation": "relu", "scaling": 0.123456, "bottleneck_size": 123456}
+    rows += [row(method="adapters", checkpoint="/a/long/path" * 12, **options)]
+    everything = {"trainable_params_without_head": 10**8, "total_params": 10**8}
+    return [*rows, *(row(method="baseline", seed=s, checkpoint="/a/long/path" * 12, **everything) for s in range(2))]
+
+
+@pytest.mark.parametrize("cost", figures.COSTS, ids=lambda cost: cost.name)
+@pytest.mark.parametrize("rows", [crowd(), [row()], [row("mrpc", seed=s, score=s / 9) for s in (1, 2)]])
+def test_nothing_lies_on_something_else_or_outside(rows, cost):
+    setting, configurations = grouped(rows)
+    with figures.look():
+        figure = figures.draw(setting, configurations, "score", cost)
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        outer = figure.bbox
+        legend = axes.get_legend()
+        boxes = [legend.get_window_extent(), *(text.get_window_extent() for text in figure.texts)]
+        legend.set_in_layout(False)
+        boxes.append(axes.get_tightbbox())
+    for box in boxes:
+        assert outer.x0 - 1 < box.x0 < box.x1 < outer.x1 + 1
+        assert outer.y0 - 1 < box.y0 < box.y1 < outer.y1 + 1
+    for one, other in combinations(boxes, 2):
+        assert one.y0 > other.y1 - 1 or other.y0 > one.y1 - 1
+
+
+def test_an_interval_beyond_all_means_does_not_flatten_them():
+    rows = [row(seed=1, score=0.5), row(seed=2, score=0.6), row(method="bitfit", score=0.57)]  # 0.55 -+ 0.64
+    setting, configurations = grouped(rows)
+    figure = figures.draw(setting, configurations, "score", TIME)
+    low, high = figure.axes[0].get_ylim()
+    assert 0.4 < low < 0.5 < 0.57 < high < 0.7
+    assert "cut where it leaves the figure" in words(figure)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*arguments): the paths that the command prints."""
+
+    def main(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["plot", *map(str, arguments)])
+        plot.main()
+        return capsys.readouterr().out.splitlines()
+
+    return main
+
+
+def test_rows_become_png_and_svg_and_the_same_bytes_each_time(run, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(each) for each in (row(), row(method="bitfit"))))
+    printed = run(path)
+    assert len(printed) == 3 * 2
+    assert {line.rpartition("-")[2] for line in printed} == {
+        f"{cost.name}.{form}" for cost in figures.COSTS for form in ("png", "svg")
+    }
+    written = sorted((tmp_path / "figures").iterdir())
+    assert sorted(printed) == [str(path) for path in written]
+    before = {path: path.read_bytes() for path in written}
+    assert run(path) == printed
+    assert {path: path.read_bytes() for path in written} == before
+    assert all(ElementTree.fromstring(text) for path, text in before.items() if path.suffix == ".svg")
+    only = run(path, "--format", "svg", "--out", tmp_path / "other")
+    assert {line.rpartition(".")[2] for line in only} == {"svg"}
+
+
+def test_text_of_any_kind_can_be_drawn(tmp_path):
+    odd = "$\\frac{ <b> & ]]> --> \x00\x1b \ud800 \n_"
+    setting, configurations = grouped([row(checkpoint=odd, device=odd, data=odd, seed=1), row(
+        checkpoint=odd, device=odd, data=odd, method="adapters", placement=odd,
+    )])  # fmt: skip
+    for form in figures.FORMATS:
+        figures.save(figures.draw(setting, configurations, "score", TIME), tmp_path / f"odd.{form}")
+    assert "$\\frac{ <b> & ]]> -->" in "".join(ElementTree.parse(tmp_path / "odd.svg").getroot().itertext())
+
+
+def test_the_committed_rows_make_figures(run, tmp_path):
+    rows = REPOSITORY / "results" / "scores.jsonl"
+    printed = run(rows, "--out", tmp_path, "--format", "svg", "--by", "accuracy")
+    assert len(printed) == 3 * 2  # of mrpc and rte
+    assert "full fine-tuning" in "".join((tmp_path / line).read_text() for line in printed)
+
+
+def test_the_curve_of_several_seeds_is_their_mean(options, run):
+    pairs = [train(Lora(rank=1), options(n_epochs=2, seed=seed)) for seed in (1, 2)]
+    folders = [folder for folder, _ in pairs]
+    printed = run(*folders)
+    assert printed == [str(folders[0] / f"learning_curve.{form}") for form in figures.FORMATS]
+    figure = plot.learning_curves(folders)
+    _, right = figure.axes
+    line, majority = right.lines
+    curves = [dict(zip(*plot.read_curves(folder)["validation/score"], strict=True)) for folder in folders]
+    wanted = [(epoch, math.fsum(curve[epoch] for curve in curves) / 2) for epoch in (1, 2)]
+    assert line.get_xydata() == pytest.approx(np.array(wanted))
+    assert majority.get_ydata()[0] == pairs[0][1]["majority_score"]
+    said = " ".join(text.get_text() for text in figure.legends[0].texts)
+    assert "mean and range of seeds 1, 2" in said
+    assert "synthetic data" in figure.get_suptitle()
+
+
+def test_one_file_can_be_named_for_a_learning_curve_and_not_for_many_figures(options, monkeypatch, tmp_path, capfd):
+    folder, result = train(Lora(rank=1), options())
+    monkeypatch.setattr(sys, "argv", ["plot", str(folder), "--out", str(tmp_path / "a" / "curve.svg")])
+    plot.main()
+    ElementTree.parse(tmp_path / "a" / "curve.svg")
+    (tmp_path / "rows").write_text(json.dumps(result))
+    words = (str(tmp_path / "rows"), "--out", str(tmp_path / "curve.svg"))
+    assert "is one file, and rows make several figures" in exits_with_one_line(capfd, *words, program=plot.main)
+    assert not (tmp_path / "curve.svg").exists()
