@@ -29,6 +29,10 @@ class Interrupted(Exception):
     """The run was asked to stop and has saved where it is."""
 
 
+class Pruned(Exception):
+    """The run was found not worth going on with, and has saved where it is."""
+
+
 _noted: ContextVar[list[str] | None] = ContextVar("noted", default=None)
 
 

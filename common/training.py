@@ -9,6 +9,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from torch import nn
 from common import data, machine, metrics, precision, prediction, saving, tasks, trackers
 from common.checkpoints import base_of, blank_model, load_model, load_tokenizer
 from common.encoders import encoder, first_position, longest_input, vocabulary_size
-from common.errors import DoesNotFit, InputError, Interrupted, is_out_of_memory, one_line_errors
+from common.errors import DoesNotFit, InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
 from common.methods import Method, apply, count, count_without_head, leave_room, table, trainable, try_on, within
 from common.options import TuneOptions, parse
 from common.packing import Layout, take_packed
@@ -56,7 +57,13 @@ def tune(kind: type[Method]) -> None:
             print(folder)
 
 
-def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
+AfterEpoch = Callable[[int, float], bool]
+"""Told the number of an epoch, from 1, and its score; whether the run should end there."""
+
+
+def train(
+    method: Method, options: TuneOptions, *, after_epoch: AfterEpoch | None = None
+) -> tuple[Path, dict[str, Any]]:
     """Fine-tune an encoder on a GLUE task; the run's folder and its result (what result.json holds).
 
     A run that is finished already is not repeated unless `options.overwrite` says so, and an unfinished one goes on
@@ -67,6 +74,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
             is no number.
         Busy: another process works on the run.
         Interrupted: the run was asked to stop, by SIGTERM, SIGUSR1 or `options.time_limit`, and has saved where it is.
+        Pruned: `after_epoch`, which the main process calls, said so; the run keeps its checkpoint.
     """
     task = tasks.find(options.task_name)
     if options.param_budget is not None:
@@ -95,7 +103,7 @@ def train(method: Method, options: TuneOptions) -> tuple[Path, dict[str, Any]]:
         if machine.told_by_main(is_finished):  # by another process, just now
             return folder, saving.read_result(folder)
         try:
-            return folder, _train(method, options, task, folder, rows, tokenizer, max_length)
+            return folder, _train(method, options, task, folder, rows, tokenizer, max_length, after_epoch)
         except Exception as error:
             if not is_out_of_memory(error) or isinstance(error, InputError):
                 raise
@@ -139,6 +147,7 @@ def _train(
     rows: dict[str, data.Examples],
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
+    after_epoch: AfterEpoch | None,
 ) -> dict[str, Any]:
     """The loop itself; `rows` are those of the training set, under "train", of each validation split, and held out."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -327,6 +336,8 @@ def _train(
                     saving.save_adapter(folder, model, method, **about)
             progress.history.append(scores)
             state.save(folder, progress)
+            if after_epoch and machine.told_by_main(functools.partial(after_epoch, epoch + 1, scores["score"])):
+                raise Pruned(f"ended after epoch {epoch + 1} of {options.n_epochs}, which is saved in {folder}")
 
     history = progress.history
     best = max(range(len(history)), key=lambda epoch: history[epoch]["score"])
