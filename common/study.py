@@ -24,6 +24,8 @@ GRACE = 120.0
 """Seconds without one after which it is taken up again."""
 WARM_UP = 2
 """The first epoch after which a trial may be pruned."""
+SAID = 3
+"""Differences from a study of other options that are told."""
 BEATS, FACTS = "beats", "facts"
 """Notes with a trial, its last sign of life, and with a study, all that decides its scores."""
 
@@ -33,12 +35,12 @@ Release = Callable[[], None]
 class Locks:
     """Which trials of a journal are at work: those whose lock is held. It is the system's and ends with its holder."""
 
-    def __init__(self, journal: Path):
-        self.journal = journal
+    def __init__(self, journal: Path, study_name: str):
+        self.journal, self.study_name = journal, study_name
 
-    def of(self, name: object) -> Path:
-        """Path of a lock."""
-        return self.journal.with_name(f".{self.journal.name}.{name}.lock")
+    def of(self, number: int) -> Path:
+        """Path of the lock of a trial."""
+        return self.journal.with_name(f".{self.journal.name}.{self.study_name}.{number}.lock")
 
     def claiming(self) -> contextlib.AbstractContextManager[None]:
         """Within it no other worker takes a trial."""
@@ -128,7 +130,8 @@ class JournalLock:
         """Wait for it."""
         self.lock.acquire()
         with self.journal.open("rb+") as file:
-            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) is not None and file.read(1) != b"\n":
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            if file.read() not in (b"", b"\n"):
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
         return True
@@ -162,7 +165,7 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shown = re.sub(r"://[^@/]*@", "://...@", place)  # without a password
     is_file = "://" not in place
-    keeper: Keeper = Locks(Path(place).resolve()) if is_file else Beats()
+    keeper: Keeper = Locks(Path(place).resolve(), name) if is_file else Beats()
     if is_file:
         check_journal(Path(place))
     with keeper.claiming(), _storage_named(shown):
@@ -171,14 +174,18 @@ def open_study(
         try:
             study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
         except KeyError:
-            study = optuna.create_study(study_name=name, storage=storage, pruner=pruner, directions=directions)
-            study.enqueue_trial(first)
+            try:
+                study = optuna.create_study(study_name=name, storage=storage, pruner=pruner, directions=directions)
+                study.enqueue_trial(first)
+            except optuna.exceptions.DuplicatedStudyError:  # another worker of a database, just now
+                study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
         if FACTS not in study.user_attrs:
             study.set_user_attr(FACTS, facts)
         found = study.user_attrs[FACTS]
     changed = [key for key in {**found, **facts} if found.get(key) != facts.get(key)]
     if changed:
-        told = "; ".join(f"{key} was {found.get(key)} and is {facts.get(key)}" for key in changed)
+        told = "; ".join(f"{key} was {found.get(key)} and is {facts.get(key)}" for key in changed[:SAID])
+        told += f"; and {len(changed) - SAID} more" if len(changed) > SAID else ""
         raise InputError(
             f"the study {name} in {shown} is another one ({told}): put back what it was, or choose another study_name"
         )
@@ -214,9 +221,19 @@ def _journal(path: Path) -> Any:
 
 
 def _database(url: str) -> Any:
+    import sqlalchemy
+
     # SQLite gives up after 5 seconds of waiting for another writer.
     arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+    attempts = 10
+    while True:
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+        except sqlalchemy.exc.DatabaseError:  # also where two workers make the tables of a new one
+            attempts -= 1
+            if attempts == 0:
+                raise
+            time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -227,5 +244,8 @@ def _storage_named(place: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"cannot open the study in {place} ({reason})") from error
+        reason = f"{type(error).__name__}: {error.__cause__ or error}".partition("\n")[0]
+        raise InputError(
+            f"cannot open the study in {place} ({reason}): "
+            "give a journal of a search, or a database that can be reached"
+        ) from error
