@@ -5,7 +5,7 @@ import dataclasses
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -22,6 +22,27 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Range:
+    """Numbers to search, both ends among them: whole ones where the ends are."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Each doubling is as likely as any other."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """Nothing to search: an option that follows another one of its method."""
+
+    option: str
+
+
+Space = Mapping[str, Range | Same | tuple[Any, ...]]
+"""Option -> what a search tries; a tuple holds the values themselves."""
+
+
+@dataclass(frozen=True)
 class Method(ABC):
     """Options of a fine-tuning method and what they do to a model.
 
@@ -34,6 +55,8 @@ class Method(ABC):
     """Whether the injected model computes what the pretrained one does until it is trained."""
     size: ClassVar[str | None] = None
     """The option that decides how many parameters are trained, for `within`; None = there is none."""
+    space: ClassVar[Space] = {}
+    """What `scripts.search` tries of the options."""
 
     @abstractmethod
     def inject(self, model: nn.Module) -> None:

@@ -3,7 +3,8 @@
 import contextlib
 import io
 import re
-from dataclasses import dataclass, field, make_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Literal
 
 from common.errors import InputError, all_at_once, check, one_line_errors
@@ -140,31 +141,57 @@ class SweepOptions:
         check({f"n_seeds is {self.n_seeds}: choose at least 1": self.n_seeds < 1})
 
 
-def parse(program: str, **defaults: Any) -> list[Any]:
+def parse(program: str, words: Sequence[str] | None = None, **defaults: Any) -> list[Any]:
     """Read the command line into dataclasses, all their options side by side, `--batch_size` or `--batch-size`.
 
     A bad command line ends the process with one line on stderr and exit code 2, as every bad input does.
 
     Args:
         program: name in the usage line.
+        words: of the command line; None = those that this process was started with.
         defaults: heading in the help -> instance whose values are the defaults.
     """
     import tyro
 
-    fields: list[Any] = [(name, type(value), field(default=value)) for name, value in defaults.items()]
-    arguments = make_dataclass("arguments", fields)
+    headings: list[Any] = [(name, type(value), field(default=value)) for name, value in defaults.items()]
+    arguments = make_dataclass("arguments", headings)
     said = io.StringIO()
     with one_line_errors(), all_at_once():
         try:
             with contextlib.redirect_stderr(said):
                 parsed: Any = tyro.cli(
-                    arguments, prog=program, description="", use_underscores=True, config=(tyro.conf.OmitArgPrefixes,)
+                    arguments,
+                    prog=program,
+                    args=words,
+                    description="",
+                    use_underscores=True,
+                    config=(tyro.conf.OmitArgPrefixes,),
                 )
         except SystemExit as stop:
             if stop.code not in (0, None):
                 raise InputError(_unboxed(said.getvalue())) from stop
             raise
     return [getattr(parsed, name) for name in defaults]
+
+
+def given(words: Sequence[str]) -> set[str]:
+    """Names of the options that stand in a command line, whatever their values."""
+    found = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    return found | {name.removeprefix("no_") for name in found}
+
+
+def command_line(values: Any, usual: Any) -> list[str]:
+    """The way back from a dataclass: the words that `parse` reads it from, without what is as usual."""
+    words = []
+    for option in fields(values):
+        value, default = getattr(values, option.name), getattr(usual, option.name)
+        if value == default:
+            continue
+        if isinstance(default, bool):
+            words.append(f"--{option.name}" if value else f"--no_{option.name}")
+        else:
+            words += [f"--{option.name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def _unboxed(message: str) -> str:

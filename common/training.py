@@ -72,7 +72,7 @@ def train(
 
     Args:
         material: that of an earlier run, to be used again where it serves this one too.
-        after_epoch: asked on the main process after every epoch but the last.
+        after_epoch: asked on the main process after every epoch; in vain after the last.
         place: of the run among others, for the progress bar.
 
     Raises:
@@ -342,7 +342,7 @@ def _train(
             progress.history.append(scores)
             state.save(folder, progress)
             ask = functools.partial(after_epoch, epoch + 1, scores["score"])
-            if epoch + 1 < options.n_epochs and machine.told_by_main(ask):
+            if machine.told_by_main(ask) and epoch + 1 < options.n_epochs:
                 raise Pruned(f"ended after epoch {epoch + 1} of {options.n_epochs}, which is saved in {folder}")
 
     history = progress.history

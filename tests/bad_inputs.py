@@ -314,12 +314,56 @@ def runs() -> Iterator[Case]:
     yield Case("a damaged result", "scripts.collect FOLDER --out FOLDER/rows", finished(write("result.json", "{}")))
 
 
+def searches() -> Iterator[Case]:
+    """Searches that cannot begin."""
+
+    def other(folder: Path) -> None:
+        import optuna
+
+        journal = optuna.storages.journal.JournalFileBackend(str(folder / "journal"))
+        study = optuna.create_study(study_name="mine", storage=optuna.storages.JournalStorage(journal))
+        study.set_user_attr("facts", {"lr": 1.0})
+
+    yield Case("no method", "scripts.search --trials 5")
+    yield Case("a method that there is not", "scripts.search nosuch")
+    for what, words in (
+        ("no trials", "--trials 0"),
+        ("a misspelled option", "--trails 5"),
+        ("learning rates from the larger to the smaller", "--lr_range 1e-3 1e-4"),
+        ("a learning rate of 0", "--lr_range 0 1e-4"),
+        ("no epochs", "--n_epochs_range 0 3"),
+        ("a batch size named twice", "--batch_sizes 8 8"),
+        ("a pruner that there is not", "--pruner all"),
+        ("a task that GLUE does not have", "--task_name glue"),
+        ("a rank of 0", "--rank 0"),
+        ("a budget below the smallest size", "--param_budget 10"),
+        ("a data folder that is not there", "--data ./no/such/folder"),
+        ("a database in a folder that is not there", "--storage sqlite:////no/such/folder/study.db"),
+        ("a kind of database that there is not", "--storage nosuch://host/study"),
+    ):
+        yield Case(what, f"scripts.search lora {words}")
+    yield Case("nothing left to search", "scripts.search baseline --lr 1e-5 --n_epochs 3 --batch_size 32")
+    yield Case("a budget for a method without a size", "scripts.search bitfit --param_budget 1000")
+    named = "scripts.search lora --storage"
+    yield Case("a file that is no database", f"{named} sqlite:///FOLDER/file", write("file", "hello\n" * 1000))
+    yield Case("a folder for a journal", f"{named} FOLDER")
+    yield Case("a file that is no journal", f"{named} FOLDER/file", write("file", "hello\n"))
+    yield Case(
+        "a journal cut short inside", f"{named} FOLDER/file", write("file", '{"op_code":0,"wor\n{"op_code":0}\n')
+    )
+    yield Case("a journal of other code", f"{named} FOLDER/file", write("file", '{"op_code":0}\n'))
+    yield Case("a study of other options", f"{named} FOLDER/journal --study_name mine", other)
+    rows = write("lora/mrpc/search.jsonl", '{"run": "a", "sco')
+    yield Case("damaged rows", "scripts.search lora --output_dir FOLDER", rows)
+
+
 SECTIONS = {
     "Options": options,
     "Base models": base_models,
     "Data": data,
     "Folders": folders,
     "Runs and adapters": runs,
+    "Searches": searches,
 }
 CHECKPOINT = ""
 """A checkpoint that is fine, set by `ready`."""
@@ -362,7 +406,7 @@ def run(case: Case) -> tuple[int, str, list[str]]:
         command = case.command.replace("FOLDER", str(folder))
         fine = {"--checkpoint": CHECKPOINT, "--data": "demo", "--output_dir": str(out)}
         module = command.split()[0]
-        if module.endswith((".tune", ".experiment")):
+        if module.endswith((".tune", ".experiment", ".search")):
             command += "".join(f" {name} {value}" for name, value in fine.items() if name not in command)
         code, said = call(command)
         left = {path for path in Path(temporary).rglob("*") if path.is_file() and "tokens" not in path.parts} - before

@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 
 from common import methods
 from common.options import PredictOptions, SweepOptions, TuneOptions
+from common.search import SearchOptions
 
 METHODS = methods.names()
 PACKAGES = ["benchmarks", "common", "parity", "scripts", "torture", *METHODS]
@@ -55,7 +56,7 @@ def test_a_method_touches_neither_data_nor_files(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_options_have_names_of_their_own(method):
     own = {field.name for field in dataclasses.fields(methods.find(method))}
-    for shared in (TuneOptions, PredictOptions, SweepOptions):
+    for shared in (TuneOptions, PredictOptions, SweepOptions, SearchOptions):
         assert not own & {field.name for field in dataclasses.fields(shared)}
 
 

@@ -1,0 +1,467 @@
+"""A search ends with exactly the trials asked for, whatever is killed, and tries what its method declares."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import optuna
+import pytest
+from conftest import REPOSITORY, exits_with_one_line
+from optuna.trial import TrialState
+
+from adapters.method import Adapters
+from baseline.method import Baseline
+from bitfit.method import BitFit
+from common import methods, saving, study, training
+from common.errors import InputError, Interrupted
+from common.experiments import read_rows
+from common.material import Material
+from common.methods import Range, Same, find
+from common.options import TuneOptions, command_line, given, parse
+from common.search import (
+    REASON,
+    ROWS,
+    Search,
+    SearchOptions,
+    configuration,
+    facts_of,
+    front,
+    search,
+    space_of,
+    usual,
+)
+from common.study import check_journal, open_study
+from lora.method import Lora
+from prompt.method import PromptTuning
+from scripts.search import main
+
+
+@pytest.fixture
+def options(options):
+    """Those of conftest, without curves, which nobody looks at here."""
+    return lambda **changes: options(report_to=("none",), **changes)
+
+
+every_method = pytest.mark.parametrize("name", methods.names())
+FEW = {"batch_size", "n_epochs", "rank", "alpha", "dropout"}
+"""Options that are given, so that the learning rate is searched alone."""
+METHOD = Lora(rank=2)
+SETTINGS = SearchOptions(trials=2, lr_range=(1e-4, 1e-2))
+
+
+def study_under(folder) -> optuna.Study:
+    """The one study under a folder, read as any user of Optuna would."""
+    (journal,) = Path(folder).rglob("search-*.journal")
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def trials_of(folder) -> list[optuna.trial.FrozenTrial]:
+    return study_under(folder).trials
+
+
+def opened(place, options, n, settings=SETTINGS) -> Search:
+    """A worker of a study that is kept somewhere."""
+    method = METHOD
+    space = space_of(method, options, settings, FEW)
+    facts = facts_of(method, options, settings, space)
+    found, keeper = open_study(str(place), "s", facts, usual(method, options, space), True, ["maximize"])
+    return Search(found, keeper, n, method, options, Material(options), space, False, time.monotonic(), 0)
+
+
+# What is searched
+
+
+@every_method
+def test_a_space_is_of_options_that_the_method_accepts_and_holds_the_default(name):
+    kind = find(name)
+    assert set(kind.space) <= {field.name for field in dataclasses.fields(kind)}
+    for option, what in kind.space.items():
+        default = getattr(kind(), option)
+        if isinstance(what, Same):
+            assert default == getattr(kind(), what.option)
+            continue
+        values = what if isinstance(what, tuple) else (what.low, what.high)
+        assert default in what if isinstance(what, tuple) else what.low <= default <= what.high
+        assert all(getattr(dataclasses.replace(kind(), **{option: value}), option) == value for value in values)
+
+
+@every_method
+def test_every_method_has_the_same_training_to_search_and_its_defaults_are_the_first_trial(name):
+    kind = find(name)
+    lr = kind.default_lr
+    options = TuneOptions(lr=lr)
+    space = space_of(kind(), options, SearchOptions(), set())
+    assert set(space) == {"lr", "n_epochs", "batch_size", *kind.space}
+    first = usual(kind(), options, space)
+    assert set(first) == {option for option, what in space.items() if not isinstance(what, Same)}
+    assert configuration(kind(), options, space, first) == (kind(), options)
+
+
+def test_an_option_that_is_given_is_not_searched(bert, tmp_path, monkeypatch):
+    words = f"lora --checkpoint {bert} --data demo --task_name sst2 --max_train_samples 48 --max_eval_samples 20"
+    words += f" --rank 2 --lr=1e-3 --n-epochs 1 --trials 2 --output_dir {tmp_path} --report_to none"
+    monkeypatch.setattr(sys, "argv", ["scripts.search", *words.split()])
+    main()
+    assert [set(trial.params) for trial in trials_of(tmp_path)] == [{"batch_size", "dropout"}] * 2
+    for row in read_rows(tmp_path / "lora" / "sst2" / ROWS):
+        assert (row["rank"], row["alpha"], row["lr"], row["n_epochs"]) == (2, 2, 1e-3, 1)
+
+
+def test_a_budget_decides_the_size_and_alpha_follows_it(options):
+    small = options(param_budget=3000)
+    space = space_of(Lora(), small, SETTINGS, set())
+    assert "rank" not in space
+    method, _ = configuration(Lora(), small, space, {"lr": 1e-3, "n_epochs": 3, "batch_size": 8, "dropout": 0.1})
+    assert (method.rank, method.alpha, method.dropout) == (11, 11.0, 0.1)
+
+
+def test_a_learning_rate_has_three_digits_and_ends_that_are_whole_give_whole_numbers(options):
+    space = {"lr": Range(1e-5, 1e-3, log=True), "rank": Range(1, 64)}
+    method, changed = configuration(Lora(), options(), space, {"lr": 0.000123456, "rank": 7})
+    assert (changed.lr, method.rank, type(method.rank)) == (0.000123, 7, int)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Lora(rank=3, alpha=2.5, targets=("key", "output"), rslora=True),
+        Adapters(placement="parallel", train_layernorm=False, drop_layers="random"),
+        BitFit(terms=("query_mlp",), pooler_bias=False),
+        PromptTuning(init="text", init_text="it is -- said"),
+        Baseline(top_k=0),
+    ],
+    ids=str,
+)
+def test_the_command_line_of_a_configuration_is_read_as_that_configuration(method):
+    changed = TuneOptions(
+        lr=1.5e-7, betas=(0.8, 0.9), max_length=12, reuse_frozen=True, resume=False, report_to=("none",)
+    )
+    words = command_line(changed, TuneOptions()) + command_line(method, type(method)())
+    assert parse("program", words, options=TuneOptions(), method=type(method)()) == [changed, method]
+    assert {"lr", "reuse_frozen", "resume"} <= given(words)
+
+
+# Trials and their ends
+
+
+def test_a_study_in_two_launches_is_the_study_in_one(options, tmp_path):
+    for folder, launches in (("once", [3]), ("twice", [1, 3])):
+        for n in launches:
+            search(Lora(), options(output_dir=str(tmp_path / folder)), dataclasses.replace(SETTINGS, trials=n), FEW)
+    once, twice = (trials_of(tmp_path / folder) for folder in ("once", "twice"))
+    assert len(once) == 3
+    assert [(t.params, t.values) for t in once] == [(t.params, t.values) for t in twice]
+    assert len({trial.params["lr"] for trial in once}) == 3
+
+
+def test_other_seeds_draw_other_trials_and_workers_never_the_same(options, tmp_path):
+    one, other = (opened(tmp_path / str(seed), options(seed=seed), 9) for seed in (1, 2))
+    another = opened(tmp_path / "1", options(seed=1), 9)
+    claimed = [worker.claim() for worker in (one, other, one, another, other)]
+    drawn = [trial.params["lr"] for trial, _ in claimed]
+    assert drawn[0] == drawn[1] == options().lr  # the defaults
+    assert len(set(drawn)) == 4
+
+
+def test_a_search_that_is_asked_to_stop_goes_on_in_the_same_trial(options, tmp_path, monkeypatch):
+    schedule, steps = training.schedule, []
+
+    def stop_once(*settings):
+        steps.append(settings)
+        if len(steps) == 15:  # of 12 calls in each run
+            os.kill(os.getpid(), signal.SIGTERM)
+        return schedule(*settings)
+
+    monkeypatch.setattr(training, "schedule", stop_once)
+    with pytest.raises(Interrupted):
+        search(METHOD, options(), SETTINGS, FEW)
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE, TrialState.RUNNING]
+    search(METHOD, options(), SETTINGS, FEW)
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE] * 2
+    rows = read_rows(next(tmp_path.rglob(ROWS)))
+    assert [row["n_resumed"] for row in rows] == [0, 1]
+
+
+def test_a_trial_below_the_median_is_pruned_and_its_run_keeps_its_checkpoint(options, tmp_path, capsys):
+    settings, changes = dataclasses.replace(SETTINGS, trials=1), {"n_epochs": 4, "max_train_samples": 32}
+    search(METHOD, options(**changes), settings, FEW)
+    found = study_under(tmp_path)
+    first = found.trials[0]
+    better = {"values": [2.0], "intermediate_values": dict.fromkeys(range(1, 5), 2.0)}  # than any score can be
+    shared = {"params": first.params, "distributions": first.distributions, "user_attrs": first.user_attrs}
+    for _ in range(5):
+        found.add_trial(optuna.trial.create_trial(**shared, **better))
+    search(METHOD, options(**changes), dataclasses.replace(SETTINGS, trials=7), FEW)
+    last = found.trials[-1]
+    assert (len(found.trials), last.state, last.last_step) == (7, TrialState.PRUNED, study.WARM_UP)
+    assert "pruned after epoch 2; 7 of 7 done" in capsys.readouterr().out
+    (kept,) = tmp_path.rglob(saving.CHECKPOINT)
+    assert not (kept.parent / saving.RESULT).exists()
+    assert len(read_rows(next(tmp_path.rglob(ROWS)))) == 1
+
+
+def test_nothing_is_pruned_where_that_is_not_wanted(options):
+    assert isinstance(opened(Path(options().output_dir) / "a", options(), 1).study.pruner, optuna.pruners.MedianPruner)
+    found, _ = open_study(str(Path(options().output_dir) / "b"), "s", {}, {}, False, ["maximize"])
+    assert isinstance(found.pruner, optuna.pruners.NopPruner)
+
+
+def test_a_configuration_that_fails_is_a_trial_with_its_reason(options, tmp_path, monkeypatch, capsys):
+    usual_train = training._train
+
+    def fail_once(*arguments):
+        monkeypatch.setattr(training, "_train", usual_train)
+        raise MemoryError("no more of it")
+
+    monkeypatch.setattr(training, "_train", fail_once)
+    search(METHOD, options(), SETTINGS, FEW)
+    trials = trials_of(tmp_path)
+    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert trials[0].user_attrs[REASON].startswith("out of memory")
+    said = capsys.readouterr().out
+    assert "trials: 2; 1 complete, 0 pruned, 1 failed" in said
+    assert "trial 0 failed: out of memory" in said
+
+
+def test_what_does_not_fit_fails_and_a_search_of_nothing_else_says_so(options):
+    with pytest.raises(InputError, match=r"no trial of 2 has a score: rank 40 is larger than a layer"):
+        search(Lora(rank=40), options(), SETTINGS, FEW)
+
+
+def test_a_full_disk_is_no_fault_of_the_trial(options, tmp_path, monkeypatch):
+    def full(path, write):
+        raise InputError("cannot write: No space left on device") from OSError()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "write_atomically", full)
+        with pytest.raises(InputError, match="No space left"):
+            search(METHOD, options(), SETTINGS, FEW)
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.RUNNING]
+    search(METHOD, options(), SETTINGS, FEW)
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE] * 2
+
+
+def test_a_configuration_that_another_process_trains_is_waited_for(options, monkeypatch, capsys):
+    space = space_of(METHOD, options(), SETTINGS, FEW)
+    method, first = configuration(METHOD, options(), space, usual(METHOD, options(), space))
+    holder = saving.alone(training.run_folder(method, first))
+    holder.__enter__()
+    monkeypatch.setattr("common.search.time.sleep", lambda _seconds: holder.__exit__(None, None, None))
+    search(METHOD, options(), dataclasses.replace(SETTINGS, trials=1), FEW)
+    said = capsys.readouterr().out
+    assert "the same configuration is at work already" in said
+    assert "trials: 1; 1 complete" in said
+
+
+def test_the_last_line_is_the_command_of_the_best_trial(options, capsys):
+    search(METHOD, options(select="holdout"), SETTINGS, FEW)
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].startswith("python -m lora.tune --checkpoint ")
+    tuned, method = parse("x", said[-1].split()[3:], options=TuneOptions(lr=Lora.default_lr), method=Lora())
+    folder, result = training.train(method, tuned)
+    rows = read_rows(folder.parent / ROWS)
+    assert result in rows  # it was finished already
+    assert result["best_score"] == max(row["best_score"] for row in rows)
+    assert any(f"on the development set, which chose nothing: {result['dev_score']:.4f}" in line for line in said)
+
+
+# Two objectives
+
+
+def test_the_front_is_of_the_trials_that_none_beats():
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for score, size in ((0.5, 10), (0.6, 20), (0.55, 30), (0.6, 25), (0.7, 40), (0.4, 10)):
+        study.add_trial(optuna.trial.create_trial(values=[score, size]))
+    assert [trial.number for trial in front(study)] == [0, 1, 4]
+
+
+def test_a_search_for_the_front_prints_it(options, tmp_path, capsys):
+    settings = dataclasses.replace(SETTINGS, trials=3, pareto=True)
+    search(Adapters(placement="pfeiffer"), options(), settings, {"batch_size", "n_epochs", "placement"})
+    trials = trials_of(tmp_path)
+    assert [trial.values[1] for trial in trials] == [
+        2 * (65 * trial.params["bottleneck_size"] + 32) for trial in trials
+    ]
+    said = capsys.readouterr().out
+    smallest = min(trials, key=lambda trial: trial.values[1])
+    assert f"\n| {smallest.number} | {smallest.values[0]:.4f} | " in said.partition("Pareto front")[2]
+
+
+# Several workers
+
+
+def test_two_workers_of_which_one_is_killed_end_with_exactly_the_trials_asked_for(bert, tmp_path):
+    words = f"lora --checkpoint {bert} --data demo --task_name sst2 --max_train_samples 64 --max_eval_samples 20"
+    words += f" --trials 6 --pruner none --rank 2 --n_epochs 3 --batch_size 4 --output_dir {tmp_path} --report_to none"
+    command = [sys.executable, "-m", "scripts.search", *words.split()]
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def own_run(worker) -> Path | None:
+        """The folder in which a worker has saved a checkpoint."""
+        for path in tmp_path.rglob(saving.CHECKPOINT):
+            lock = path.parent / saving.LOCK
+            if lock.is_file() and lock.read_text().split()[-1:] == [str(worker.pid)]:
+                return path.parent
+        return None
+
+    first, second = start(), start()
+    while (killed := own_run(first)) is None:
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.005)
+    first.kill()
+    first.wait()
+    assert (killed / saving.CHECKPOINT).is_file()
+    third = start()
+    said = [worker.communicate(timeout=600)[0] for worker in (second, third)]
+    assert (second.returncode, third.returncode) == (0, 0)
+    trials = trials_of(tmp_path)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
+    assert len({str(trial.params) for trial in trials}) == 6
+    rows = {row["run"]: row for row in read_rows(next(tmp_path.rglob(ROWS)))}
+    assert len(rows) == 6
+    assert rows[killed.name]["n_resumed"] == 1
+    assert sum(text.count("taken up again") for text in said) == 1
+    assert all("trials: 6; 6 complete, 0 pruned, 0 failed" in text for text in said)
+    assert not [path.name for path in tmp_path.rglob("*.lock")]
+
+
+def test_a_trial_at_work_is_nobody_elses_and_the_last_one_is_claimed_once(options, tmp_path):
+    one, other = (opened(tmp_path / "j", options(), 2) for _ in range(2))
+    (first, release), (second, _) = one.claim(), other.claim()
+    assert (first.number, second.number) == (0, 1)
+    assert one.claim() is other.claim() is None
+    release()
+    again, _ = other.claim()
+    assert (again.number, again.params) == (first.number, first.params)
+
+
+def test_a_trial_that_was_left_before_its_values_were_chosen_gets_them(options, tmp_path):
+    worker = opened(tmp_path / "j", options(), 2)
+    worker.study.ask()
+    trial, _ = worker.claim()
+    assert (trial.number, set(trial.params)) == (0, {"lr"})
+
+
+def test_in_a_database_a_trial_without_a_sign_of_life_is_taken_up_again(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "BEAT", 0.05)
+    monkeypatch.setattr(study, "GRACE", 1.0)
+    one, other = (opened(f"sqlite:///{tmp_path}/study.db", options(), 2) for _ in range(2))
+    alive, release = one.claim()
+    dead, claimed, began = one.study.ask(), None, time.monotonic()
+    while claimed is None:
+        claimed = other.claim()
+    assert (alive.number, dead.number, claimed[0].number) == (0, 1, 1)
+    assert time.monotonic() - began > 1.0
+    release()
+    claimed[1]()
+
+
+def test_in_a_database_two_that_take_the_last_trial_together_are_one_trial(options, tmp_path):
+    one, other = (opened(f"sqlite:///{tmp_path}/study.db", options(), 1) for _ in range(2))
+    usual_ask, taken = one.study.ask, []
+
+    def ask():
+        taken.append(other.claim())
+        return usual_ask()
+
+    one.study.ask = ask
+    assert one.claim() is None
+    assert taken[0][0].number == 0
+    taken[0][1]()
+    assert [trial.number for trial in one.counted()] == [0]
+
+
+def test_workers_may_make_a_database_together(tmp_path):
+    url, together = f"sqlite:///{tmp_path}/study.db", threading.Barrier(4)
+
+    def begin(_number):
+        together.wait()
+        return open_study(url, "s", {}, {"x": 1}, True, ["maximize"])[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [len(study.trials) for study in pool.map(begin, range(4))][-1] == 1
+
+
+def test_two_studies_in_one_journal_know_their_own_trials(options, tmp_path):
+    found = [open_study(str(tmp_path / "j"), name, {}, {}, True, ["maximize"]) for name in "ab"]
+    trials = [study.ask() for study, _ in found]
+    release = found[0][1].hold(trials[0])
+    assert [keeper.is_lost(study.trials[0]) for study, keeper in found] == [False, True]
+    release()
+
+
+def test_a_search_in_a_database_ends_with_its_trials(options, tmp_path):
+    settings = dataclasses.replace(SETTINGS, storage=f"sqlite:///{tmp_path}/study.db")
+    search(METHOD, options(), settings, FEW)
+    (name,) = optuna.get_all_study_names(settings.storage)
+    states = [trial.state for trial in optuna.load_study(study_name=name, storage=settings.storage).trials]
+    assert states == [TrialState.COMPLETE] * 2
+
+
+# Journals
+
+
+def test_a_line_that_was_cut_off_costs_nothing(options, tmp_path):
+    search(METHOD, options(), dataclasses.replace(SETTINGS, trials=1), FEW)
+    (journal,) = tmp_path.rglob("*.journal")
+    with journal.open("a") as file:
+        file.write('{"op_code":4,"worker_')
+    search(METHOD, options(), SETTINGS, FEW)
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE] * 2
+    check_journal(journal)
+
+
+def test_a_damaged_journal_is_told_and_stays_as_it_is(options, tmp_path):
+    search(METHOD, options(), dataclasses.replace(SETTINGS, trials=1), FEW)
+    (journal,) = tmp_path.rglob("*.journal")
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*lines[:2], "nonsense\n", *lines[3:]]))
+    before = journal.read_bytes()
+    with pytest.raises(InputError, match=r"\.journal, line 3 is damaged"):
+        search(METHOD, options(), SETTINGS, FEW)
+    assert journal.read_bytes() == before
+
+
+def test_a_study_of_other_options_is_told(options, tmp_path):
+    settings = dataclasses.replace(SETTINGS, trials=1, storage=str(tmp_path / "j"), study_name="mine")
+    search(METHOD, options(), settings, FEW)
+    with pytest.raises(InputError, match=r"mine in .* is another one \(warmup_ratio was 0.1 and is 0.2\): put back"):
+        search(METHOD, options(warmup_ratio=0.2), settings, FEW)
+    with pytest.raises(InputError, match=r"searched was .*choose another study_name"):
+        search(METHOD, options(), dataclasses.replace(settings, lr_range=(1e-5, 1e-2)), FEW)
+
+
+def test_several_processes_for_one_run_are_refused(options, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="a search trains in one process"):
+        search(METHOD, options(), SETTINGS, FEW)
+
+
+def test_help_needs_neither_model_nor_data_nor_their_libraries():
+    code = "import runpy, sys; sys.argv = ['search', 'lora', '--help']\n"
+    code += "try: runpy.run_module('scripts.search', run_name='__main__')\nexcept SystemExit: pass\n"
+    code += (
+        "print(sorted({'transformers', 'datasets', 'evaluate', 'accelerate', 'sklearn', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "--n_epochs_range" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_what_is_wrong_with_every_trial_is_told_before_anything_is_written(options, tmp_path, capfd):
+    with pytest.raises(InputError, match="param_budget is 10, but rank 1 already trains"):
+        search(METHOD, options(param_budget=10), SETTINGS, FEW)
+    with pytest.raises(InputError, match="nothing is left to search"):
+        search(BitFit(), options(), SETTINGS, {*FEW, "lr", "terms"})
+    assert "no method is named" in exits_with_one_line(capfd, "--task_name", "rte", program=main)
+    assert list(tmp_path.iterdir()) == []
