@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import gc
 import hashlib
 import json
 import os
@@ -215,7 +214,6 @@ class Search:
             Interrupted: the process was asked to stop. The trial will be taken up again.
             InputError: something that would meet any trial, such as a full disk.
         """
-        gc.collect()  # what a failed run has left behind would narrow this one
         try:
             method, options = configuration(self.method, self.options, self.space, trial.params)
             folder, result = self.train(method, options, functools.partial(self.is_hopeless, trial))

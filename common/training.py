@@ -157,6 +157,7 @@ def _train(
     from tqdm import tqdm
 
     machine.use_all_cores()
+    machine.release_memory()
     accelerator = Accelerator(
         log_with=trackers.chosen(options.report_to) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder.parent)),

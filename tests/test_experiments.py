@@ -1,5 +1,6 @@
 """A sweep yields one row for each run, once."""
 
+import gc
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ from conftest import REPOSITORY
 
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import data, saving
+from common import data, saving, training
 from common.errors import DoesNotFit, InputError
 from common.experiments import ROWS, append_once, of_sizes, read_rows, run_all, table
 from common.training import run_folder, train
@@ -51,6 +52,28 @@ def test_shared_material_changes_no_result(options, tmp_path):
     for row, folder in zip(shared, single, strict=True):
         home = run_folder(Lora(rank=1), options(seed=row["seed"]))
         assert (home / saving.ADAPTER).read_bytes() == (folder / saving.ADAPTER).read_bytes()
+
+
+def test_a_run_leaves_no_model_behind_for_the_next_one(options, monkeypatch):
+    there = []
+    usual = training.load_model
+    monkeypatch.setattr(training, "load_model", lambda *words: there.append(n_models()) or usual(*words))
+    run_all([Lora(rank=1)], options(), range(42, 45))
+    assert there == [there[0]] * 3
+
+
+def n_models():
+    return sum(type(each).__name__ == "BertForSequenceClassification" for each in gc.get_objects())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak cannot be reset elsewhere")
+def test_memory_that_an_earlier_run_has_left_is_given_back():
+    code = "import torch; from common import machine; from pathlib import Path; cpu = torch.device('cpu')\n"
+    code += "kept = [torch.ones(1000) for _ in range(200_000)]; machine.reset_peak_memory(cpu)\n"
+    code += "most = machine.peak_memory(cpu); last = kept.pop(); del kept\n"  # `last` lies behind all that was freed
+    code += "machine.release_memory(); machine.reset_peak_memory(cpu); print(most - machine.peak_memory(cpu))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert int(done.stdout) > 0.9 * 200_000 * 4000, done.stderr
 
 
 def test_the_bar_tells_the_place_in_the_grid_and_the_time_left(options, capsys):
