@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -65,6 +66,11 @@ class Configuration:
         """Over the seeds."""
         return statistics.fmean(self.scores(metric).values())
 
+    def peak_memory(self) -> float:
+        """MiB, the largest of the seeds; not-a-number where it is not known of all."""
+        found = [float(row["peak_memory_mib"]) for row in self.rows if row.get("peak_memory_mib") is not None]
+        return max(found) if len(found) == len(self.rows) else math.nan
+
     def selecting(self, metric: str) -> float:
         """The mean of the metric on the rows that select: those of the development set, or those held out."""
         return statistics.fmean(row[f"best_{metric}" if f"best_{metric}" in row else "best_score"] for row in self.rows)
@@ -103,7 +109,8 @@ def _check(path: Path, row: Row) -> None:
     metrics = tasks.find(row["task_name"]).metrics
     whole = ["seed", "n_epochs", "batch_size", "train_examples", "validation_examples", "trainable_params_without_head"]
     whole += [name for name in ("max_train_samples", "max_eval_samples") if row.get(name) is not None]
-    numbers = ["lr", "train_seconds", "peak_memory_mib", "best_score", "majority_score"]
+    numbers = ["lr", "train_seconds", "best_score", "majority_score"]
+    numbers += ["peak_memory_mib"] if row.get("peak_memory_mib") is not None else []
     numbers += [f"{kind}_{metric}" for kind in ("best", "majority") for metric in metrics]
     numbers += [key for name in measures(row["task_name"]) if (key := on_dev(row, name)) in row]
     numbers += [on_dev(row, "score")]

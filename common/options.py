@@ -3,9 +3,9 @@
 import contextlib
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal, get_type_hints
 
 from common.errors import InputError, all_at_once, check, one_line_errors
 from common.tasks import TESTED, TRAINED
@@ -180,17 +180,22 @@ def given(words: Sequence[str]) -> set[str]:
     return found | {name.removeprefix("no_") for name in found}
 
 
-def command_line(values: Any, usual: Any) -> list[str]:
-    """The way back from a dataclass: the words that `parse` reads it from, without what is as usual."""
-    words = []
-    for option in fields(values):
-        value, default = getattr(values, option.name), getattr(usual, option.name)
-        if value == default:
-            continue
-        if isinstance(default, bool):
-            words.append(f"--{option.name}" if value else f"--no_{option.name}")
+def odd(values: Any, usual: Any) -> dict[str, Any]:
+    """The options of a dataclass that are not those of another one of its kind."""
+    return {name: value for name, value in vars(values).items() if value != getattr(usual, name)}
+
+
+def command_line(values: Mapping[str, Any], *kinds: type) -> list[str]:
+    """The words that `parse` reads options from; `kinds` are the dataclasses that declare them."""
+    types = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    words: list[str] = []
+    for name, value in values.items():
+        if types[name] is bool:  # one that may be None, too, has a value
+            words.append(f"--{name}" if value else f"--no_{name}")
+        elif isinstance(value, str) and value.startswith("-"):  # no option, though it looks like one
+            words.append(f"--{name}={value}")
         else:
-            words += [f"--{option.name}", *map(str, value if isinstance(value, tuple) else (value,))]
+            words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
     return words
 
 

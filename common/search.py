@@ -26,7 +26,7 @@ from common.errors import Busy, DoesNotFit, InputError, Interrupted, Pruned, che
 from common.experiments import append_once, read_rows
 from common.material import Material
 from common.methods import Method, Range, Same, Space, within
-from common.options import TuneOptions, command_line
+from common.options import TuneOptions, command_line, odd
 from common.study import Keeper, Release, open_study
 
 ROWS = "search.jsonl"
@@ -442,5 +442,6 @@ def report(this: Search) -> None:
     method, options = configuration(this.method, this.options, this.space, ranked[0].params)
     options = dataclasses.replace(options, overwrite=False, time_limit=None, debug=False)
     kind = type(method)
-    words = command_line(options, TuneOptions(lr=kind.default_lr)) + command_line(method, kind())
+    chosen = odd(options, TuneOptions(lr=kind.default_lr)) | odd(method, kind())
+    words = command_line(chosen, TuneOptions, kind)
     print(shlex.join(["python", "-m", f"{method.name}.tune", *words]))

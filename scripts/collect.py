@@ -30,7 +30,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {method} | {row['task_name']} | {settings} | {row['seed']} | {scores} "
             f"| {row['trainable_params_without_head']:,} | {row['examples_per_second']:.0f} "
-            f"| {row['peak_memory_mib']:.0f} |"
+            f"| {'n/a' if row.get('peak_memory_mib') is None else round(row['peak_memory_mib'])} |"
         )
     return "\n".join(lines)
 

@@ -61,6 +61,7 @@ class Cost:
     name: str
     label: str
     of: Callable[[Configuration], float]
+    """Not-a-number where it is not known."""
     is_measured: bool = True
     """Whether it depends on the machine."""
 
@@ -73,9 +74,7 @@ COSTS = (
         is_measured=False,
     ),
     Cost("time", "training time (s), mean over the seeds", lambda each: fmean(r["train_seconds"] for r in each.rows)),
-    Cost(
-        "memory", "peak memory (MiB), largest of the seeds", lambda each: max(r["peak_memory_mib"] for r in each.rows)
-    ),
+    Cost("memory", "peak memory (MiB), largest of the seeds", Configuration.peak_memory),
 )
 
 
@@ -185,12 +184,17 @@ def limits(setting: Setting, some: Sequence[Configuration], metric: str) -> tupl
     return low - 0.06 * room, high + 0.06 * room
 
 
+def known(configurations: Iterable[Configuration], cost: Cost) -> list[Configuration]:
+    """Those whose cost is known."""
+    return [each for each in configurations if not math.isnan(cost.of(each))]
+
+
 def draw(setting: Setting, configurations: Sequence[Configuration], metric: str, cost: Cost) -> "Figure":
     """Score against one cost, a column wide; what the numbers come from stands above and below.
 
     A point is the group `configuration-N` of the SVG, where N is its place among the configurations.
     """
-    some, look_of = shown(configurations, metric), styles(configurations)
+    some, look_of = shown(known(configurations, cost), metric), styles(configurations)
     points = [(cost.of(each), each.mean(metric)) for each in some]
     lines = joined(some, metric)
     with look():

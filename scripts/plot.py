@@ -112,7 +112,8 @@ def draw(paths: Sequence[Path], metric: str) -> "dict[str, Figure]":
     tables = table.having(aggregation.group(aggregation.read(rows)), metric) if rows else {}
     for setting, configurations in tables.items():
         for cost in figures.COSTS:
-            found[f"{name(setting)}-{cost.name}"] = figures.draw(setting, configurations, metric, cost)
+            if figures.known(configurations, cost):
+                found[f"{name(setting)}-{cost.name}"] = figures.draw(setting, configurations, metric, cost)
     return found
 
 

@@ -10,9 +10,9 @@ import dataclasses
 import hashlib
 import html
 import io
+import math
 import re
 import shlex
-import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 from common import aggregation, methods, saving
 from common.aggregation import Configuration, Row, Setting, Tables
 from common.errors import one_line_errors
-from common.options import TuneOptions
+from common.options import TuneOptions, command_line
 from scripts import figures, table
 from scripts.table import Table
 
@@ -39,16 +39,8 @@ def command(row: Row) -> str:
     if row["method"] not in methods.names():
         return _python(row)
     kind = methods.find(row["method"])
-    types = typing.get_type_hints(TuneOptions) | typing.get_type_hints(kind)
-    words = ["-m", f"{row['method']}.tune"]
-    for name, value in (_odd(TuneOptions(lr=kind.default_lr), row) | _odd(kind(), row)).items():
-        if types[name] is bool:
-            words.append(f"--{name}" if value else f"--no_{name}")
-        elif isinstance(value, str) and value.startswith("-"):  # no option, though it looks like one
-            words.append(f"--{name}={value}")
-        else:
-            words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
-    return shlex.join([*_launcher(row), *words])
+    told = _odd(TuneOptions(lr=kind.default_lr), row) | _odd(kind(), row)
+    return shlex.join([*_launcher(row), "-m", f"{row['method']}.tune", *command_line(told, TuneOptions, kind)])
 
 
 def _launcher(row: Row) -> list[str]:
@@ -132,9 +124,9 @@ def recipe_html(name: str, setting: Setting, each: Configuration, metric: str) -
     between = "n/a (one seed)"
     if len(scores) > 1:
         between = "{:.4f} to {:.4f}".format(*figures.interval(each, metric))
-    trained, seconds, mib = (cost.of(each) for cost in figures.COSTS)
+    trained, seconds, _ = (cost.of(each) for cost in figures.COSTS)
     costs = {"trained": f"{trained:,} parameters outside the head", "time": f"{seconds:,.1f} s, mean over the seeds"}
-    costs |= {"memory": f"{mib:,.0f} MiB, largest of the seeds"}
+    costs |= {"memory": f"{_mib(each.peak_memory())}, largest of the seeds"}
     facts = {"method": each.label, "training": each.training, f"mean {metric}": f"{each.mean(metric):.4f}"}
     facts |= {"95 % interval": between, "seeds": ", ".join(map(str, scores)), **costs}
     runs = "".join(_run_html(row, scores[row["seed"]]) for row in each.rows)
@@ -142,6 +134,10 @@ def recipe_html(name: str, setting: Setting, each: Configuration, metric: str) -
         f'<details id="{name}"><summary>{escaped(each.label)}, {escaped(each.training)}: {each.mean(metric):.4f}'
         f'</summary><dl class="facts">{_facts(facts)}</dl><div class="runs">{runs}</div></details>'
     )
+
+
+def _mib(value: float | None) -> str:
+    return "memory not known" if value is None or math.isnan(value) else f"{value:,.0f} MiB"
 
 
 def _run_html(row: Row, score: float) -> str:
@@ -161,7 +157,7 @@ def _run_html(row: Row, score: float) -> str:
         "device": f"{row.get('device', 'unknown')}; processes: {row.get('n_processes', 'unknown')}; "
         f"mixed precision: {row.get('mixed_precision', 'unknown')}",
         "encoder": f"{row['checkpoint']} (SHA-256 {row.get('base_sha256', 'unknown')})",
-        "cost": f"{row['train_seconds']:,.1f} s, {row['peak_memory_mib']:,.0f} MiB",
+        "cost": f"{row['train_seconds']:,.1f} s, {_mib(row.get('peak_memory_mib'))}",
     }
     typed = escaped("\n".join([*lines, command(row)]))
     return f"<h4>Seed {row['seed']}: {score:.4f}</h4><pre><code>{typed}</code></pre><dl>{_facts(facts)}</dl>"
@@ -208,7 +204,8 @@ def section(setting: Setting, configurations: Sequence[Configuration], metric: s
     ranked = sorted(range(len(configurations)), key=lambda n: -configurations[n].mean(metric))
     lines = tuple(line for n in ranked for line in table.of_task(setting, [configurations[n]], metric).rows)
     names = [recipe_name(number, n) for n in ranked]
-    drawn = [svg(setting, configurations, metric, cost, number) for cost in figures.COSTS]
+    costs = [cost for cost in figures.COSTS if figures.known(configurations, cost)]
+    drawn = [svg(setting, configurations, metric, cost, number) for cost in costs]
     recipes = [recipe_html(name, setting, configurations[n], metric) for name, n in zip(names, ranked, strict=True)]
     return "\n".join(
         [

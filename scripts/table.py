@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from math import isnan
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -92,8 +93,8 @@ def of_task(setting: Setting, configurations: list[Configuration], metric: str) 
         majority = f"{first[f'majority_{metric}']:.4f}" if known else "n/a"
         spread = (len(scores), f"{fmean(scores):.4f}", deviation, interval, f"{max(scores):.4f}", majority)
         seconds = fmean(row["train_seconds"] for row in each.rows)
-        mib = max(row["peak_memory_mib"] for row in each.rows)
-        cost = (first["trainable_params_without_head"], round(seconds), round(mib))
+        mib = each.peak_memory()
+        cost = (first["trainable_params_without_head"], round(seconds), "n/a" if isnan(mib) else round(mib))
         lines.append((each.label, each.training, *spread, *cost))
     return Table(title(setting), notes, (*header, "trained without head", "seconds", "peak MiB"), tuple(lines))
 

@@ -84,6 +84,16 @@ def test_a_point_is_the_mean_of_its_seeds_with_the_t_interval_and_the_cost():
         assert (low, high) == pytest.approx((0.3516, 0.8484), abs=1e-4)  # by hand: 0.6 -+ 4.3027 * 0.1 / sqrt(3)
 
 
+def test_memory_that_is_not_known_is_not_drawn():
+    rows = [row(peak_memory_mib=None), row(seed=43), row(method="bitfit", peak_memory_mib=7)]
+    setting, configurations = grouped(rows)
+    figure = figures.draw(setting, configurations, "score", MEMORY)
+    bitfit = [each.method for each in configurations].index("bitfit")
+    assert points(figure) == {bitfit: pytest.approx((7, 0.6))}
+    assert "lora" not in words(figure)
+    assert figures.known(grouped(rows[:2])[1], MEMORY) == []
+
+
 def test_full_fine_tuning_is_known_by_its_size_not_its_name():
     shared = {"total_params": 5000}
     rows = [row(method="bitfit", trainable_params_without_head=5000, seed=seed, **shared) for seed in (1, 2)]

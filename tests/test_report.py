@@ -180,6 +180,13 @@ def test_every_run_has_its_recipe(make):
     assert len(ids) == len(set(ids))
 
 
+def test_memory_that_is_not_known_is_told_and_not_drawn(make):
+    text = make([row(peak_memory_mib=None)]).read_text()
+    assert "memory not known, largest of the seeds" in text
+    assert "figure-0-time" in text
+    assert "figure-0-memory" not in text
+
+
 def test_the_page_needs_nothing_from_elsewhere(make):
     text = make(some_rows()).read_text()
     assert "http://" not in text

@@ -23,7 +23,7 @@ from common.errors import InputError, Interrupted
 from common.experiments import read_rows
 from common.material import Material
 from common.methods import Range, Same, find
-from common.options import TuneOptions, command_line, given, parse
+from common.options import TuneOptions, command_line, given, odd, parse
 from common.search import (
     REASON,
     ROWS,
@@ -144,7 +144,7 @@ def test_the_command_line_of_a_configuration_is_read_as_that_configuration(metho
     changed = TuneOptions(
         lr=1.5e-7, betas=(0.8, 0.9), max_length=12, reuse_frozen=True, resume=False, report_to=("none",)
     )
-    words = command_line(changed, TuneOptions()) + command_line(method, type(method)())
+    words = command_line(odd(changed, TuneOptions()) | odd(method, type(method)()), TuneOptions, type(method))
     assert parse("program", words, options=TuneOptions(), method=type(method)()) == [changed, method]
     assert {"lr", "reuse_frozen", "resume"} <= given(words)
 
