@@ -9,6 +9,7 @@ import runpy
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -387,7 +388,9 @@ def call(command: str) -> tuple[int, str]:
             patch.object(sys, "argv", [module, *words]),
             contextlib.redirect_stderr(said),
             contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
         ):
+            warnings.filterwarnings("ignore", ".* found in sys.modules")  # imported by others here: runpy tells
             runpy.run_module(module, run_name="__main__", alter_sys=False)
     except SystemExit as stop:
         return int(stop.code or 0), said.getvalue()
