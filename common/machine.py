@@ -71,12 +71,12 @@ def start_cpu_processes() -> None:
 
 
 def refuse_launchers() -> None:
-    """Raise InputError where `accelerate launch` was asked for a library that takes parameters or optimizer over."""
-    for name in ("DeepSpeed", "FSDP", "Megatron_LM"):
+    """Raise InputError where `accelerate launch` was asked for a library that takes the optimizer out of our hands."""
+    for name in ("DeepSpeed", "Megatron_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
             raise InputError(
                 f"launched with {name}, which would put an optimizer of its own in the place of AdamW: launch without "
-                "it, as with configs/accelerate/gpus4_bf16.yaml"
+                "it, as with configs/accelerate/gpus4_bf16.yaml or fsdp.yaml"
             )
 
 

@@ -25,6 +25,7 @@ MEANT = {
     "gpu": ("NO", 1, 1, "no", False),
     "gpus4_bf16": ("MULTI_GPU", 1, 4, "bf16", False),
     "two_nodes": ("MULTI_GPU", 2, 8, "bf16", False),
+    "fsdp": ("FSDP", 1, 4, "no", False),
 }
 
 
@@ -54,7 +55,7 @@ def test_what_a_launcher_without_torchrun_would_start(name):
     assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
 
 
-@pytest.mark.parametrize("name", ["gpus4_bf16", "two_nodes"])
+@pytest.mark.parametrize("name", ["gpus4_bf16", "two_nodes", "fsdp"])
 def test_what_torchrun_would_be_told(name):
     place = ["--machine_rank", "1", "--main_process_ip", "10.0.0.1"] if name == "two_nodes" else []
     asked = launched(name, *place)
@@ -63,6 +64,10 @@ def test_what_torchrun_would_be_told(name):
     assert environment["ACCELERATE_MIXED_PRECISION"] == MEANT[name][3]
     if name == "two_nodes":
         assert (asked.nnodes, asked.node_rank, asked.rdzv_endpoint) == ("2", 1, "10.0.0.1:29500")
+    if name == "fsdp":
+        assert {environment["ACCELERATE_USE_FSDP"], environment["FSDP_RESHARD_AFTER_FORWARD"]} == {"true"}
+        assert environment["FSDP_VERSION"] == "2"
+        assert environment["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"
 
 
 def start(name: str, out: Path, bert: str, *words: str) -> subprocess.Popen:
@@ -138,7 +143,7 @@ def test_processes_for_gpus_that_are_not_there_are_told(bert, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["DeepSpeed", "FSDP", "Megatron_LM"])
+@pytest.mark.parametrize("name", ["DeepSpeed", "Megatron_LM"])
 def test_a_launcher_that_brings_its_own_optimizer_is_refused(name, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
     with pytest.raises(InputError, match=f"launched with {name}, which would put an optimizer of its own"):
