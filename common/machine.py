@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 import platform
 import re
@@ -19,7 +20,7 @@ from typing import Any
 import psutil
 import torch
 
-from common.errors import INPUT_ERROR, INTERRUPTED
+from common.errors import INPUT_ERROR, INTERRUPTED, InputError, check
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What asks a run to save and stop: a shell's or a scheduler's polite end, and SLURM's warning before its limit."""
@@ -28,23 +29,24 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 def start_cpu_processes() -> None:
     """Be the several processes that `accelerate launch --cpu --num_processes N` was asked for.
 
-    accelerate starts a single one on CPUs unless MPI is there, without a word. So this process starts N of itself,
-    waits for them and ends with their exit code. In every other case it returns at once.
+    accelerate starts a single one on CPUs unless MPI is there, without a word, whether N is in the command line or in a
+    configuration file. So this process starts N of itself, or its machine's share of them, waits for them and ends with
+    their exit code. In every other case it returns at once.
+
+    Raises:
+        InputError: the processes cannot be shared out to the machines, or the launcher wants more than we do.
     """
+    refuse_launchers()
     started_alone = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
     if not started_alone or os.environ.get("ACCELERATE_USE_CPU") != "True" or _under_mpi():
         return
-    n = _processes_asked_of_launcher()
-    if n is None or n < 2:
+    places = _places()
+    if not places:
         return
+    n = places[0]["WORLD_SIZE"]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     command = [sys.executable, *(["-m", spec.name] if spec else [sys.argv[0]]), *sys.argv[1:]]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
-    world = os.environ | {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_PORT": str(port)}
-    children = [subprocess.Popen(command, env=world | rank) for rank in ranks]
+    children = [subprocess.Popen(command, env=os.environ | place) for place in places]
 
     def pass_on(number: int, _frame: object) -> None:
         for child in children:
@@ -58,7 +60,9 @@ def start_cpu_processes() -> None:
             if any(child.returncode not in (None, 0, INTERRUPTED) for child in children):
                 break
             time.sleep(0.1)
-        failed, rank = next(((c.returncode, rank) for rank, c in enumerate(children) if c.returncode), (0, 0))
+        failed, rank = next(
+            ((c.returncode, place["RANK"]) for c, place in zip(children, places, strict=True) if c.returncode), (0, "0")
+        )
     finally:
         _end(children)
     if any(child.returncode == INPUT_ERROR for child in children):  # said, whatever came of it to others
@@ -66,6 +70,16 @@ def start_cpu_processes() -> None:
     if failed < 0:
         print(f"error: process {rank} of {n} was killed by signal {-failed}, the others were stopped", file=sys.stderr)
     sys.exit(failed if failed >= 0 else 128 - failed)  # killed by a signal: 128 + its number, as a shell says it
+
+
+def refuse_launchers() -> None:
+    """Raise InputError where `accelerate launch` was asked for a library that takes the optimizer out of our hands."""
+    for name in ("DeepSpeed", "Megatron_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
+            raise InputError(
+                f"launched with {name}, which would put an optimizer of its own in the place of AdamW: launch without "
+                "it, as with configs/accelerate/gpus4_bf16.yaml or fsdp.yaml"
+            )
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> None:
@@ -85,12 +99,50 @@ def _under_mpi() -> bool:
     return any(name in os.environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
 
 
-def _processes_asked_of_launcher() -> int | None:
-    """N of the `--num_processes N` in the command line of the accelerate launch that started this process."""
+def _places() -> list[dict[str, str]]:
+    """The place of each process of this machine among all of them, as the environment tells it; empty = it is alone."""
+    asked = _asked_of_launcher()
+    if asked is None or max(asked.num_processes, asked.num_machines) < 2:
+        return []
+    n, n_machines, machine = asked.num_processes, asked.num_machines, asked.machine_rank or 0
+    check(
+        {
+            f"num_processes is {n} and counts those of all {n_machines} machines: choose a multiple of {n_machines}": (
+                n == 0 or n % n_machines > 0
+            ),
+            f"machine_rank is {machine}: choose from 0 to {n_machines - 1}, another one on each machine": (
+                not 0 <= machine < n_machines
+            ),
+        }
+    )
+    share = n // n_machines
+    world = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(share)}
+    if n_machines == 1:  # else the port has to be known to the other machines
+        world["MASTER_PORT"] = str(_free_port())
+    return [world | {"RANK": str(machine * share + local), "LOCAL_RANK": str(local)} for local in range(share)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _asked_of_launcher() -> Any:
+    """The options of the accelerate launch that started this process, as it reads its command line and configuration.
+
+    None = something else started it. The numbers of processes and machines are not in the environment.
+    """
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent else []
-    found = re.search(r" --num[_-]processes[ =](\d+) ", " ".join(words) + " ")
-    return int(found[1]) if found else None
+    after = next((n for n, word in enumerate(words, start=1) if re.search(r"(^|[/.-])launch(\.py)?$", word)), None)
+    if after is None:
+        return None
+    from accelerate.commands import launch
+
+    logging.getLogger(launch.__name__).setLevel(logging.ERROR)  # it has said by itself which defaults it takes
+    asked, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words[after:]))
+    return asked
 
 
 def told_by_main(find: Callable[[], Any]) -> Any:
@@ -101,6 +153,11 @@ def told_by_main(find: Callable[[], Any]) -> Any:
     from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator makes it, later on
+    if state.num_processes != int(os.environ["WORLD_SIZE"]):  # each would take itself for the only one
+        raise InputError(
+            f"launched as {os.environ['WORLD_SIZE']} processes, and there is no GPU for them: "
+            "launch on a machine with GPUs, or with accelerate launch --cpu"
+        )
     return broadcast_object_list([find() if state.is_main_process else None])[0]
 
 

@@ -16,6 +16,7 @@ from common.methods import Method, leave_room, names
 from common.options import PredictOptions, parse
 from common.packing import Layout, take_packed
 from common.precision import hold_frozen
+from common.sharding import reshard
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,11 +42,17 @@ def logits(
     model.eval()
     every = torch.zeros(len(tokens), n_outputs(model), device=accelerator.device)
     # In the order of their lengths, which puts rows of similar lengths side by side.
-    for number, rows in enumerate(tokens.lengths.argsort(stable=True).split(batch_size)):
-        if number % accelerator.num_processes == accelerator.process_index:
-            batch, _ = tokens.batch(rows, accelerator.device)
-            every[rows.to(every.device)] = model(**batch).logits.float()
-        progress(len(rows))
+    batches = tokens.lengths.argsort(stable=True).split(batch_size)
+    for first in range(0, len(batches), accelerator.num_processes):
+        dealt = batches[first : first + accelerator.num_processes]
+        # One without a batch runs the last one too, for nothing: a sharded model's forward pass is that of all.
+        rows = dealt[min(accelerator.process_index, len(dealt) - 1)]
+        batch, _ = tokens.batch(rows, accelerator.device)
+        outputs = model(**batch).logits.float()
+        if accelerator.process_index < len(dealt):
+            every[rows.to(every.device)] = outputs
+        progress(sum(map(len, dealt)))
+    reshard(model)
     return accelerator.reduce(every, reduction="sum").cpu().numpy()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import machine, saving
+from common import machine, saving, sharding
 from common.errors import InputError
 from common.methods import Tensors, trainable
 
@@ -69,12 +69,12 @@ class Trained:
 
         progress.peak_memory = max(progress.peak_memory, machine.peak_memory(self.accelerator.device))
         states = gather_object([_random_states(self.accelerator.device) | {"recent": self.recent.cpu()}])
+        tensors: Tensors = {}
+        for name, parameter in trainable(self.model).items():
+            tensors[f"weights.{name}"] = sharding.whole(parameter)
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{key}.{name}": sharding.whole(value) for key, value in moments.items()}
         if self.accelerator.is_main_process:
-            tensors: Tensors = {}
-            for name, parameter in trainable(self.model).items():
-                tensors[f"weights.{name}"] = parameter
-                moments = self.optimizer.state.get(parameter, {})
-                tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
             for rank, state in enumerate(states):
                 tensors |= {f"process.{rank}.{name}": value for name, value in state.items()}
             scaler = self.accelerator.scaler
@@ -115,13 +115,14 @@ class Trained:
         progress = Progress(**notes["progress"])
         progress.n_resumed += 1
         for name, parameter in trainable(self.model).items():
-            parameter.data.copy_(tensors[f"weights.{name}"])
+            parameter.data.copy_(sharding.as_held(tensors[f"weights.{name}"], parameter))
             if f"optimizer.step.{name}" in tensors:  # no state yet where no gradient has arrived yet
                 # Copied, into memory of their own: views of a file's bytes would lie anywhere.
-                self.optimizer.state[parameter] = {
-                    key: tensors[f"optimizer.{key}.{name}"].to(parameter.device, copy=True)
-                    for key in ("step", *MOMENTS)
+                state = {
+                    k: tensors[f"optimizer.{k}.{name}"].to(parameter.device, copy=True) for k in ("step", *MOMENTS)
                 }
+                state |= {k: sharding.as_held(state[k], parameter) for k in MOMENTS}
+                self.optimizer.state[parameter] = state
         own = f"process.{self.accelerator.process_index}."
         self.recent.copy_(tensors[f"{own}recent"])
         _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})

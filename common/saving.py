@@ -21,7 +21,7 @@ import filelock
 import torch
 from torch import nn
 
-from common import machine, tasks
+from common import machine, sharding, tasks
 from common.checkpoints import base_of, blank_model, load_model, sha256
 from common.encoders import n_outputs
 from common.errors import Busy, DoesNotFit, InputError
@@ -299,18 +299,22 @@ def _git(*words: str) -> str | None:
     return done.stdout.strip()
 
 
-def save_adapter(folder: Path | str, model: nn.Module, method: Method, **facts: Any) -> None:
+def save_adapter(folder: Path | str, model: nn.Module, method: Method, writes: bool = True, **facts: Any) -> None:
     """Write the trained tensors of a model and what is needed to load them again.
 
     Where a method stores less than it trains, the trained form lies in the folder `resumable`, as an
     adapter like any other.
 
     Args:
-        model: from `load_model`, after `apply(method, model)`.
+        model: from `load_model`, after `apply(method, model)`; where it is sharded, every process has to call this.
+        writes: whether this process is the one that writes.
         facts: further JSON values to keep in adapter.json (task, maximal length, data, ...).
     """
     tensors = {name: parameter.detach() for name, parameter in trainable(model).items()}
     used, needed = method.to_use(model, tensors)
+    needed, tensors = sharding.all_whole(needed), sharding.all_whole(tensors)
+    if not writes:
+        return
     _save(Path(folder), model, used, needed, facts)
     if used != method:
         _save(Path(folder) / RESUMABLE, model, method, tensors, facts)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import data, machine, metrics, precision, prediction, saving, tasks, trackers
+from common import data, machine, metrics, precision, prediction, saving, sharding, tasks, trackers
 from common.checkpoints import base_of, blank_model, load_model
 from common.encoders import encoder, first_position, longest_input, vocabulary_size
 from common.errors import DoesNotFit, InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
@@ -207,8 +207,10 @@ def _train(
         eps=options.eps,
         fused=True,
     )
+    sharding.by_layer(accelerator, model, method, options.reuse_frozen)
     wrapped, accelerated = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(wrapped)
+    parameters = list(trainable(model).values())  # where they are sharded, others than before
 
     rows_per_step = options.batch_size * options.gradient_accumulation_steps * n_processes
     steps_per_epoch = math.ceil(len(tokens) / rows_per_step)
@@ -276,7 +278,7 @@ def _train(
                         accelerator.backward(loss)
                     step_loss += loss.detach() / n_processes
                     recent[1] += tokens.lengths[micro].sum()
-                norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm or float("inf"))
+                norm = sharding.whole(accelerator.clip_grad_norm_(parameters, options.max_grad_norm or float("inf")))
                 bad = ~norm.isfinite()
                 if accelerator.scaler is None:  # else it looks for infinities itself
                     optimizer.found_inf = bad.float()  # AdamW then leaves everything as it is, without asking the host
@@ -336,10 +338,9 @@ def _train(
                 }
                 about = {"task_name": task.name, "data": options.data, "max_length": max_length, "seed": options.seed}
                 about |= {"frozen_dtype": frozen_dtype}
-                if accelerator.is_main_process:
-                    saving.save_adapter(folder, model, method, **about)
-                    if not untouched:
-                        saving.write_predictions(folder, outputs, {split: splits[split].labels for split in outputs})
+                saving.save_adapter(folder, model, method, accelerator.is_main_process, **about)
+                if accelerator.is_main_process and not untouched:
+                    saving.write_predictions(folder, outputs, {split: splits[split].labels for split in outputs})
             progress.history.append(scores)
             state.save(folder, progress)
             ask = functools.partial(after_epoch, epoch + 1, scores["score"])
@@ -356,7 +357,7 @@ def _train(
         stored = folder / saving.RESUMABLE / saving.ADAPTER
         best_tensors, _ = saving.read_tensors(stored if stored.is_file() else folder / saving.ADAPTER)
         for name, parameter in trainable(model).items():
-            parameter.data.copy_(best_tensors[name])
+            parameter.data.copy_(sharding.as_held(best_tensors[name], parameter))
         dev_scores, outputs = evaluate_on(untouched)
         if accelerator.is_main_process:
             saving.write_predictions(folder, outputs, {split: untouched[split].labels for split in outputs})

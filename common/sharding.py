@@ -1,0 +1,63 @@
+"""Models whose parameters are sharded over the processes (FSDP 2): whole tensors out of them, and into them."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from common.encoders import layers
+from common.errors import check
+from common.methods import Method, Tensors
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def by_layer(accelerator: "Accelerator", model: nn.Module, method: Method, reuses: bool) -> None:
+    """Have `accelerator.prepare` shard a model layer by layer, whatever its kind; nothing where it shards none.
+
+    Raises:
+        InputError: FSDP 1, or a run in which the processes would not all need the same parameters.
+    """
+    if accelerator.distributed_type.value != "FSDP":
+        return
+    plugin = accelerator.state.fsdp_plugin
+    check(
+        {
+            "launched with FSDP 1, which flattens parameters: set fsdp_version to 2": plugin.fsdp_version != 2,
+            "drop_layers random and FSDP, where processes would leave out different parameters: launch without FSDP": (
+                method.skips_some()
+            ),
+            "reuse_frozen and FSDP: launch without FSDP": reuses,
+        }
+    )
+    plugin.transformer_cls_names_to_wrap = [type(layers(model)[0]).__name__]
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that may be sharded; every process has to call it."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def all_whole(tensors: Tensors) -> Tensors:
+    """`whole` of each."""
+    return {name: whole(tensor) for name, tensor in tensors.items()}
+
+
+def as_held(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's share of a whole tensor, held as one of its shape is: sharded or not. Every process calls it."""
+    if not hasattr(like, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    held: Any = like
+    return distribute_tensor(value.to(like.device), held.device_mesh, held.placements)
+
+
+def reshard(model: nn.Module) -> None:
+    """Put parameters back into shards: FSDP keeps some of them whole after a forward pass without a backward one."""
+    modules: Any = model.modules()
+    for module in modules:
+        if hasattr(module, "reshard"):
+            module.reshard()

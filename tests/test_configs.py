@@ -1,0 +1,150 @@
+"""The configurations of configs/accelerate: accelerate reads them as they are meant, and those for CPUs run."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands import launch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+
+from common import machine
+from common.errors import InputError
+
+CONFIGS = REPOSITORY / "configs" / "accelerate"
+# What a configuration comes to: kind, machines, processes of all of them, precision, whether on CPUs.
+MEANT = {
+    "cpu": ("NO", 1, 1, "no", True),
+    "cpu_processes": ("MULTI_CPU", 1, 2, "no", True),
+    "gpu": ("NO", 1, 1, "no", False),
+    "gpus4_bf16": ("MULTI_GPU", 1, 4, "bf16", False),
+    "two_nodes": ("MULTI_GPU", 2, 8, "bf16", False),
+    "fsdp": ("FSDP", 1, 4, "no", False),
+}
+
+
+def launched(name: str, *words: str):
+    """What `accelerate launch --config_file ...` makes of its command line."""
+    command = ["--config_file", str(CONFIGS / f"{name}.yaml"), *words, "-m", "lora.tune", "--rank", "2"]
+    return launch._validate_launch_command(launch.launch_command_parser().parse_args(command))[0]
+
+
+def test_every_configuration_is_checked_here():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(MEANT)
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_accelerate_reads_a_configuration_as_it_is_meant(name):
+    read = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    found = (read.distributed_type.value, read.num_machines, read.num_processes, read.mixed_precision, read.use_cpu)
+    assert found == MEANT[name]
+    assert (CONFIGS / f"{name}.yaml").read_text().startswith("# ")  # what it is for
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu_processes", "gpu"])
+def test_what_a_launcher_without_torchrun_would_start(name):
+    command, environment = prepare_simple_launcher_cmd_env(launched(name))
+    assert command == [sys.executable, "-m", "lora.tune", "--rank", "2"]
+    assert environment["ACCELERATE_USE_CPU"] == str(MEANT[name][4])
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+
+
+@pytest.mark.parametrize("name", ["gpus4_bf16", "two_nodes", "fsdp"])
+def test_what_torchrun_would_be_told(name):
+    place = ["--machine_rank", "1", "--main_process_ip", "10.0.0.1"] if name == "two_nodes" else []
+    asked = launched(name, *place)
+    environment = prepare_multi_gpu_env(asked)
+    assert asked.nproc_per_node == "4"
+    assert environment["ACCELERATE_MIXED_PRECISION"] == MEANT[name][3]
+    if name == "two_nodes":
+        assert (asked.nnodes, asked.node_rank, asked.rdzv_endpoint) == ("2", 1, "10.0.0.1:29500")
+    if name == "fsdp":
+        assert {environment["ACCELERATE_USE_FSDP"], environment["FSDP_RESHARD_AFTER_FORWARD"]} == {"true"}
+        assert environment["FSDP_VERSION"] == "2"
+        assert environment["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"
+
+
+def start(name: str, out: Path, bert: str, *words: str) -> subprocess.Popen:
+    small = f"--checkpoint {bert} --data demo --task_name sst2 --rank 2 --n_epochs 1 --lr 1e-2 --output_dir {out}"
+    small += " --max_train_samples 33 --max_eval_samples 17 --batch_size 4"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*command, *words, "-m", "lora.tune", *small.split()], cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def result_of(out: Path) -> tuple[dict, dict]:
+    (path,) = out.rglob("result.json")
+    return json.loads(path.read_text()), load_file(path.parent / "adapter.safetensors")
+
+
+def test_processes_of_a_configuration_file_are_started_and_two_machines_of_one_process_are_the_same(bert, tmp_path):
+    one = start("cpu_processes", tmp_path / "one", bert)
+    said = one.communicate(timeout=200)
+    assert one.returncode == 0, said
+    words = ["--cpu", "--num_processes", "2", "--mixed_precision", "no", "--main_process_ip", "127.0.0.1"]
+    words += ["--main_process_port", str(free_port())]
+    machines = [start("two_nodes", tmp_path / "two", bert, *words, "--machine_rank", str(rank)) for rank in (0, 1)]
+    said = [machine.communicate(timeout=200) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    (result, weights), (other, others) = result_of(tmp_path / "one"), result_of(tmp_path / "two")
+    assert (result["n_processes"], other["n_processes"]) == (2, 2)
+    assert result["run"] == other["run"]
+    assert result["best_score"] == other["best_score"]
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def asking(monkeypatch, *words: str) -> list[dict[str, str]]:
+    """The places that a machine gives its processes, for a launcher with these words."""
+    asked = launched("two_nodes", "--cpu", "--main_process_ip", "127.0.0.1", *words)
+    monkeypatch.setattr(machine, "_asked_of_launcher", lambda: asked)
+    return machine._places()
+
+
+def test_the_processes_of_a_machine_stand_behind_those_of_the_machines_before(monkeypatch):
+    found = asking(monkeypatch, "--num-processes=6", "--machine_rank", "1")
+    assert found == [
+        {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": str(3 + local), "LOCAL_RANK": str(local)}
+        for local in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--num_processes 3 --machine_rank 0", "num_processes is 3 and counts those of all 2 machines: choose a mult"),
+        ("--num_processes 4 --machine_rank 2", "machine_rank is 2: choose from 0 to 1, another one on each machine"),
+    ],
+)
+def test_processes_that_cannot_be_shared_out_are_told(words, told, monkeypatch):
+    with pytest.raises(InputError, match=told):
+        asking(monkeypatch, *words.split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_processes_for_gpus_that_are_not_there_are_told(bert, tmp_path):
+    done = start("gpus4_bf16", tmp_path, bert, "--num_processes", "2", "--main_process_port", str(free_port()))
+    said = done.communicate(timeout=200)[1]
+    assert said.count("error: launched as 2 processes, and there is no GPU for them: launch on a machine") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["DeepSpeed", "Megatron_LM"])
+def test_a_launcher_that_brings_its_own_optimizer_is_refused(name, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    with pytest.raises(InputError, match=f"launched with {name}, which would put an optimizer of its own"):
+        machine.start_cpu_processes()
