@@ -97,18 +97,27 @@ def read(paths: Iterable[Path]) -> list[Row]:
     for path in paths:
         for row in read_rows(path):
             _check(path, row)
-            if rows.setdefault((row["method"], row["task_name"], row["run"]), row) != row:
+            place = (row["method"], row["task_name"], row["run"])
+            other = rows.get(place, row)
+            if _result(other) != _result(row):
                 raise InputError(f"{path} has another result of the run {row['run']} than there was before: give one")
+            rows[place] = other | row
     if not rows:
         raise InputError("no result of a run: nothing to put into a table")
     return list(rows.values())
+
+
+def _result(row: Row) -> Row:
+    """A row without what a search has noted in it, which the run itself does not know."""
+    return {name: value for name, value in row.items() if name not in ("search_study", "search_trials")}
 
 
 def _check(path: Path, row: Row) -> None:
     saving.require(path, row, **dict.fromkeys(("method", "task_name", "checkpoint", "data"), str))
     metrics = tasks.find(row["task_name"]).metrics
     whole = ["seed", "n_epochs", "batch_size", "train_examples", "validation_examples", "trainable_params_without_head"]
-    whole += [name for name in ("max_train_samples", "max_eval_samples") if row.get(name) is not None]
+    optional = ("max_train_samples", "max_eval_samples", "search_trials")
+    whole += [name for name in optional if row.get(name) is not None]
     numbers = ["lr", "train_seconds", "best_score", "majority_score"]
     numbers += ["peak_memory_mib"] if row.get("peak_memory_mib") is not None else []
     numbers += [f"{kind}_{metric}" for kind in ("best", "majority") for metric in metrics]

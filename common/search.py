@@ -226,7 +226,8 @@ class Search:
                 raise
             self.finish(trial, TrialState.FAIL, notes={REASON: " ".join(str(error).split())})
             return
-        append_once(folder.parent / ROWS, result)  # before it is told: what is told is not looked at again
+        row = result | {"search_study": self.study.study_name, "search_trials": self.n}
+        append_once(folder.parent / ROWS, row)  # before it is told: what is told is not looked at again
         notes = {TRAINED: result["trainable_params_without_head"]}
         notes |= {DEV: result["dev_score"]} if "dev_score" in result else {}
         values = [result["best_score"], notes[TRAINED]] if self.pareto else [result["best_score"]]

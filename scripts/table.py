@@ -39,6 +39,12 @@ def about(setting: Setting, configurations: list[Configuration]) -> list[str]:
     """What the numbers come from, for the notes above a table."""
     data = "demo (synthetic)" if setting.data == "demo" else setting.data
     seeds = sorted({seed for each in configurations for seed in each.scores("score")})
+    searched: dict[str, dict[str, int]] = {}
+    for row in (row for each in configurations for row in each.rows if row.get("search_trials") is not None):
+        studies = searched.setdefault(row["method"], {})
+        name = str(row.get("search_study"))
+        studies[name] = max(row["search_trials"], studies.get(name, 0))
+    trials = [f"{name} {sum(studies.values())}" for name, studies in searched.items()]
     tried = []
     for method in dict.fromkeys(each.method for each in configurations):
         runs = [str(len(each.rows)) for each in configurations if each.method == method]
@@ -48,6 +54,7 @@ def about(setting: Setting, configurations: list[Configuration]) -> list[str]:
         f"configurations and epochs selected on: {SELECTION.get(setting.select, setting.select)}",
         f"encoder: {setting.checkpoint} (SHA-256 {setting.base_sha256[:12]}); seeds: {', '.join(map(str, seeds))}",
         f"configurations tried in these rows (seeds of each): {', '.join(tried)}",
+        *([f"trials of the searches that rows come from, pruned ones too: {', '.join(trials)}"] if trials else []),
     ]
 
 

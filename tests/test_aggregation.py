@@ -162,6 +162,16 @@ def test_what_a_table_is_of_stands_above_it(show):
     assert "selected on: held_out" in show([row(select="held_out")])
 
 
+def test_trials_of_a_search_are_told_though_not_all_have_rows(show, tmp_path):
+    rows = [row(lr=lr, search_study="a", search_trials=n) for lr, n in ((1e-3, 20), (1e-4, 30))]
+    rows += [row(lr=1e-5, search_study="b", search_trials=5), row(method="bitfit")]
+    assert "trials of the searches that rows come from, pruned ones too: lora 35" in show(rows)
+    assert "trials" not in show([row()])
+    run = {k: v for k, v in rows[0].items() if not k.startswith("search_")}
+    (tmp_path / "run.jsonl").write_text(json.dumps(run) + "\n")
+    assert "lora 35" in show(rows, str(tmp_path / "run.jsonl"))
+
+
 def test_a_metric_can_be_chosen_and_tasks_without_it_are_named(show):
     rows = [row("mrpc", best_f1=0.9, majority_f1=0.8), row("cola"), row("mnli", best_accuracy_mismatched=0.7)]
     shown = show(rows, "--by", "f1")
