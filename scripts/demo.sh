@@ -23,6 +23,6 @@ Everything of this run lies in $run:
   adapter.json          how to load them again
   result.json           scores, cost and provenance
   SST-2.tsv             test predictions in the leaderboard's format (here of synthetic sentences)
-  learning_curve.png    loss and validation score
+  learning_curve.png    loss and validation score, also as .svg
 Curves in the browser: .venv/bin/tensorboard --logdir outputs
 EOF
