@@ -87,8 +87,7 @@ Tables = Mapping[Setting, list[Configuration]]
 def measures(name: str) -> list[str]:
     """Names of a task's official scores, those of further validation splits with a suffix, as rows have them."""
     task = tasks.find(name)
-    suffixes = ["", *("_" + split.removeprefix("validation_") for split in task.validations[1:])]
-    return [metric + suffix for suffix in suffixes for metric in task.metrics]
+    return [metric + task.suffix(split) for split in task.validations for metric in task.metrics]
 
 
 def read(paths: Iterable[Path]) -> list[Row]:
@@ -212,9 +211,9 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
     task = tasks.find(rows[0]["task_name"])
     split, names = task.validations[0], task.metrics
     for other in task.validations:
-        suffix = "" if other == task.validations[0] else "_" + other.removeprefix("validation_")
-        if metric in [name + suffix for name in task.metrics]:
-            split, names = other, (metric.removesuffix(suffix),)
+        for name in task.metrics:
+            if metric == name + task.suffix(other):
+                split, names = other, (name,)
 
     def measure(answers: np.ndarray, labels: np.ndarray) -> float:
         return metrics.score({name: metrics.METRICS[name](answers, labels) for name in names})

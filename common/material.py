@@ -32,7 +32,7 @@ class Material:
 
     def read(self) -> None:
         """Read the rows now: most bad input is there. Raises InputError as `rows` does."""
-        assert self.rows
+        _ = self.rows
 
     @cached_property
     def rows(self) -> dict[str, data.Examples]:

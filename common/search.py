@@ -23,15 +23,13 @@ from optuna.trial import FrozenTrial, TrialState
 from common import machine, tasks, training
 from common.checkpoints import blank_model
 from common.errors import Busy, DoesNotFit, InputError, Interrupted, Pruned, check, is_out_of_memory
-from common.experiments import append_once, read_rows
+from common.experiments import WAIT, append_once, read_rows
 from common.material import Material
 from common.methods import Method, Range, Same, Space, within
 from common.options import TuneOptions, command_line, odd
 from common.study import Keeper, Release, open_study
 
 ROWS = "search.jsonl"
-WAIT = 1.0
-"""Seconds between two looks at what other workers are at work on."""
 SHOWN = 5
 """Configurations in the table at the end."""
 SURPLUS, REASON, TRAINED, DEV = "surplus", "reason", "trained_params_without_head", "dev_score"

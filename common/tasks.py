@@ -56,6 +56,10 @@ class Task:
         """Outputs of the head: one per class, one for a regression."""
         return max(1, len(self.labels))
 
+    def suffix(self, split: str) -> str:
+        """What the scores of a validation split have behind their names: nothing, those of the first one."""
+        return "" if split == self.validations[0] else "_" + split.removeprefix("validation_")
+
     @property
     def validations(self) -> tuple[str, ...]:
         return tuple(split for split in self.splits if split.startswith("validation"))

@@ -231,9 +231,9 @@ def by_example(tables: Tables, methods: list[str], metric: str, home: Path, n: i
         "difference",
         "95 % interval",
         "p (bootstrap)",
-        "Holm",
+        "p (bootstrap, Holm)",
     )
-    header += ("McNemar of", "p (McNemar)", "Holm")
+    header += ("McNemar of", "p (McNemar)", "p (McNemar, Holm)")
     return Table("Comparisons by example", notes, header if lines else (), tuple(lines))
 
 
