@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.dropout import keep, kept_share
-from common.encoders import layers, self_attention
+from common.dropout import keeps
+from common.encoders import keys_and_values, layers, self_attention
 
 if TYPE_CHECKING:
     from common.packing import Group, Packing
@@ -24,80 +25,84 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 class PackedAttention(torch.autograd.Function):
-    """softmax(Q K^T * scaling) V within each sequence, by plain matrix products, in float32 or better.
+    """softmax(Q K^T * scaling) V within each sequence, by plain matrix products over groups of sequences.
 
-    The products are too small for bfloat16 to pay on a CPU. Sequences of similar lengths are taken at once, padded to
-    the longest of them: a call costs more than the few numbers that are computed for nothing.
+    The sequences of a group are padded to one length: a call costs more than the few numbers that are computed for
+    nothing. Scores and their softmax are in float32 or better, the other products in the type of the values.
     """
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
     def forward(ctx, query, key, value, first_key, first_value, packing, scaling, dropout):  # type: ignore[no-untyped-def]
-        """query, key, value: (tokens, heads, size) -> (tokens, heads, size)
+        """query: (tokens, heads, size), or (batch, heads, size): one for each sequence, in packed order -> the same
 
+        key, value: (tokens, heads, size)
         first_key, first_value: (heads, first, size), before the keys and values of each sequence; first may be 0.
         """
-        dtypes = [x.dtype for x in (query, key, value, first_key, first_value)]
-        kind = torch.promote_types(query.dtype, torch.float32)
-        dropped = 1 / kept_share(dropout)  # dropout's factor is cheaper here than on every weight
-        scales = scaling, 1.0, dropped, 1.0, dropped
-        heads = query.shape[1]
-        inputs = [_laid(x, packing, kind, scale) for x, scale in zip((query, key, value), scales, strict=False)]
-        inputs += [x.to(kind) * scale for x, scale in zip((first_key, first_value), scales[3:], strict=True)]
-        query, key, value, first_key, first_value = inputs
-        out = torch.empty_like(query)
-        ctx.attention = []
-        for group in packing.groups:
-            q, k, v, o = (_of(x, group, heads) for x in (query, key, value, out))  # (n * heads, length, size)
-            k, v = _behind(first_key, k), _behind(first_value, v)
-            scores = torch.bmm(q, k.transpose(1, 2))  # (n * heads, length, first + length)
-            if group.uneven:
-                scores += packing.unseen(group, heads, first_key.shape[1], kind)
-            weights = scores.softmax(dim=-1)
-            kept = keep(weights.shape, dropout, kind) if dropout > 0 else None
-            ctx.attention.append((weights, kept))
-            torch.bmm(_dropped(weights, kept), v, out=o)
-        ctx.save_for_backward(*inputs)
-        ctx.settings = packing, heads, scales, dtypes
-        return _packed(out, packing, heads).to(dtypes[0])
+        heads, kind, every = key.shape[1], value.dtype, len(query) == len(key)
+        exact = torch.promote_types(kind, torch.float32)
+        q = _laid(query, packing) if every else query.flatten(0, 1)
+        k, v = _laid(key, packing), _laid(value, packing)
+        exact_q, exact_k, exact_first = q.to(exact), k.to(exact), first_key.to(exact)
+        n_first, groups = first_key.shape[1], packing.groups
+        shapes = [(g.n * heads, g.length if every else 1, n_first + g.length) for g in groups]
+        kept = keeps(shapes, dropout, exact) if dropout > 0 else itertools.repeat(None)
+        out = torch.empty_like(q)
+        ctx.weights = []
+        for group, keep in zip(groups, kept, strict=False):
+            keys, values = _behind(exact_first, _of(exact_k, group, heads)), _behind(first_value, _of(v, group, heads))
+            queries, o = (_of(x, group, heads, every) for x in (exact_q, out))
+            weights = _scores(queries, keys, scaling, packing.unseen(group, heads, n_first, exact)).softmax(dim=-1)
+            dropped = (weights if keep is None else keep.mul_(weights)).to(kind)
+            torch.bmm(dropped, values, out=o)
+            ctx.weights.append((dropped if keep is None else weights.to(kind), dropped))
+        out = _packed(out, packing, heads) if every else out.unflatten(0, (-1, heads))
+        ctx.save_for_backward(q, k, v, first_key, first_value, out)
+        ctx.settings = packing, scaling
+        return out
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """gradient: (tokens, heads, size) -> gradients of the five tensors, each in its shape"""
-        packing, heads, scales, dtypes = ctx.settings
-        query, key, value, first_key, first_value = inputs = ctx.saved_tensors
-        gradient = _laid(gradient, packing, query.dtype, 1.0)
-        gradients = [torch.empty_like(x) for x in inputs[:3]]
-        firsts = [torch.zeros_like(x) for x in inputs[3:]]
-        n_first = first_key.shape[1]
-        for group, (weights, kept) in zip(packing.groups, ctx.attention, strict=True):
-            q, k, v, g, dq, *dkv = (_of(x, group, heads) for x in (query, key, value, gradient, *gradients))
-            k, v = _behind(first_key, k), _behind(first_value, v)
-            d = _dropped(torch.bmm(g, v.transpose(1, 2)), kept)  # (n * heads, length, first + length)
-            d = torch._softmax_backward_data(d, weights, -1, weights.dtype)
-            torch.bmm(d, k, out=dq)
-            for left, right, text, first in zip((d, _dropped(weights, kept)), (q, g), dkv, firsts, strict=True):
+        """gradient: of the output -> gradients of the five tensors, each in its shape"""
+        packing, scaling = ctx.settings
+        q, k, v, first_key, first_value, out = ctx.saved_tensors
+        heads, every, n_first = out.shape[1], len(q) == len(k), first_key.shape[1]
+        # What the softmax takes off each weight's gradient: the mean of them over the weights, here of each query.
+        exact = torch.promote_types(out.dtype, torch.float32)
+        mean = torch.linalg.vecdot(gradient.to(exact), out.to(exact)).mul_(scaling).to(out.dtype)[..., None]
+        if every:
+            gradient, mean = (_laid(x, packing).index_fill_(0, packing.idle(heads), 0) for x in (gradient, mean))
+        else:
+            gradient, mean = gradient.flatten(0, 1), mean.flatten(0, 1)
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        firsts = [torch.zeros_like(x) for x in (first_key, first_value)]
+        for group, (weights, dropped) in zip(packing.groups, ctx.weights, strict=True):
+            queries, g, means, to_queries = (_of(x, group, heads, every) for x in (q, gradient, mean, dq))
+            keys, values = (_behind(f, _of(x, group, heads)) for f, x in ((first_key, k), (first_value, v)))
+            d = _scores(g, values, scaling, None)  # (n * heads, length or 1, first + length), as weights
+            d.mul_(dropped).addcmul_(weights, means, value=-1)
+            torch.bmm(d, keys, out=to_queries)
+            for left, right, to_text, first in zip((d, dropped), (queries, g), (dk, dv), firsts, strict=True):
                 if n_first:
                     whole = torch.bmm(left.transpose(1, 2), right)  # (n * heads, first + length, size)
-                    text.copy_(whole[:, n_first:])
+                    _of(to_text, group, heads).copy_(whole[:, n_first:])
                     first += whole[:, :n_first].unflatten(0, (-1, heads)).sum(0)
                 else:
-                    torch.bmm(left.transpose(1, 2), right, out=text)
-        texts = [_packed(x, packing, heads) for x in gradients]
-        scaled = (x.mul_(scale).to(dtype) for x, scale, dtype in zip((*texts, *firsts), scales, dtypes, strict=True))
-        return *scaled, None, None, None
+                    torch.bmm(left.transpose(1, 2), right, out=_of(to_text, group, heads))
+        dq = _packed(dq, packing, heads) if every else dq.unflatten(0, (-1, heads))
+        return dq, *(_packed(x, packing, heads) for x in (dk, dv)), *firsts, None, None, None
 
 
-def _dropped(x: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
-    return x if kept is None else x * kept
+def _scores(query: torch.Tensor, key: torch.Tensor, scaling: float, added: torch.Tensor | None) -> torch.Tensor:
+    """query: (n * heads, m, size), key: (n * heads, length, size) -> Q K^T * scaling + added, (n * heads, m, length)"""
+    if added is None:
+        return torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scaling)
+    return torch.baddbmm(added, query, key.transpose(1, 2), alpha=scaling)
 
 
-def _laid(x: torch.Tensor, packing: "Packing", kind: torch.dtype, scale: float) -> torch.Tensor:
-    """x: (tokens, heads, size) -> (slots * heads, size): each group as (n, heads, length), zeros behind the ends"""
-    rows = packing.rows(x.shape[1])
-    laid = torch.zeros(packing.n_slots * x.shape[1], x.shape[2], dtype=kind)
-    flat = x.reshape(-1, x.shape[2])[: len(rows)].to(kind)
-    return laid.index_copy_(0, rows, flat * scale if scale != 1 else flat)
+def _laid(x: torch.Tensor, packing: "Packing") -> torch.Tensor:
+    """x: (tokens, heads, size) -> (slots * heads, size): each group as (n, heads, length), anything behind the ends"""
+    return x.reshape(-1, x.shape[2]).index_select(0, packing.sources(x.shape[1]))
 
 
 def _packed(laid: torch.Tensor, packing: "Packing", heads: int) -> torch.Tensor:
@@ -109,10 +114,10 @@ def _packed(laid: torch.Tensor, packing: "Packing", heads: int) -> torch.Tensor:
     return out.unflatten(0, (-1, heads))
 
 
-def _of(laid: torch.Tensor, group: "Group", heads: int) -> torch.Tensor:
-    """A view of a group's part, (n * heads, length, size)."""
-    slots = group.n * group.length
-    return laid[group.slot * heads : (group.slot + slots) * heads].view(group.n * heads, group.length, -1)
+def _of(laid: torch.Tensor, group: "Group", heads: int, every: bool = True) -> torch.Tensor:
+    """A view of a group's part: (n * heads, length, size) where `laid` has every token, else (n * heads, 1, size)."""
+    begin, length = (group.slot, group.length) if every else (group.sequence, 1)
+    return laid[begin * heads : (begin + group.n * length) * heads].view(group.n * heads, length, -1)
 
 
 def _behind(first: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -135,10 +140,19 @@ def packed_attention(
     *,
     packing: "Packing",
     first: KeyValue | None = None,
+    text: torch.Tensor | None = None,
     **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls for attention. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)"""
+    """What transformers calls for attention. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)
+
+    Args:
+        first: keys and values before those of each sequence.
+        text: (1, tokens, hidden), what keys and values are of, where the module was given one token of each sequence,
+            so that query, key and value are (1, heads, batch, size).
+    """
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
+    if text is not None:
+        k, v = (x[0].unflatten(-1, q.shape[1:]) for x in keys_and_values(module, text))
     if first is None:
         first = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
     if q.device.type != "cpu":  # many small products would keep a GPU waiting
@@ -159,10 +173,14 @@ def padded_attention(
     """The same as PackedAttention by one fused kernel over a padded view."""
     there = padded >= 0  # (batch, longest)
     places = padded.clamp(min=0)
-    q, k, v = (x[places].transpose(1, 2) for x in (query, key, value))  # (batch, heads, longest, size)
+    every = len(query) == len(key)
+    k, v = (x[places].transpose(1, 2) for x in (key, value))  # (batch, heads, longest, size)
+    q = query[places].transpose(1, 2) if every else query[:, :, None]
     k, v = _behind(first_key, k), _behind(first_value, v)
     mask = F.pad(there, (first_key.shape[1], 0), value=True)[:, None, None]
     out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
+    if not every:
+        return out[:, :, 0]
     # Boolean indexing would ask the device for a count; the places of the real tokens are known.
     flat = out.transpose(1, 2).flatten(0, 1)  # (batch * longest, heads, size)
     slots = torch.arange(padded.numel(), device=query.device)

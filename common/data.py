@@ -227,11 +227,11 @@ class Tokens:
         packed = inputs.pop("packing", None)
         tensors = inputs | {"labels": self.labels[rows] if len(self.labels) else self.labels}
         if packed is not None:
-            tensors |= {"first_tokens": packed.first_tokens, "padded": packed.padded}
+            tensors |= packed.tensors()
         sent: dict[str, Any] = machine.send(tensors, device)
         labels = sent.pop("labels")
         if packed is not None:
-            sent["packing"] = packed.moved_to(sent.pop("first_tokens"), sent.pop("padded"))
+            sent["packing"] = packed.moved_to({name: sent.pop(name) for name in packed.tensors()})
         return sent, labels
 
 

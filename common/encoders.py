@@ -107,6 +107,13 @@ def self_attention(layer: nn.Module) -> Any:
     return layer.get_submodule(_first(layer, _SELF_ATTENTION))
 
 
+def keys_and_values(attention: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer's self-attention makes of hidden states, (..., hidden): its keys and its values, each the same."""
+    names = ("key", "value") if hasattr(attention, "key") else ("k_lin", "v_lin")
+    key, value = (getattr(attention, name)(hidden_states) for name in names)
+    return key, value
+
+
 def n_heads(model: Any) -> int:
     """Attention heads of a layer."""
     return encoder(model).config.num_attention_heads

@@ -14,7 +14,7 @@ from torch import nn
 
 from common.attention import PACKED, packed_attention
 from common.dropout import drop_faster
-from common.encoders import stack
+from common.encoders import layers, stack
 
 
 @dataclass(frozen=True)
@@ -22,42 +22,54 @@ class Group:
     """Neighbouring sequences of similar lengths, which attention takes at once."""
 
     slot: int
-    """Its first slot, in a row where every sequence is as long as the longest of its group."""
+    """Its first slot, in a row where every sequence is as long as its group says."""
     n: int
     """Sequences."""
     length: int
-    """Tokens of the longest."""
+    """Slots of each."""
     sequence: int
     """Number of its first sequence, in packed order."""
     uneven: bool
-    """Whether some sequence is shorter than the longest."""
+    """Whether some sequence is shorter."""
 
 
 class Packing:
     """Where the sequences of a packed row lie, the longest first."""
 
-    def __init__(self, lengths: tuple[int, ...], n_tokens: int, first_tokens: torch.Tensor, padded: torch.Tensor):
+    def __init__(
+        self,
+        lengths: tuple[int, ...],
+        n_tokens: int,
+        first_tokens: torch.Tensor,
+        ranks: torch.Tensor,
+        padded: torch.Tensor,
+    ):
         """
         Args:
             lengths: tokens of each sequence, in packed order: falling.
             n_tokens: tokens of the row, idle ones included.
-            first_tokens: (batch,), the place of every sequence's [CLS], in the order in which the rows were asked for.
+            first_tokens: (batch,), the place of every sequence's [CLS], in packed order.
+            ranks: (batch,), where in that order each sequence is, in the order in which the rows were asked for.
             padded: (batch, longest), the place of each token, sequences in packed order; -1 behind the end of one.
         """
         self.lengths, self.n_tokens = lengths, n_tokens
-        self.first_tokens, self.padded = first_tokens, padded
+        self.first_tokens, self.ranks, self.padded = first_tokens, ranks, padded
         self.kept: dict[Any, torch.Tensor] = {}
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Sequences side by side, none shorter than three quarters of its group's longest but for two tokens."""
+        """Sequences side by side, none shorter than nine tenths of its group's longest or of another 16 tokens.
+
+        Their lengths are rounded up to a multiple of 16: torch's softmax is made for such rows (ten times slower per
+        number on rows of 15), and kernels that are compiled for each size meet few.
+        """
         groups: list[Group] = []
         begin = slot = 0
         for end in range(1, len(self.lengths) + 1):
-            longest = self.lengths[begin]
-            if end == len(self.lengths) or self.lengths[end] < 0.75 * longest - 2:
-                groups.append(Group(slot, end - begin, longest, begin, self.lengths[end - 1] < longest))
-                slot += (end - begin) * longest
+            length = -(-self.lengths[begin] // 16) * 16
+            if end == len(self.lengths) or self.lengths[end] < min(0.9 * self.lengths[begin], length - 15):
+                groups.append(Group(slot, end - begin, length, begin, self.lengths[end - 1] < length))
+                slot += (end - begin) * length
                 begin = end
         return groups
 
@@ -77,8 +89,28 @@ class Packing:
             self.kept[heads] = ((begins.repeat_interleave(lengths) + within)[:, None] + steps).flatten()
         return self.kept[heads]
 
-    def unseen(self, group: Group, heads: int, first: int, dtype: torch.dtype) -> torch.Tensor:
+    def sources(self, heads: int) -> torch.Tensor:
+        """(slots * heads,), the way back: the token and head, flat, of each row; 0 where there is none."""
+        key = heads, "sources"
+        if key not in self.kept:
+            rows = self.rows(heads)
+            self.kept[key] = torch.zeros(self.n_slots * heads, dtype=torch.int64)
+            self.kept[key][rows] = torch.arange(len(rows))
+        return self.kept[key]
+
+    def idle(self, heads: int) -> torch.Tensor:
+        """The rows of `sources` that no token has."""
+        key = heads, "idle"
+        if key not in self.kept:
+            idle = torch.ones(self.n_slots * heads, dtype=torch.bool)
+            idle[self.rows(heads)] = False
+            self.kept[key] = idle.nonzero()[:, 0]
+        return self.kept[key]
+
+    def unseen(self, group: Group, heads: int, first: int, dtype: torch.dtype) -> torch.Tensor | None:
         """(n * heads, 1, first + length): what is added to scores, minus infinity for keys behind a sequence's end."""
+        if not group.uneven:
+            return None
         key = group.slot, heads, first, dtype
         if key not in self.kept:
             lengths = torch.tensor(self.lengths[group.sequence : group.sequence + group.n]) + first
@@ -103,11 +135,15 @@ class Packing:
         padded = torch.where(self.padded >= 0, self.padded + before[:, None], -1)
         longer = tuple(length + n for length in self.lengths)
         first_tokens, padded = moved[self.first_tokens], torch.cat((places, padded), dim=1)
-        return Packing(longer, self.n_tokens + batch * n, first_tokens, padded), moved, places
+        return Packing(longer, self.n_tokens + batch * n, first_tokens, self.ranks, padded), moved, places
 
-    def moved_to(self, first_tokens: torch.Tensor, padded: torch.Tensor) -> "Packing":
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Its tensors by name, to be sent to a device."""
+        return {name: getattr(self, name) for name in ("first_tokens", "ranks", "padded")}
+
+    def moved_to(self, tensors: dict[str, torch.Tensor]) -> "Packing":
         """The same with its tensors on another device."""
-        return Packing(self.lengths, self.n_tokens, first_tokens, padded)
+        return Packing(self.lengths, self.n_tokens, **tensors)
 
 
 @dataclass(frozen=True)
@@ -150,8 +186,8 @@ def pack(
 
     steps = torch.arange(int(sizes[0]))
     padded = torch.where(steps < sizes[:, None], begins[:, None] + steps, -1)
-    first_tokens = torch.empty_like(begins).scatter_(0, order, begins)
-    packing = Packing(tuple(sizes.tolist()), len(within), first_tokens, padded)
+    ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+    packing = Packing(tuple(sizes.tolist()), len(within), begins, ranks, padded)
     return inputs | {"position_ids": (within + layout.first_position)[None], "packing": packing}
 
 
@@ -162,11 +198,25 @@ def take_packed(model: Any) -> Any:
     AttentionInterface.register(PACKED, packed_attention)
     model.set_attn_implementation(PACKED)
     drop_faster(model)
+    end_with_first_tokens(layers(model)[-1])
 
-    def hand_on_first_tokens(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    def hand_on(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         # The pooler or head takes the first token of each row: there is one row for each sequence from here on.
-        output.last_hidden_state = output.last_hidden_state[0, kwargs["packing"].first_tokens][:, None]
+        output.last_hidden_state = output.last_hidden_state[0, kwargs["packing"].ranks][:, None]
         return output
 
-    stack(model).register_forward_hook(hand_on_first_tokens, with_kwargs=True)
+    stack(model).register_forward_hook(hand_on, with_kwargs=True)
     return model
+
+
+def end_with_first_tokens(layer: nn.Module) -> None:
+    """Let a layer compute nothing but its output at [CLS] of each sequence, in packed order: (1, batch, hidden).
+
+    That is all of the top layer that pooler and head take. Keys and values are those of every token as before.
+    """
+
+    def pick(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        text = args[0]
+        return (text[:, kwargs["packing"].first_tokens], *args[1:]), kwargs | {"text": text}
+
+    layer.register_forward_pre_hook(pick, with_kwargs=True)

@@ -11,6 +11,7 @@ from common.data import Tokens
 from common.encoders import encoder, hidden_size, layers, pooler, stack, store_embeddings
 from common.errors import InputError
 from common.methods import trainable
+from common.packing import end_with_first_tokens
 
 
 class Store(nn.Module):
@@ -91,7 +92,9 @@ def reuse(model: Any, splits: dict[str, Tokens], batch_size: int, device: torch.
             if head_only:
                 table[starts[rows]] = out
             else:
-                for row, first in zip(rows.tolist(), batch["packing"].first_tokens.tolist(), strict=True):
+                packing = batch["packing"]
+                firsts = packing.first_tokens[packing.ranks].tolist()
+                for row, first in zip(rows.tolist(), firsts, strict=True):
                     n = int(lengths[row])
                     table[starts[row] : starts[row] + n] = out[first : first + n]
         places = torch.arange(begin, begin + sizes[name], dtype=torch.int32)
@@ -101,4 +104,6 @@ def reuse(model: Any, splits: dict[str, Tokens], batch_size: int, device: torch.
     store_embeddings(model, Store(table.to(device)))
     for number in range(n_below):
         layers(model)[number] = Skipped()
+    if head_only:
+        end_with_first_tokens(layers(model)[-1])
     return changed

@@ -36,7 +36,7 @@ def test_attention_stays_within_each_sequence_and_what_stands_before_it(first):
     packing = packed(rows_of())["packing"]
     query, key, value, first_key, first_value = states(first)
     ours = attend(PackedAttention.apply, packing)(query, key, value, first_key, first_value)
-    for start, length in zip(packing.first_tokens.tolist(), LENGTHS, strict=True):
+    for start, length in zip(packing.first_tokens[packing.ranks].tolist(), LENGTHS, strict=True):
         q, k, v = (x[start : start + length].transpose(0, 1) for x in (query, key, value))
         k, v = torch.cat((first_key, k), dim=1), torch.cat((first_value, v), dim=1)
         alone = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(0, 1)

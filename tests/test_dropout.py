@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from common.dropout import CpuDropout, drop_faster, keep, kept_share
+from common.dropout import CpuDropout, drop_faster, keep, keeps
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 0.9])
-def test_the_rate_is_the_probability_asked_for(probability):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("probability", [0.0, 0.001, 0.1, 0.5, 0.9, 0.998])
+def test_the_rate_is_the_probability_asked_for(probability, dtype):
     torch.manual_seed(0)
-    kept = keep((1000, 1001), probability, torch.float32).mean().item()
-    assert kept == pytest.approx(1 - probability, abs=2e-3)
-    assert kept_share(probability) == pytest.approx(1 - probability, abs=1e-5)
+    kept = keep((1000, 1001), probability, dtype)
+    assert set(kept.unique().tolist()) <= {0.0, float(torch.tensor(1 / (1 - probability), dtype=dtype))}
+    assert (kept != 0).double().mean().item() == pytest.approx(1 - probability, abs=1e-3)
 
 
 def test_the_mean_stays():
@@ -22,10 +23,17 @@ def test_the_mean_stays():
 
 def test_neighbouring_units_are_dropped_independently():
     torch.manual_seed(0)
-    dropped = 1 - keep((1_000_000,), 0.3, torch.float32)
-    for distance in (1, 2, 3, 4, 5, 64):
+    dropped = (keep((2000, 500), 0.3, torch.float32) == 0).flatten().float()
+    for distance in (1, 2, 3, 4, 5, 7, 8, 9, 64, 500):
         both = (dropped[:-distance] * dropped[distance:]).mean().item()
         assert both == pytest.approx(0.09, abs=2e-3)
+
+
+def test_several_tensors_are_drawn_at_once_and_share_nothing():
+    torch.manual_seed(0)
+    one, two = keeps([(300, 500), (500, 300)], 0.5, torch.float32)
+    assert (one.shape, two.shape) == ((300, 500), (500, 300))
+    assert (one.flatten() * two.flatten()).mean().item() == pytest.approx(1.0, abs=2e-2)
 
 
 def test_torchs_seed_decides_and_moves_on():
