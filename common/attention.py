@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.dropout import keeps
+from common.dropout import INTEGERS, keeps
 from common.encoders import keys_and_values, layers, self_attention
 
 if TYPE_CHECKING:
@@ -46,58 +46,56 @@ class PackedAttention(torch.autograd.Function):
         exact_q, exact_k, exact_first = q.to(exact), k.to(exact), first_key.to(exact)
         n_first, groups = first_key.shape[1], packing.groups
         shapes = [(g.n * heads, g.length if every else 1, n_first + g.length) for g in groups]
-        kept = keeps(shapes, dropout, exact) if dropout > 0 else itertools.repeat(None)
+        integer = INTEGERS[kind.itemsize]
+        kept = keeps(shapes, dropout, integer) if dropout > 0 else itertools.repeat(None)
         out = torch.empty_like(q)
         ctx.weights = []
         for group, keep in zip(groups, kept, strict=False):
             keys, values = _behind(exact_first, _of(exact_k, group, heads)), _behind(first_value, _of(v, group, heads))
             queries, o = (_of(x, group, heads, every) for x in (exact_q, out))
-            weights = _scores(queries, keys, scaling, packing.unseen(group, heads, n_first, exact)).softmax(dim=-1)
-            dropped = (weights if keep is None else keep.mul_(weights)).to(kind)
-            torch.bmm(dropped, values, out=o)
-            ctx.weights.append((dropped if keep is None else weights.to(kind), dropped))
-        out = _packed(out, packing, heads) if every else out.unflatten(0, (-1, heads))
-        ctx.save_for_backward(q, k, v, first_key, first_value, out)
-        ctx.settings = packing, scaling
-        return out
+            scores = _product(queries, keys, scaling, packing.unseen(group, heads, n_first, exact))
+            weights = scores.softmax(dim=-1).to(kind)
+            dropped = weights if keep is None else keep.mul_(weights.view(integer)).view(kind)
+            torch.baddbmm(o, dropped, values, beta=0, alpha=1 / (1 - dropout), out=o)
+            ctx.weights.append((weights, dropped))
+        ctx.save_for_backward(q, k, v, first_key, first_value)
+        ctx.settings = packing, heads, scaling, 1 / (1 - dropout)
+        return _packed(out, packing, heads) if every else out.unflatten(0, (-1, heads))
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         """gradient: of the output -> gradients of the five tensors, each in its shape"""
-        packing, scaling = ctx.settings
-        q, k, v, first_key, first_value, out = ctx.saved_tensors
-        heads, every, n_first = out.shape[1], len(q) == len(k), first_key.shape[1]
-        # What the softmax takes off each weight's gradient: the mean of them over the weights, here of each query.
-        exact = torch.promote_types(out.dtype, torch.float32)
-        mean = torch.linalg.vecdot(gradient.to(exact), out.to(exact)).mul_(scaling).to(out.dtype)[..., None]
-        if every:
-            gradient, mean = (_laid(x, packing).index_fill_(0, packing.idle(heads), 0) for x in (gradient, mean))
-        else:
-            gradient, mean = gradient.flatten(0, 1), mean.flatten(0, 1)
+        packing, heads, scaling, kept_as = ctx.settings
+        q, k, v, first_key, first_value = ctx.saved_tensors
+        every, n_first = len(q) == len(k), first_key.shape[1]
+        gradient = _laid(gradient, packing).index_fill_(0, packing.idle(heads), 0) if every else gradient.flatten(0, 1)
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         firsts = [torch.zeros_like(x) for x in (first_key, first_value)]
         for group, (weights, dropped) in zip(packing.groups, ctx.weights, strict=True):
-            queries, g, means, to_queries = (_of(x, group, heads, every) for x in (q, gradient, mean, dq))
+            queries, g, to_queries = (_of(x, group, heads, every) for x in (q, gradient, dq))
             keys, values = (_behind(f, _of(x, group, heads)) for f, x in ((first_key, k), (first_value, v)))
-            d = _scores(g, values, scaling, None)  # (n * heads, length or 1, first + length), as weights
-            d.mul_(dropped).addcmul_(weights, means, value=-1)
+            d = _product(g, values, scaling * kept_as).mul_(dropped)  # (n * heads, length or 1, first + length)
+            d.addcmul_(weights, d.sum(dim=-1, keepdim=True), value=-1)
             torch.bmm(d, keys, out=to_queries)
-            for left, right, to_text, first in zip((d, dropped), (queries, g), (dk, dv), firsts, strict=True):
+            for to, left, right, factor, first in (
+                (dk, d, queries, 1.0, firsts[0]),
+                (dv, dropped, g, kept_as, firsts[1]),
+            ):
+                whole = _product(
+                    left.transpose(1, 2), right.transpose(1, 2), factor
+                )  # (n * heads, first + length, size)
+                _of(to, group, heads).copy_(whole[:, n_first:])
                 if n_first:
-                    whole = torch.bmm(left.transpose(1, 2), right)  # (n * heads, first + length, size)
-                    _of(to_text, group, heads).copy_(whole[:, n_first:])
                     first += whole[:, :n_first].unflatten(0, (-1, heads)).sum(0)
-                else:
-                    torch.bmm(left.transpose(1, 2), right, out=_of(to_text, group, heads))
         dq = _packed(dq, packing, heads) if every else dq.unflatten(0, (-1, heads))
         return dq, *(_packed(x, packing, heads) for x in (dk, dv)), *firsts, None, None, None
 
 
-def _scores(query: torch.Tensor, key: torch.Tensor, scaling: float, added: torch.Tensor | None) -> torch.Tensor:
-    """query: (n * heads, m, size), key: (n * heads, length, size) -> Q K^T * scaling + added, (n * heads, m, length)"""
+def _product(left: torch.Tensor, right: torch.Tensor, factor: float, added: torch.Tensor | None = None) -> torch.Tensor:
+    """left: (batch, m, size), right: (batch, n, size) -> left right^T * factor + added, (batch, m, n)"""
     if added is None:
-        return torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scaling)
-    return torch.baddbmm(added, query, key.transpose(1, 2), alpha=scaling)
+        return torch.baddbmm(left.new_empty(1), left, right.transpose(1, 2), beta=0, alpha=factor)
+    return torch.baddbmm(added, left, right.transpose(1, 2), alpha=factor)
 
 
 def _laid(x: torch.Tensor, packing: "Packing") -> torch.Tensor:
