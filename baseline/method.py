@@ -11,6 +11,7 @@ from torch import nn
 
 from common.encoders import Linear, encoder, layers, linear, pooler, replace
 from common.errors import DoesNotFit, check
+from common.frozen import frozen_linear
 from common.methods import Method
 
 
@@ -33,7 +34,7 @@ class SparseLinear(nn.Linear):
         """x: (..., in) -> (..., out)"""
         size = self.weight.numel()
         flat = self.delta.new_zeros(size + self.out_features).scatter(0, self.places, self.delta)
-        return F.linear(x, self.weight, self.bias) + F.linear(x, flat[:size].view_as(self.weight), flat[size:])
+        return frozen_linear(x, self.weight, self.bias) + F.linear(x, flat[:size].view_as(self.weight), flat[size:])
 
 
 @dataclass(frozen=True)

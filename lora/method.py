@@ -10,6 +10,7 @@ from torch import nn
 
 from common.encoders import Linear, layers, replace
 from common.errors import DoesNotFit, check
+from common.frozen import frozen_linear
 from common.methods import Method, Range, Same, Space
 
 
@@ -41,7 +42,7 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in) -> (..., out)"""
-        y = F.linear(x, self.weight, self.bias)
+        y = frozen_linear(x, self.weight, self.bias)
         if self.unmerged:
             if self.training:
                 raise RuntimeError("a merged LoRA layer has nothing to train: call unmerge(model) first")
