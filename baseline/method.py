@@ -6,13 +6,12 @@ from typing import ClassVar, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from common.encoders import Linear, encoder, layers, linear, pooler, replace
 from common.errors import DoesNotFit, check
-from common.frozen import frozen_linear
 from common.methods import Method
+from common.onednn import linear_map
 
 
 class SparseLinear(nn.Linear):
@@ -34,7 +33,7 @@ class SparseLinear(nn.Linear):
         """x: (..., in) -> (..., out)"""
         size = self.weight.numel()
         flat = self.delta.new_zeros(size + self.out_features).scatter(0, self.places, self.delta)
-        return frozen_linear(x, self.weight, self.bias) + F.linear(x, flat[:size].view_as(self.weight), flat[size:])
+        return linear_map(x, self.weight, self.bias) + linear_map(x, flat[:size].view_as(self.weight), flat[size:])
 
 
 @dataclass(frozen=True)

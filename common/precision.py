@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.frozen import lay_out
+from common.onednn import use_onednn
 
 FrozenDtype = Literal["float32", "bfloat16"]
 """Types that frozen weights can be held in."""
@@ -28,7 +28,7 @@ def hold_frozen(model: Any, dtype: str, device: torch.device) -> None:
     if dtype not in get_args(FrozenDtype):
         raise InputError(f"frozen_dtype is {dtype!r}: choose one of {', '.join(get_args(FrozenDtype))}")
     if dtype == "float32":
-        lay_out(model)
+        use_onednn(model)
         return
     kind = getattr(torch, dtype)
     for module in model.modules():
@@ -36,5 +36,5 @@ def hold_frozen(model: Any, dtype: str, device: torch.device) -> None:
             for parameter in module.parameters(recurse=False):
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(kind)
-    lay_out(model)
+    use_onednn(model)
     model.forward = torch.autocast(device.type, dtype=kind)(model.forward)

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from common.encoders import Linear, layers, replace
 from common.errors import DoesNotFit, check
-from common.frozen import frozen_linear
 from common.methods import Method, Range, Same, Space
+from common.onednn import linear_map
 
 
 class LoraLinear(nn.Linear):
@@ -42,13 +41,13 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in) -> (..., out)"""
-        y = frozen_linear(x, self.weight, self.bias)
+        y = linear_map(x, self.weight, self.bias)
         if self.unmerged:
             if self.training:
                 raise RuntimeError("a merged LoRA layer has nothing to train: call unmerge(model) first")
             return y
-        low = F.linear(self.dropout(x), self.lora_A)  # (..., r)
-        return y + F.linear(low * self.scaling, self.lora_B)
+        low = linear_map(self.dropout(x), self.lora_A)  # (..., r)
+        return y + linear_map(low * self.scaling, self.lora_B)
 
     @torch.no_grad()
     def merge(self) -> None:
