@@ -9,10 +9,12 @@ from common.attention import PackedAttention, packed_attention, padded_attention
 from common.packing import take_packed
 
 
-def states(first=0, lengths=LENGTHS, heads=2, size=4, dtype=torch.float64):
-    """Query, key and value of the text, then keys and values before every sequence."""
+def states(first=0, lengths=LENGTHS, heads=2, size=4, dtype=torch.float64, lone=False):
+    """Query, key and value of the text, then keys and values before every sequence; lone: a query for each sequence."""
     generator = torch.Generator().manual_seed(2)
     shapes = [(sum(lengths), heads, size)] * 3 + [(heads, first, size)] * 2
+    if lone:
+        shapes[0] = (len(lengths), heads, size)
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
 
 
@@ -24,11 +26,12 @@ def attend(function, where, dropout=0.0):
     return run
 
 
+@pytest.mark.parametrize("lone", [False, True])
 @pytest.mark.parametrize("first", [0, 2])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_the_backward_pass_is_the_derivative_of_the_forward_pass(dropout, first):
+def test_the_backward_pass_is_the_derivative_of_the_forward_pass(dropout, first, lone):
     packing = packed(rows_of())["packing"]
-    assert torch.autograd.gradcheck(attend(PackedAttention.apply, packing, dropout), states(first))
+    assert torch.autograd.gradcheck(attend(PackedAttention.apply, packing, dropout), states(first, lone=lone))
 
 
 @pytest.mark.parametrize("first", [0, 2])
@@ -44,11 +47,34 @@ def test_attention_stays_within_each_sequence_and_what_stands_before_it(first):
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_the_padded_view_for_gpus_gives_the_same(first):
+def test_a_lone_query_gets_what_it_gets_among_those_of_all_tokens(first):
+    packing = packed(rows_of())["packing"]
+    query, *others = states(first)
+    every = attend(PackedAttention.apply, packing)(query, *others)
+    lone = attend(PackedAttention.apply, packing)(query[packing.first_tokens], *others)
+    torch.testing.assert_close(lone, every[packing.first_tokens])
+
+
+def test_in_bfloat16_output_and_gradients_are_those_of_float32_to_its_precision():
+    packing = packed(rows_of())["packing"]
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        inputs = [x.detach().to(dtype).requires_grad_() for x in states(size=32, dtype=torch.bfloat16)]
+        out = attend(PackedAttention.apply, packing)(*inputs)
+        gradient = states(size=32, dtype=torch.bfloat16)[1].to(dtype)
+        results.append([out, *torch.autograd.grad(out, inputs[:3], gradient)])
+    for low, exact in zip(*results, strict=True):
+        assert low.dtype == torch.bfloat16
+        assert (low.float() - exact).norm() < 6e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("lone", [False, True])
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_padded_view_for_gpus_gives_the_same(first, lone):
     packing = packed(rows_of())["packing"]
     results = []
     for function, where in ((PackedAttention.apply, packing), (padded_attention, packing.padded)):
-        inputs = states(first)
+        inputs = states(first, lone=lone)
         out = attend(function, where)(*inputs)
         gradients = torch.autograd.grad(out.square().sum(), inputs[: 5 if first else 3])
         results.append((out, *gradients))

@@ -5,6 +5,7 @@ import torch
 from conftest import KINDS, assert_packed_equals_padded, perturbed, random_batch, save_checkpoint, still
 
 from common import methods
+from common.encoders import layers, linear
 from common.methods import find
 from common.packing import Layout, pack, take_packed
 from common.training import train
@@ -58,6 +59,18 @@ def test_a_rounded_row_has_one_of_sixteen_sizes_for_each_power_of_two():
 def test_logits_and_gradients_equal_the_padded_ones(kind, rounded, make_model):
     method = Lora(targets=("query", "key", "output"))
     assert_packed_equals_padded(*(perturbed(method, make_model(kind)) for _ in range(2)), rounded)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_top_layer_computes_its_output_for_one_token_of_each_sequence(kind, make_model):
+    model = take_packed(make_model(kind)).eval()
+    rows = {"output": [], "value": []}
+    for layer in layers(model):
+        for name, seen in rows.items():
+            linear(layer, name).register_forward_hook(lambda _m, args, _out, seen=seen: seen.append(args[0].shape[1]))
+    model(**packed(rows_of()))
+    assert rows["output"] == [sum(LENGTHS)] * (len(layers(model)) - 1) + [len(LENGTHS)]
+    assert rows["value"][-1] == sum(LENGTHS)
 
 
 def test_a_padded_batch_is_refused_by_a_packed_model(make_model):

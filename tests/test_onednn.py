@@ -1,0 +1,85 @@
+"""A linear map by oneDNN is F.linear, with its gradients, whichever of its tensors are trained."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import random_batch
+from torch import nn
+
+from common import onednn
+from common.methods import apply
+from common.onednn import OneDnnLinear, linear_map, use_onednn
+from lora.method import Lora, LoraLinear, merge
+
+pytestmark = pytest.mark.skipif(not onednn.AVAILABLE, reason="needs an x86 CPU and a torch with oneDNN")
+
+
+def grads(function, *tensors):
+    tensors = [t if t is None else t.detach().requires_grad_(t.requires_grad) for t in tensors]
+    out = function(*tensors)
+    out.float().square().sum().backward()
+    return [out.detach()] + [t.grad for t in tensors if t is not None and t.requires_grad]
+
+
+@pytest.mark.parametrize("sizes", [(24, 40), (40, 24)])
+@pytest.mark.parametrize("trained", [t for t in itertools.product((True, False), repeat=3) if any(t)])
+def test_outputs_and_gradients_are_those_of_f_linear(sizes, trained):
+    torch.manual_seed(0)
+    shapes = ((2, 7, sizes[0]), sizes[::-1], sizes[1:])
+    tensors = [torch.randn(shape).requires_grad_(t) for shape, t in zip(shapes, trained, strict=True)]
+    for with_bias in (tensors, [*tensors[:2], None]):
+        if any(t is not None and t.requires_grad for t in with_bias):
+            for ours, theirs in zip(grads(linear_map, *with_bias), grads(F.linear, *with_bias), strict=True):
+                torch.testing.assert_close(ours, theirs)
+
+
+def test_a_map_goes_through_it_and_a_frozen_weight_is_laid_out_for_both_directions():
+    torch.manual_seed(0)
+    frozen, trained = nn.Linear(16, 48).requires_grad_(False), nn.Linear(48, 16)
+    x = torch.randn(5, 16, requires_grad=True)
+    wanted = grads(lambda x: trained(frozen(x)), x)
+    use_onednn(nn.Sequential(frozen, trained))
+    assert type(frozen) is type(trained) is OneDnnLinear
+    assert len(frozen.weight.laid_out) == 2
+    assert not hasattr(trained.weight, "laid_out")
+    for ours, theirs in zip(grads(lambda x: trained(frozen(x)), x), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_trained_bias_beside_a_frozen_bfloat16_weight_has_a_float32_gradient():
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 48)
+    layer.weight.requires_grad_(False)
+    layer.weight.data = layer.weight.data.bfloat16()
+    use_onednn(layer)
+    x = torch.randn(301, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(x).sum().backward()
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(layer.bias.grad, torch.full((48,), 301.0))  # which bfloat16 does not have
+
+
+def test_autocast_to_another_type_is_obeyed():
+    layer = nn.Linear(8, 8).requires_grad_(False)
+    use_onednn(layer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.randn(2, 8)).dtype == torch.bfloat16
+
+
+def test_other_types_are_multiplied_by_torch():
+    x, weight = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    assert torch.equal(linear_map(x, weight), F.linear(x, weight))
+
+
+def test_merging_leaves_the_layout_of_the_old_weight_behind(make_model):
+    model = apply(Lora(), make_model()).eval()
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            nn.init.normal_(module.lora_B)
+    use_onednn(model)
+    batch = random_batch(model)
+    before = model(**batch).logits
+    merge(model)
+    torch.testing.assert_close(model(**batch).logits, before, atol=1e-4, rtol=1e-4)
