@@ -53,10 +53,10 @@ class PackedAttention(torch.autograd.Function):
         for group, keep in zip(groups, kept, strict=False):
             keys, values = _behind(exact_first, _of(exact_k, group, heads)), _behind(first_value, _of(v, group, heads))
             queries, o = (_of(x, group, heads, every) for x in (exact_q, out))
-            scores = _product(queries, keys, scaling, packing.unseen(group, heads, n_first, exact))
+            scores = _product(queries, keys.mT, scaling, packing.unseen(group, heads, n_first, exact))
             weights = scores.softmax(dim=-1).to(kind)
             dropped = weights if keep is None else keep.mul_(weights.view(integer)).view(kind)
-            torch.baddbmm(o, dropped, values, beta=0, alpha=1 / (1 - dropout), out=o)
+            _product(dropped, values, 1 / (1 - dropout), out=o)
             ctx.weights.append((weights, dropped))
         ctx.save_for_backward(q, k, v, first_key, first_value)
         ctx.settings = packing, heads, scaling, 1 / (1 - dropout)
@@ -74,28 +74,32 @@ class PackedAttention(torch.autograd.Function):
         for group, (weights, dropped) in zip(packing.groups, ctx.weights, strict=True):
             queries, g, to_queries = (_of(x, group, heads, every) for x in (q, gradient, dq))
             keys, values = (_behind(f, _of(x, group, heads)) for f, x in ((first_key, k), (first_value, v)))
-            d = _product(g, values, scaling * kept_as).mul_(dropped)  # (n * heads, length or 1, first + length)
+            d = _product(g, values.mT, scaling * kept_as).mul_(dropped)  # (n * heads, length or 1, first + length)
             d.addcmul_(weights, d.sum(dim=-1, keepdim=True), value=-1)
-            torch.bmm(d, keys, out=to_queries)
-            for to, left, right, factor, first in (
-                (dk, d, queries, 1.0, firsts[0]),
-                (dv, dropped, g, kept_as, firsts[1]),
-            ):
-                whole = _product(
-                    left.transpose(1, 2), right.transpose(1, 2), factor
-                )  # (n * heads, first + length, size)
-                _of(to, group, heads).copy_(whole[:, n_first:])
-                if n_first:
-                    first += whole[:, :n_first].unflatten(0, (-1, heads)).sum(0)
+            _product(d, keys, out=to_queries)
+            to_keys, to_values = (_of(x, group, heads) for x in (dk, dv))
+            if not n_first:
+                _product(d.mT, queries, out=to_keys)
+                _product(dropped.mT, g, kept_as, out=to_values)
+                continue
+            wholes = _product(d.mT, queries), _product(dropped.mT, g, kept_as)  # (n * heads, first + length, size)
+            for whole, to_text, first in zip(wholes, (to_keys, to_values), firsts, strict=True):
+                to_text.copy_(whole[:, n_first:])
+                first += whole[:, :n_first].unflatten(0, (-1, heads)).sum(0)
         dq = _packed(dq, packing, heads) if every else dq.unflatten(0, (-1, heads))
         return dq, *(_packed(x, packing, heads) for x in (dk, dv)), *firsts, None, None, None
 
 
-def _product(left: torch.Tensor, right: torch.Tensor, factor: float, added: torch.Tensor | None = None) -> torch.Tensor:
-    """left: (batch, m, size), right: (batch, n, size) -> left right^T * factor + added, (batch, m, n)"""
-    if added is None:
-        return torch.baddbmm(left.new_empty(1), left, right.transpose(1, 2), beta=0, alpha=factor)
-    return torch.baddbmm(added, left, right.transpose(1, 2), alpha=factor)
+def _product(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    factor: float = 1.0,
+    added: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """left: (batch, m, k), right: (batch, k, n) -> left right * factor + added, (batch, m, n)"""
+    beta = 0 if added is None else 1  # what is there is not read where it is 0
+    return torch.baddbmm(left.new_empty(1) if added is None else added, left, right, beta=beta, alpha=factor, out=out)
 
 
 def _laid(x: torch.Tensor, packing: "Packing") -> torch.Tensor:
