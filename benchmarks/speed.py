@@ -166,6 +166,16 @@ def flops_per_token(checkpoint: str, mean_square_length: float, mean_length: flo
     return linear + attention
 
 
+def device() -> str:
+    """What was measured on."""
+    import torch
+
+    from common import machine
+
+    machine.use_all_cores()
+    return machine.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def padding_factor(args: argparse.Namespace) -> tuple[float, float, float]:
     """Tokens of random padded batches over real ones; mean length and mean squared length."""
     from common import data
@@ -200,6 +210,7 @@ def compare(args: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     row: dict[str, Any] = {"task_name": args.task_name, "method": args.method, "padding_factor": round(factor, 2)}
     row |= {"rows": args.rows, "batch_size": args.batch_size, "pairs": args.pairs, "checkpoint": args.checkpoint}
     row["n_epochs"] = args.n_epochs
+    row["device"] = device()
     for side, measured in runs.items():
         for key in measured[0]:
             row[f"{side}_{key}"] = round(statistics.median(run[key] for run in measured), 1)

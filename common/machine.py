@@ -243,9 +243,18 @@ def peak_memory(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """What to call the device in a result, such as "NVIDIA A100-SXM4-40GB" or "x86_64 CPU, 2 threads"."""
+    """What to call the device in a result, such as "NVIDIA A100-SXM4-40GB" or "AMD EPYC CPU, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        return f"{_processor()} CPU, {torch.get_num_threads()} threads"
     return device.type
+
+
+def _processor() -> str:
+    """The model of the processor where the system tells it, else its architecture."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.machine()

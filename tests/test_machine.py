@@ -1,5 +1,8 @@
 """What the machine is asked for comes as it should."""
 
+import platform
+from pathlib import Path
+
 import torch
 
 from common import machine
@@ -19,3 +22,11 @@ def test_what_is_sent_to_a_gpu_in_one_piece_comes_apart_again():
     for name, tensor in tensors.items():
         assert torch.equal(apart[name], tensor)
         assert apart[name].dtype == tensor.dtype
+
+
+def test_a_processor_has_its_name_where_the_system_tells_it():
+    name = machine.device_name(torch.device("cpu"))
+    model, _, threads = name.rpartition(" CPU, ")
+    assert threads == f"{torch.get_num_threads()} threads"
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else platform.machine()
+    assert model in told or model == platform.machine()
