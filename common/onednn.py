@@ -28,14 +28,22 @@ def use_onednn(model: nn.Module) -> None:
             weight: Any = module.weight
             both = weight.detach(), weight.detach().t().contiguous()  # of the forward and of the backward pass
             weight.laid_out = tuple(torch.ops.mkldnn._reorder_linear_weight(w, TOKENS) for w in both)
+            weight.laid_out_from = _version(weight)
 
 
 def linear_map(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """F.linear, by oneDNN where that is there. x: (..., in), weight: (out, in), bias: (out,) -> (..., out)"""
     kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if not AVAILABLE or weight.device.type != "cpu" or weight.dtype != kind or kind not in DTYPES:
+    plain = type(weight) in (torch.Tensor, nn.Parameter)  # no shard of a tensor
+    if not (AVAILABLE and plain and weight.device.type == "cpu" and weight.dtype == kind and kind in DTYPES):
         return F.linear(x, weight, bias)
-    return _LinearMap.apply(x, weight, bias, getattr(weight, "laid_out", ()))
+    valid = getattr(weight, "laid_out_from", None) == _version(weight)  # else it has been written to since
+    return _LinearMap.apply(x, weight, bias, weight.laid_out if valid else ())  # type: ignore[attr-defined]
+
+
+def _version(tensor: torch.Tensor) -> tuple[int, int]:
+    """What changes where other numbers come into a tensor."""
+    return tensor.data_ptr(), tensor._version
 
 
 class OneDnnLinear(nn.Linear):

@@ -46,7 +46,8 @@ def test_a_method_has_its_six_files(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_touches_neither_data_nor_files(method):
-    allowed = {"common.attention", "common.checkpoints", "common.encoders", "common.errors", "common.methods"}
+    shared = ("attention", "checkpoints", "encoders", "errors", "methods", "onednn")
+    allowed = {f"common.{name}" for name in shared}
     allowed |= {"collections", "dataclasses", "itertools", "math", "numpy", "torch", "typing"}
     found = set(imports(REPOSITORY / method / "method.py"))
     assert all(name in allowed or name.partition(".")[0] in allowed - {"common"} for name in found), found

@@ -61,6 +61,16 @@ def test_a_trained_bias_beside_a_frozen_bfloat16_weight_has_a_float32_gradient()
     assert torch.equal(layer.bias.grad, torch.full((48,), 301.0))  # which bfloat16 does not have
 
 
+def test_a_weight_that_is_written_to_later_is_the_one_that_counts():
+    changed = torch.ones(48, 16)
+    for write in (lambda weight: weight.copy_(changed), lambda weight: setattr(weight, "data", changed)):
+        layer = nn.Linear(16, 48).requires_grad_(False)
+        use_onednn(layer)
+        write(layer.weight)
+        x = torch.randn(3, 16)
+        torch.testing.assert_close(layer(x), F.linear(x, changed, layer.bias))
+
+
 def test_autocast_to_another_type_is_obeyed():
     layer = nn.Linear(8, 8).requires_grad_(False)
     use_onednn(layer)
