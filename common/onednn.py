@@ -31,14 +31,14 @@ def use_onednn(model: nn.Module) -> None:
             weight.laid_out_from = _version(weight)
 
 
-def linear_map(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear_map(x: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
     """F.linear, by oneDNN where that is there. x: (..., in), weight: (out, in), bias: (out,) -> (..., out)"""
     kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     plain = type(weight) in (torch.Tensor, nn.Parameter)  # no shard of a tensor
     if not (AVAILABLE and plain and weight.device.type == "cpu" and weight.dtype == kind and kind in DTYPES):
         return F.linear(x, weight, bias)
-    valid = getattr(weight, "laid_out_from", None) == _version(weight)  # else it has been written to since
-    return _LinearMap.apply(x, weight, bias, weight.laid_out if valid else ())  # type: ignore[attr-defined]
+    valid = hasattr(weight, "laid_out") and weight.laid_out_from == _version(weight)  # else written to since
+    return _LinearMap.apply(x, weight, bias, weight.laid_out if valid else ())
 
 
 def _version(tensor: torch.Tensor) -> tuple[int, int]:
