@@ -155,7 +155,7 @@ class Layout:
     rounded: bool = False
     """Fill the row up to one of 16 sizes for each power of two, with 2 % of idle tokens that nothing attends to.
 
-    Products in bfloat16 are compiled anew for every size on a CPU, at more than the price of those tokens.
+    oneDNN compiles its products anew for every size on a CPU, which costs more than those tokens do, and keeps them.
     """
 
     def filler(self, tokens: int) -> int:

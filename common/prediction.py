@@ -167,7 +167,7 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
         raise InputError(f"{folder} is damaged: {found}, wanted 3 to {limit} and {tests[0].n_outputs}")
     hold_frozen(model, config["frozen_dtype"], accelerator.device)
     model = take_packed(model)
-    layout = Layout(first_position(model), rounded=config["frozen_dtype"] == "bfloat16")
+    layout = Layout(first_position(model), rounded=accelerator.device.type == "cpu")
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     total = sum(map(len, examples))
     paths = []

@@ -180,7 +180,7 @@ def _train(
     layout = None
     if options.padding == "none":
         take_packed(model)
-        layout = Layout(first_position(model), rounded=frozen_dtype == "bfloat16")
+        layout = Layout(first_position(model), rounded=device.type == "cpu")
     set_seed(options.seed, device_specific=True)  # the processes drop out other units of their rows
 
     splits = material.tokens(max_length, layout)
