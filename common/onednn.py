@@ -1,7 +1,7 @@
 """Linear maps by oneDNN on x86 CPUs, each weight that stays as it is laid out once in the order it is multiplied in.
 
-F.linear lays every weight out anew in each call, and its float32 products are MKL's, which run at half of oneDNN's
-speed on processors that are not Intel's. The operators are those that torch.compile calls on CPUs.
+F.linear lays every weight out anew in each call, and its float32 products are MKL's, which run at less than half of
+oneDNN's speed on AMD's processors. The operators are those that torch.compile calls on CPUs.
 """
 
 import platform
@@ -11,19 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-AVAILABLE = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
-DTYPES = torch.float32, torch.bfloat16
 TOKENS = 1024
 """Rows of a product that layouts are chosen for; any number of rows may meet them."""
+
+
+def _dtypes() -> tuple[torch.dtype, ...]:
+    if not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"):
+        return ()
+    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+
+
+DTYPES = _dtypes()
+"""What it multiplies on this machine; nothing where it is not there."""
 
 
 def use_onednn(model: nn.Module) -> None:
     """Let the linear maps of a model on a CPU go through `linear_map`, and lay out the frozen ones' weights for it."""
     for module in model.modules():
-        if not AVAILABLE or not isinstance(module, nn.Linear) or module.weight.device.type != "cpu":
+        if not isinstance(module, nn.Linear) or module.weight.device.type != "cpu" or module.weight.dtype not in DTYPES:
             continue
         if type(module) is nn.Linear:
-            module.__class__ = OneDnnLinear
+            module.__class__ = OneDnnLinear  # hooks, names and parameters stay
         if not module.weight.requires_grad:
             weight: Any = module.weight
             both = weight.detach(), weight.detach().t().contiguous()  # of the forward and of the backward pass
@@ -35,7 +43,7 @@ def linear_map(x: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -
     """F.linear, by oneDNN where that is there. x: (..., in), weight: (out, in), bias: (out,) -> (..., out)"""
     kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     plain = type(weight) in (torch.Tensor, nn.Parameter)  # no shard of a tensor
-    if not (AVAILABLE and plain and weight.device.type == "cpu" and weight.dtype == kind and kind in DTYPES):
+    if not (plain and weight.device.type == "cpu" and weight.dtype == kind and kind in DTYPES):
         return F.linear(x, weight, bias)
     valid = hasattr(weight, "laid_out") and weight.laid_out_from == _version(weight)  # else written to since
     return _LinearMap.apply(x, weight, bias, weight.laid_out if valid else ())
