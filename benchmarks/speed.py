@@ -200,6 +200,7 @@ def measure(side: str, words: list[str]) -> dict[str, float]:
 
 def compare(args: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     """Run the sides in turn and put medians together, and the ratios of each side to every side named after it."""
+    print(f"measuring on {device()}", file=sys.stderr, flush=True)
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in args.sides}
     for pair in range(args.pairs):
         for side in args.sides:
