@@ -23,18 +23,16 @@ def hold_frozen(model: Any, dtype: str, device: torch.device) -> None:
     """Store the frozen weights of linear maps and embeddings in `dtype` and compute under autocast to it.
 
     Autocast alone would cast every frozen weight again in every step; stored in bfloat16 they need no cast and half
-    the memory. LayerNorms, a thousandth of the parameters, stay as they are. "float32" changes nothing.
+    the memory. LayerNorms, a thousandth of the parameters, stay as they are. "float32" changes no type.
     """
     if dtype not in get_args(FrozenDtype):
         raise InputError(f"frozen_dtype is {dtype!r}: choose one of {', '.join(get_args(FrozenDtype))}")
-    if dtype == "float32":
-        use_onednn(model)
-        return
     kind = getattr(torch, dtype)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             for parameter in module.parameters(recurse=False):
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(kind)
-    use_onednn(model)
-    model.forward = torch.autocast(device.type, dtype=kind)(model.forward)
+    use_onednn(model)  # after the cast: it lays out what it finds
+    if kind != torch.float32:
+        model.forward = torch.autocast(device.type, dtype=kind)(model.forward)
