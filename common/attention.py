@@ -15,7 +15,8 @@ from common.dropout import INTEGERS, keeps
 from common.encoders import keys_and_values, layers, self_attention
 
 if TYPE_CHECKING:
-    from common.packing import Group, Packing
+    from common.packing import Packing
+    from common.slots import Slots
 
 PACKED = "packed"
 PREPENDED = "prepended"
@@ -25,69 +26,74 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 class PackedAttention(torch.autograd.Function):
-    """softmax(Q K^T * scaling) V within each sequence, by plain matrix products over groups of sequences.
+    """softmax(Q K^T * scaling) V within each sequence, by plain matrix products over groups of them (common.slots).
 
-    The sequences of a group are padded to one length: a call costs more than the few numbers that are computed for
-    nothing. Scores and their softmax are in float32 or better, the other products in the type of the values.
+    Scores and their softmax are in float32 or better, the other products in the type of the values.
     """
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
-    def forward(ctx, query, key, value, first_key, first_value, packing, scaling, dropout):  # type: ignore[no-untyped-def]
+    def forward(ctx, query, key, value, first_key, first_value, text, scaling, dropout):  # type: ignore[no-untyped-def]
         """query: (tokens, heads, size), or (batch, heads, size): one for each sequence, in packed order -> the same
 
         key, value: (tokens, heads, size)
         first_key, first_value: (heads, first, size), before the keys and values of each sequence; first may be 0.
+        text: slots of the tokens.
         """
-        heads, kind, every = key.shape[1], value.dtype, len(query) == len(key)
+        heads, kind, n_first = key.shape[1], value.dtype, first_key.shape[1]
         exact = torch.promote_types(kind, torch.float32)
-        q = _laid(query, packing) if every else query.flatten(0, 1)
-        k, v = _laid(key, packing), _laid(value, packing)
-        exact_q, exact_k, exact_first = q.to(exact), k.to(exact), first_key.to(exact)
-        n_first, groups = first_key.shape[1], packing.groups
-        shapes = [(g.n * heads, g.length if every else 1, n_first + g.length) for g in groups]
+        asking = text if len(query) == len(key) else text.lone
+        q, k, v = _laid(query, asking), _laid(key, text), _laid(value, text)
+        out = torch.empty_like(q)
+        exact_first = first_key.to(exact)
+        parts = [_groups(x, asking, heads) for x in (q.to(exact), out)] + [
+            _groups(x, text, heads) for x in (k.to(exact), v)
+        ]
+        shapes = [(*queries.shape[:2], n_first + keys.shape[1]) for queries, _, keys, _ in zip(*parts, strict=True)]
         integer = INTEGERS[kind.itemsize]
         kept = keeps(shapes, dropout, integer) if dropout > 0 else itertools.repeat(None)
-        out = torch.empty_like(q)
         ctx.weights = []
-        for group, keep in zip(groups, kept, strict=False):
-            keys, values = _behind(exact_first, _of(exact_k, group, heads)), _behind(first_value, _of(v, group, heads))
-            queries, o = (_of(x, group, heads, every) for x in (exact_q, out))
-            scores = _product(queries, keys.mT, scaling, packing.unseen(group, heads, n_first, exact))
+        for number, (queries, o, keys, values, keep) in enumerate(zip(*parts, kept, strict=False)):
+            keys, values = _behind(exact_first, keys), _behind(first_value, values)
+            scores = _product(queries, keys.mT, scaling, asking.unseen(number, text, heads, n_first, exact))
             weights = scores.softmax(dim=-1).to(kind)
             dropped = weights if keep is None else keep.mul_(weights.view(integer)).view(kind)
             _product(dropped, values, 1 / (1 - dropout), out=o)
             ctx.weights.append((weights, dropped))
         ctx.save_for_backward(q, k, v, first_key, first_value)
-        ctx.settings = packing, heads, scaling, 1 / (1 - dropout)
-        return _packed(out, packing, heads) if every else out.unflatten(0, (-1, heads))
+        ctx.settings = text, asking, heads, len(query), len(key), scaling, 1 / (1 - dropout)
+        return _packed(out, asking, heads, len(query))
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         """gradient: of the output -> gradients of the five tensors, each in its shape"""
-        packing, heads, scaling, kept_as = ctx.settings
+        text, asking, heads, n_queries, n_keys, scaling, kept_as = ctx.settings
         q, k, v, first_key, first_value = ctx.saved_tensors
-        every, n_first = len(q) == len(k), first_key.shape[1]
-        gradient = _laid(gradient, packing).index_fill_(0, packing.idle(heads), 0) if every else gradient.flatten(0, 1)
+        n_first = first_key.shape[1]
+        gradient = _laid(gradient, asking).index_fill_(0, asking.places(heads).idle, 0)
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         firsts = [torch.zeros_like(x) for x in (first_key, first_value)]
-        for group, (weights, dropped) in zip(packing.groups, ctx.weights, strict=True):
-            queries, g, to_queries = (_of(x, group, heads, every) for x in (q, gradient, dq))
-            keys, values = (_behind(f, _of(x, group, heads)) for f, x in ((first_key, k), (first_value, v)))
-            d = _product(g, values.mT, scaling * kept_as).mul_(dropped)  # (n * heads, length or 1, first + length)
+        parts = [_groups(x, asking, heads) for x in (q, gradient, dq)] + [
+            _groups(x, text, heads) for x in (k, v, dk, dv)
+        ]
+        for weights, dropped, queries, g, to_queries, *of_text in zip(
+            *zip(*ctx.weights, strict=True), *parts, strict=True
+        ):
+            keys, values, to_keys, to_values = of_text
+            keys, values = _behind(first_key, keys), _behind(first_value, values)
+            d = _product(g, values.mT, scaling * kept_as).mul_(dropped)  # (lines * heads, width, first + width of keys)
             d.addcmul_(weights, d.sum(dim=-1, keepdim=True), value=-1)
             _product(d, keys, out=to_queries)
-            to_keys, to_values = (_of(x, group, heads) for x in (dk, dv))
             if not n_first:
                 _product(d.mT, queries, out=to_keys)
                 _product(dropped.mT, g, kept_as, out=to_values)
                 continue
-            wholes = _product(d.mT, queries), _product(dropped.mT, g, kept_as)  # (n * heads, first + length, size)
+            wholes = _product(d.mT, queries), _product(dropped.mT, g, kept_as)  # (lines * heads, first + width, size)
             for whole, to_text, first in zip(wholes, (to_keys, to_values), firsts, strict=True):
                 to_text.copy_(whole[:, n_first:])
                 first += whole[:, :n_first].unflatten(0, (-1, heads)).sum(0)
-        dq = _packed(dq, packing, heads) if every else dq.unflatten(0, (-1, heads))
-        return dq, *(_packed(x, packing, heads) for x in (dk, dv)), *firsts, None, None, None
+        dk, dv = (_packed(x, text, heads, n_keys) for x in (dk, dv))
+        return _packed(dq, asking, heads, n_queries), dk, dv, *firsts, None, None, None
 
 
 def _product(
@@ -102,24 +108,24 @@ def _product(
     return torch.baddbmm(left.new_empty(1) if added is None else added, left, right, beta=beta, alpha=factor, out=out)
 
 
-def _laid(x: torch.Tensor, packing: "Packing") -> torch.Tensor:
-    """x: (tokens, heads, size) -> (slots * heads, size): each group as (n, heads, length), anything behind the ends"""
-    return x.reshape(-1, x.shape[2]).index_select(0, packing.sources(x.shape[1]))
+def _laid(x: torch.Tensor, slots: "Slots") -> torch.Tensor:
+    """x: (tokens, heads, size) -> (slots * heads, size): each group as (lines, heads, width), anything in idle slots"""
+    return x.reshape(-1, x.shape[2]).index_select(0, slots.places(x.shape[1]).sources)
 
 
-def _packed(laid: torch.Tensor, packing: "Packing", heads: int) -> torch.Tensor:
-    """The way back: (slots * heads, size) -> (tokens, heads, size), zeros at idle tokens"""
-    rows = packing.rows(heads)
-    out = laid.new_empty(packing.n_tokens * heads, laid.shape[1])
+def _packed(laid: torch.Tensor, slots: "Slots", heads: int, n_tokens: int) -> torch.Tensor:
+    """The way back: (slots * heads, size) -> (tokens, heads, size), zeros at idle tokens, the last ones"""
+    rows = slots.places(heads).rows
+    out = laid.new_empty(n_tokens * heads, laid.shape[1])
     torch.index_select(laid, 0, rows, out=out[: len(rows)])
     out[len(rows) :] = 0
     return out.unflatten(0, (-1, heads))
 
 
-def _of(laid: torch.Tensor, group: "Group", heads: int, every: bool = True) -> torch.Tensor:
-    """A view of a group's part: (n * heads, length, size) where `laid` has every token, else (n * heads, 1, size)."""
-    begin, length = (group.slot, group.length) if every else (group.sequence, 1)
-    return laid[begin * heads : (begin + group.n * length) * heads].view(group.n * heads, length, -1)
+def _groups(laid: torch.Tensor, slots: "Slots", heads: int) -> list[torch.Tensor]:
+    """A view of each group: (lines * heads, width, size)"""
+    parts = laid.split([size * heads for size in slots.sizes])
+    return [part.view(-1, group.width, laid.shape[1]) for part, group in zip(parts, slots.groups, strict=True)]
 
 
 def _behind(first: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -159,7 +165,7 @@ def packed_attention(
         first = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
     if q.device.type != "cpu":  # many small products would keep a GPU waiting
         return padded_attention(q, k, v, *first, packing.padded, scaling, dropout)[None], None
-    return PackedAttention.apply(q, k, v, *first, packing, scaling, dropout)[None], None
+    return PackedAttention.apply(q, k, v, *first, packing.slots, scaling, dropout)[None], None
 
 
 def padded_attention(

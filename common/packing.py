@@ -15,22 +15,7 @@ from torch import nn
 from common.attention import PACKED, packed_attention
 from common.dropout import drop_faster
 from common.encoders import layers, stack
-
-
-@dataclass(frozen=True)
-class Group:
-    """Neighbouring sequences of similar lengths, which attention takes at once."""
-
-    slot: int
-    """Its first slot, in a row where every sequence is as long as its group says."""
-    n: int
-    """Sequences."""
-    length: int
-    """Slots of each."""
-    sequence: int
-    """Number of its first sequence, in packed order."""
-    uneven: bool
-    """Whether some sequence is shorter."""
+from common.slots import Slots, grouped
 
 
 class Packing:
@@ -54,70 +39,11 @@ class Packing:
         """
         self.lengths, self.n_tokens = lengths, n_tokens
         self.first_tokens, self.ranks, self.padded = first_tokens, ranks, padded
-        self.kept: dict[Any, torch.Tensor] = {}
 
     @cached_property
-    def groups(self) -> list[Group]:
-        """Sequences side by side, none shorter than nine tenths of its group's longest or of another 16 tokens.
-
-        Their lengths are rounded up to a multiple of 16: torch's softmax is made for such rows (ten times slower per
-        number on rows of 15), and kernels that are compiled for each size meet few.
-        """
-        groups: list[Group] = []
-        begin = slot = 0
-        for end in range(1, len(self.lengths) + 1):
-            length = -(-self.lengths[begin] // 16) * 16
-            if end == len(self.lengths) or self.lengths[end] < min(0.9 * self.lengths[begin], length - 15):
-                groups.append(Group(slot, end - begin, length, begin, self.lengths[end - 1] < length))
-                slot += (end - begin) * length
-                begin = end
-        return groups
-
-    @property
-    def n_slots(self) -> int:
-        """Slots of all groups."""
-        return self.groups[-1].slot + self.groups[-1].n * self.groups[-1].length
-
-    def rows(self, heads: int) -> torch.Tensor:
-        """(real tokens * heads,), the row of each token and head where every group is (n, heads, length)."""
-        if heads not in self.kept:
-            lengths = torch.tensor(self.lengths)
-            begins = torch.tensor([g.slot * heads + i * heads * g.length for g in self.groups for i in range(g.n)])
-            longest = torch.tensor([g.length for g in self.groups for _ in range(g.n)])
-            within = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-            steps = torch.arange(heads) * longest.repeat_interleave(lengths)[:, None]
-            self.kept[heads] = ((begins.repeat_interleave(lengths) + within)[:, None] + steps).flatten()
-        return self.kept[heads]
-
-    def sources(self, heads: int) -> torch.Tensor:
-        """(slots * heads,), the way back: the token and head, flat, of each row; 0 where there is none."""
-        key = heads, "sources"
-        if key not in self.kept:
-            rows = self.rows(heads)
-            self.kept[key] = torch.zeros(self.n_slots * heads, dtype=torch.int64)
-            self.kept[key][rows] = torch.arange(len(rows))
-        return self.kept[key]
-
-    def idle(self, heads: int) -> torch.Tensor:
-        """The rows of `sources` that no token has."""
-        key = heads, "idle"
-        if key not in self.kept:
-            idle = torch.ones(self.n_slots * heads, dtype=torch.bool)
-            idle[self.rows(heads)] = False
-            self.kept[key] = idle.nonzero()[:, 0]
-        return self.kept[key]
-
-    def unseen(self, group: Group, heads: int, first: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """(n * heads, 1, first + length): what is added to scores, minus infinity for keys behind a sequence's end."""
-        if not group.uneven:
-            return None
-        key = group.slot, heads, first, dtype
-        if key not in self.kept:
-            lengths = torch.tensor(self.lengths[group.sequence : group.sequence + group.n]) + first
-            behind = torch.arange(first + group.length) >= lengths[:, None]
-            added = torch.zeros(behind.shape, dtype=dtype).masked_fill_(behind, -torch.inf)
-            self.kept[key] = added.repeat_interleave(heads, dim=0)[:, None]
-        return self.kept[key]
+    def slots(self) -> Slots:
+        """How attention on a CPU takes the sequences."""
+        return Slots(grouped(self.lengths), self.lengths)
 
     def lengthened(self, n: int) -> tuple["Packing", torch.Tensor, torch.Tensor]:
         """Make room for n more tokens in front of every sequence.
