@@ -37,11 +37,15 @@ def test_several_tensors_are_drawn_at_once_and_share_nothing():
 
 
 def test_torchs_seed_decides_and_moves_on():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
+    drop_faster(model)
+    ones = torch.ones(999)
     torch.manual_seed(4)
-    first, second = keep((99,), 0.5, torch.bfloat16), keep((99,), 0.5, torch.bfloat16)
+    first, second = model(ones), model(ones)
     torch.manual_seed(4)
-    assert torch.equal(first, keep((99,), 0.5, torch.bfloat16))
+    assert torch.equal(first, model(ones))
     assert not torch.equal(first, second)
+    assert (first != 0).double().mean().item() == pytest.approx(0.25, abs=0.06)  # each layer drops its own units
 
 
 def test_the_gradient_passes_where_a_unit_is_kept():
