@@ -41,12 +41,14 @@ def use_onednn(model: nn.Module) -> None:
 
 def linear_map(x: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
     """F.linear, by oneDNN where that is there. x: (..., in), weight: (out, in), bias: (out,) -> (..., out)"""
-    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    autocast = torch.is_autocast_enabled("cpu")
+    kind = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     plain = type(weight) in (torch.Tensor, nn.Parameter)  # no shard of a tensor
-    if not (plain and weight.device.type == "cpu" and weight.dtype == kind and kind in DTYPES):
+    fits = weight.dtype in DTYPES if autocast else weight.dtype == kind
+    if not (plain and fits and weight.device.type == "cpu" and kind in DTYPES):
         return F.linear(x, weight, bias)
     valid = hasattr(weight, "laid_out") and weight.laid_out_from == _version(weight)  # else written to since
-    return _LinearMap.apply(x, weight, bias, weight.laid_out if valid else ())
+    return _LinearMap.apply(x, weight, bias, kind, weight.laid_out if valid and weight.dtype == kind else ())
 
 
 def _version(tensor: torch.Tensor) -> tuple[int, int]:
@@ -63,15 +65,15 @@ class OneDnnLinear(nn.Linear):
 
 
 class _LinearMap(torch.autograd.Function):
-    """x W^T + b in the type of W."""
+    """x W^T + b in one type; gradients come in that type, and autograd takes them to the types of x, W and b."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, laid_out):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, bias, kind, laid_out):  # type: ignore[no-untyped-def]
         """x: (..., in), weight: (out, in), bias: (out,) or None -> (..., out)"""
-        x = x.to(weight.dtype).contiguous()
+        x, weight = x.to(kind).contiguous(), weight.to(kind)
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.laid_out, ctx.bias_dtype = laid_out, None if bias is None else bias.dtype
-        return _product(x, laid_out[0] if laid_out else weight, None if bias is None else bias.to(weight.dtype))
+        return _product(x, laid_out[0] if laid_out else weight, None if bias is None else bias.to(kind))
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
@@ -88,7 +90,7 @@ class _LinearMap(torch.autograd.Function):
             of_weight = _product(x.t(), rows.t()).t() if wide else _product(rows.t(), x.t())
         if ctx.needs_input_grad[2]:
             of_bias = rows.sum(0, dtype=ctx.bias_dtype)
-        return of_x, of_weight, of_bias, None
+        return of_x, of_weight, of_bias, None, None
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -71,6 +71,19 @@ def test_a_weight_that_is_written_to_later_is_the_one_that_counts():
         torch.testing.assert_close(layer(x), F.linear(x, changed, layer.bias))
 
 
+def test_under_autocast_trained_weights_are_multiplied_in_its_type_and_have_float32_gradients():
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(31, 24), torch.randn(40, 24), torch.randn(40)
+    results = []
+    for function in (linear_map, F.linear):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            results.append(grads(function, *(t.requires_grad_() for t in (x, weight, bias))))
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
+    assert results[0][0].dtype == torch.bfloat16
+
+
 def test_autocast_to_another_type_is_obeyed():
     layer = nn.Linear(8, 8).requires_grad_(False)
     use_onednn(layer)
