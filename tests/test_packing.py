@@ -37,17 +37,6 @@ def test_every_token_is_there_once_and_every_row_knows_its_start():
         assert inputs["position_ids"][0, start : start + len(row)].tolist() == list(range(len(row)))
 
 
-def test_neighbours_of_similar_lengths_are_one_group():
-    packing = packed(rows_of((200, 40, 3, 38, 182, 32, 20, 3)))["packing"]
-    assert [(g.slot, g.n, g.length, g.sequence, g.uneven) for g in packing.groups] == [
-        (0, 2, 208, 0, True),
-        (416, 2, 48, 2, True),
-        (512, 2, 32, 4, True),
-        (576, 2, 16, 6, True),
-    ]
-    assert packing.n_slots == 608
-
-
 def test_a_rounded_row_has_one_of_sixteen_sizes_for_each_power_of_two():
     sizes = {n + Layout(rounded=True).filler(n) for n in range(512, 1025)}
     assert sizes == set(range(512, 1025, 32))
