@@ -46,9 +46,8 @@ class PackedAttention(torch.autograd.Function):
         q, k, v = _laid(query, asking), _laid(key, text), _laid(value, text)
         out = torch.empty_like(q)
         exact_first = first_key.to(exact)
-        parts = [_groups(x, asking, heads) for x in (q.to(exact), out)] + [
-            _groups(x, text, heads) for x in (k.to(exact), v)
-        ]
+        parts = [_groups(x, asking, heads) for x in (q.to(exact), out)]
+        parts += [_groups(x, text, heads) for x in (k.to(exact), v)]
         shapes = [(*queries.shape[:2], n_first + keys.shape[1]) for queries, _, keys, _ in zip(*parts, strict=True)]
         integer = INTEGERS[kind.itemsize]
         kept = keeps(shapes, dropout, integer) if dropout > 0 else itertools.repeat(None)
@@ -73,13 +72,9 @@ class PackedAttention(torch.autograd.Function):
         gradient = _laid(gradient, asking).index_fill_(0, asking.places(heads).idle, 0)
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         firsts = [torch.zeros_like(x) for x in (first_key, first_value)]
-        parts = [_groups(x, asking, heads) for x in (q, gradient, dq)] + [
-            _groups(x, text, heads) for x in (k, v, dk, dv)
-        ]
-        for weights, dropped, queries, g, to_queries, *of_text in zip(
-            *zip(*ctx.weights, strict=True), *parts, strict=True
-        ):
-            keys, values, to_keys, to_values = of_text
+        parts = [ctx.weights, *(_groups(x, asking, heads) for x in (q, gradient, dq))]
+        parts += [_groups(x, text, heads) for x in (k, v, dk, dv)]
+        for (weights, dropped), queries, g, to_queries, keys, values, to_keys, to_values in zip(*parts, strict=True):
             keys, values = _behind(first_key, keys), _behind(first_value, values)
             d = _product(g, values.mT, scaling * kept_as).mul_(dropped)  # (lines * heads, width, first + width of keys)
             d.addcmul_(weights, d.sum(dim=-1, keepdim=True), value=-1)

@@ -81,7 +81,7 @@ class _LinearMap(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
         gradient = gradient.contiguous()
-        rows = gradient.flatten(0, -2)
+        rows = gradient.flatten(0, -2)  # (tokens, out)
         if ctx.needs_input_grad[0]:
             of_x = _product(gradient, ctx.laid_out[1] if ctx.laid_out else weight.t())
         if ctx.needs_input_grad[1]:

@@ -11,6 +11,9 @@ STEP = 16
 """What widths of lines are multiples of: torch's softmax is made for such rows (it takes ten times as long for a number
 on rows of 15), and kernels that are compiled for each size meet few."""
 
+NARROWEST = 32
+"""Least width of a line: as many numbers of 16 bits as a processor takes at once."""
+
 GROUP = 6_000
 """What a group costs beside its scores, in scores of one head: a dozen operations more in either direction."""
 
@@ -30,8 +33,8 @@ class Group:
 def grouped(lengths: Sequence[int]) -> list[Group]:
     """Lay sequences in lines: each in one of its own among lines of similar ones, or short ones together.
 
-    A sequence alone wastes no scores on others, a few long groups cost fewer operations; what is cheapest is taken,
-    as far as a guess can tell.
+    Lines of their own cost no scores of other sequences, shared ones fewer operations: from some length on, which a
+    guess at the costs decides, all shorter sequences share.
 
     Args:
         lengths: tokens of each sequence, falling.
@@ -58,7 +61,7 @@ def grouped(lengths: Sequence[int]) -> list[Group]:
 
 
 def _rounded(length: int) -> int:
-    return -(-length // STEP) * STEP
+    return max(NARROWEST, -(-length // STEP) * STEP)
 
 
 def _cost(width: int, n_lines: int) -> int:
