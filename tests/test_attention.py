@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from test_packing import LENGTHS, packed, rows_of
 
 from common.attention import PackedAttention, packed_attention, padded_attention
+from common.dropout import BITS
 from common.packing import take_packed
 
 
@@ -20,7 +21,8 @@ def states(first=0, lengths=LENGTHS, heads=2, size=4, dtype=torch.float64, lone=
 
 def attend(function, where, dropout=0.0):
     def run(*states):
-        torch.manual_seed(0)  # the same units dropped each time
+        torch.manual_seed(0)
+        BITS.seed()  # the same units dropped each time
         return function(*states, where, 0.5, dropout)
 
     return run
@@ -31,14 +33,14 @@ def attend(function, where, dropout=0.0):
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_the_backward_pass_is_the_derivative_of_the_forward_pass(dropout, first, lone):
     packing = packed(rows_of())["packing"]
-    assert torch.autograd.gradcheck(attend(PackedAttention.apply, packing, dropout), states(first, lone=lone))
+    assert torch.autograd.gradcheck(attend(PackedAttention.apply, packing.slots, dropout), states(first, lone=lone))
 
 
 @pytest.mark.parametrize("first", [0, 2])
 def test_attention_stays_within_each_sequence_and_what_stands_before_it(first):
     packing = packed(rows_of())["packing"]
     query, key, value, first_key, first_value = states(first)
-    ours = attend(PackedAttention.apply, packing)(query, key, value, first_key, first_value)
+    ours = attend(PackedAttention.apply, packing.slots)(query, key, value, first_key, first_value)
     for start, length in zip(packing.first_tokens[packing.ranks].tolist(), LENGTHS, strict=True):
         q, k, v = (x[start : start + length].transpose(0, 1) for x in (query, key, value))
         k, v = torch.cat((first_key, k), dim=1), torch.cat((first_value, v), dim=1)
@@ -50,8 +52,8 @@ def test_attention_stays_within_each_sequence_and_what_stands_before_it(first):
 def test_a_lone_query_gets_what_it_gets_among_those_of_all_tokens(first):
     packing = packed(rows_of())["packing"]
     query, *others = states(first)
-    every = attend(PackedAttention.apply, packing)(query, *others)
-    lone = attend(PackedAttention.apply, packing)(query[packing.first_tokens], *others)
+    every = attend(PackedAttention.apply, packing.slots)(query, *others)
+    lone = attend(PackedAttention.apply, packing.slots)(query[packing.first_tokens], *others)
     torch.testing.assert_close(lone, every[packing.first_tokens])
 
 
@@ -60,7 +62,7 @@ def test_in_bfloat16_output_and_gradients_are_those_of_float32_to_its_precision(
     results = []
     for dtype in (torch.bfloat16, torch.float32):
         inputs = [x.detach().to(dtype).requires_grad_() for x in states(size=32, dtype=torch.bfloat16)]
-        out = attend(PackedAttention.apply, packing)(*inputs)
+        out = attend(PackedAttention.apply, packing.slots)(*inputs)
         gradient = states(size=32, dtype=torch.bfloat16)[1].to(dtype)
         results.append([out, *torch.autograd.grad(out, inputs[:3], gradient)])
     for low, exact in zip(*results, strict=True):
@@ -73,7 +75,7 @@ def test_in_bfloat16_output_and_gradients_are_those_of_float32_to_its_precision(
 def test_the_padded_view_for_gpus_gives_the_same(first, lone):
     packing = packed(rows_of())["packing"]
     results = []
-    for function, where in ((PackedAttention.apply, packing), (padded_attention, packing.padded)):
+    for function, where in ((PackedAttention.apply, packing.slots), (padded_attention, packing.padded)):
         inputs = states(first, lone=lone)
         out = attend(function, where)(*inputs)
         gradients = torch.autograd.grad(out.square().sum(), inputs[: 5 if first else 3])
@@ -86,9 +88,9 @@ def test_dropout_keeps_the_mean():
     packing = packed(rows_of())["packing"]
     inputs = states()
     with torch.no_grad():
-        wanted = PackedAttention.apply(*inputs, packing, 0.5, 0.0)
+        wanted = PackedAttention.apply(*inputs, packing.slots, 0.5, 0.0)
         torch.manual_seed(0)
-        found = sum(PackedAttention.apply(*inputs, packing, 0.5, 0.3) for _ in range(3000)) / 3000
+        found = sum(PackedAttention.apply(*inputs, packing.slots, 0.5, 0.3) for _ in range(3000)) / 3000
     assert (wanted - found).abs().max() < 0.1
 
 
