@@ -40,9 +40,10 @@ def test_every_token_of_every_sequence_has_a_slot_of_its_own(seed):
         assert slots.sequences[slots.sequences >= 0].bincount().tolist() == list(slots.lengths)
 
 
+@pytest.mark.parametrize("first", [0, 3])
 @pytest.mark.parametrize("seed", range(20))
-def test_a_query_sees_the_keys_of_its_sequence_and_those_before_all(seed):
-    lengths, heads, first = some_lengths(seed), 2, 3
+def test_a_query_sees_the_keys_of_its_sequence_and_those_before_all(seed, first):
+    lengths, heads = some_lengths(seed), 2
     text = Slots(grouped(lengths), lengths)
     for asking in (text, text.lone):
         parts = zip(asking.sequences.split(asking.sizes), text.sequences.split(text.sizes), strict=True)
