@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,8 +247,7 @@ def test_too_many_bad_steps_end_the_run_and_keep_its_last_checkpoint(options, mo
 
 def test_a_classifier_with_one_answer_for_all_rows_is_flagged(options):
     _, result = train(Lora(rank=2), options(lr=1e-9))
-    _, learned = train(Baseline(), options(max_train_samples=None, max_eval_samples=None, n_epochs=12, lr=2e-3))
-    assert (result["best_collapsed"], learned["best_collapsed"]) == (1.0, 0.0)
+    assert result["best_collapsed"] == 1.0
     assert "which gives all rows one answer" in training.summary(result)
 
 
@@ -265,26 +265,33 @@ def test_more_parameters_than_the_machine_holds_are_refused_before_they_are_made
         train(PrefixTuning(prefix_length=10**9), options())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
-def test_a_launched_run_that_gets_a_signal_goes_on_when_launched_again(number, bert, tmp_path, uninterrupted):
+def test_a_launched_run_goes_on_after_each_signal_when_it_is_launched_again(bert, tmp_path, uninterrupted):
     words = ["--checkpoint", bert, "--data", "demo", "--task_name", "sst2", "--n_epochs", "40", "--batch_size", "8"]
     words += ["--max_train_samples", "48", "--max_eval_samples", "20", "--checkpoint_every", "3", "--lr", "1e-2"]
     command = [sys.executable, "-m", "lora.tune", *words, "--output_dir", str(tmp_path)]
-    running = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.rglob(saving.CHECKPOINT)):
-        assert running.poll() is None, running.stderr.read()
-        time.sleep(0.01)
-    running.send_signal(number)
-    _, said = running.communicate(timeout=60)
-    if number == signal.SIGKILL:
-        assert running.returncode == -signal.SIGKILL
-    else:
-        assert running.returncode == INTERRUPTED
-        assert f"stopped by {number.name} after step" in said.splitlines()[-1]
-    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert "going on at step" in again.stdout
-    folder = next(tmp_path.glob("lora/sst2/*"))
-    assert outcome(folder) == uninterrupted(Lora(), n_epochs=40, checkpoint_every=3)
+    settings = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    before: set[int] = set()
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL, None):
+        running = subprocess.Popen(command, **settings)
+        while number and not checkpoints_below(tmp_path) - before:
+            assert running.poll() is None, running.stderr.read()
+            time.sleep(0.01)
+        if number:
+            running.send_signal(number)
+        told, said = running.communicate(timeout=120)
+        assert ("going on at step" in told) == bool(before)
+        if number in (signal.SIGUSR1, signal.SIGTERM):
+            assert running.returncode == INTERRUPTED
+            assert f"stopped by {number.name} after step" in said.splitlines()[-1]
+        else:
+            assert running.returncode == (-signal.SIGKILL if number else 0)
+        before = checkpoints_below(tmp_path)
+    assert outcome(next(tmp_path.glob("lora/sst2/*"))) == uninterrupted(Lora(), n_epochs=40, checkpoint_every=3)
+
+
+def checkpoints_below(folder: Path) -> set[int]:
+    """When each was written, in nanoseconds."""
+    return {path.stat().st_mtime_ns for path in folder.rglob(saving.CHECKPOINT)}
 
 
 def test_resume_is_an_option_of_its_own(monkeypatch):

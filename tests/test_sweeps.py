@@ -67,22 +67,27 @@ def test_a_dry_run_prints_the_commands_and_runs_none(small, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_is_stopped_goes_on_and_ends_with_each_run_once(number, small, tmp_path):
-    running = sweep("run_tune.sh", *small)
-    while not list(tmp_path.rglob(CHECKPOINT)):
-        assert running.poll() is None
-        time.sleep(0.01)
-    running.send_signal(number)
-    _, said = running.communicate(timeout=60)
-    assert running.returncode == (130 if number == signal.SIGINT else 75), said
-    assert "stopped in run 1 of 2: the same command goes on from there" in said
-    assert len(list(tmp_path.rglob(CHECKPOINT))) == 1
+def test_a_sweep_that_is_stopped_goes_on_and_ends_with_each_run_once(small, tmp_path):
+    for number, code, run in ((signal.SIGINT, 130, 1), (signal.SIGTERM, 75, 2)):
+        running = sweep("run_tune.sh", *small)
+        while len(finished(tmp_path)) < run - 1 or not {*tmp_path.rglob(CHECKPOINT)} - finished(tmp_path):
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(number)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == code, said
+        assert f"stopped in run {run} of 2: the same command goes on from there" in said
+        assert (len(finished(tmp_path)), len(list(tmp_path.rglob(CHECKPOINT)))) == (run - 1, 1)
     again = sweep("run_tune.sh", *small)
     said, _ = again.communicate(timeout=120)
     assert again.returncode == 0
     assert said.count("going on at step") == 1
-    assert len(list(tmp_path.rglob("result.json"))) == 2
+    assert len(finished(tmp_path)) == 2
+
+
+def finished(folder: Path) -> set[Path]:
+    """Where the checkpoints of the finished runs were."""
+    return {path.with_name(CHECKPOINT) for path in folder.rglob("result.json")}
 
 
 def test_a_run_that_fails_stops_no_other_and_is_told_at_the_end(small, tmp_path):

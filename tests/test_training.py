@@ -235,6 +235,7 @@ def test_the_demo_data_can_be_learned(bert, options):
     settings = options(max_train_samples=None, max_eval_samples=None, n_epochs=12, lr=2e-3, batch_size=16)
     _, result = train(Baseline(), settings)
     assert result["best_accuracy"] > result["majority_accuracy"] + 0.15
+    assert result["best_collapsed"] == 0.0
 
 
 def test_combined_methods_are_trained_like_one(options):
