@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import nn
 
 from common.encoders import Sublayer, adapt, embedding_layer_norm, hidden_size, layer_norm, layers, stack
 from common.errors import DoesNotFit, check
-from common.methods import Method, Range, Space
+from common.methods import Method
 
 Placement = Literal["houlsby", "pfeiffer", "parallel"]
 SUBLAYERS: dict[Placement, tuple[Sublayer, ...]] = {
@@ -90,7 +90,6 @@ class Adapters(Method):
 
     default_lr: ClassVar[float] = 1e-3
     size: ClassVar[str] = "bottleneck_size"
-    space: ClassVar[Space] = {"bottleneck_size": Range(4, 256, log=True), "placement": get_args(Placement)}
 
     def __post_init__(self) -> None:
         check(

@@ -10,8 +10,8 @@ from torch import nn
 
 from common.encoders import Linear, encoder, layers, linear, pooler, replace
 from common.errors import DoesNotFit, check
+from common.fast.linear import linear_map
 from common.methods import Method
-from common.onednn import linear_map
 
 
 class SparseLinear(nn.Linear):

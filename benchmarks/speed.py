@@ -19,7 +19,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from common import saving, tasks
+from common import tasks
 from common.errors import InputError, one_line_errors
 from common.methods import names
 
@@ -69,11 +69,12 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
     from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-    from common import data, machine
+    from common import data
     from common.checkpoints import load_model, load_tokenizer
+    from common.runtime.device import peak_memory, reset_peak_memory, use_all_cores
 
     transformers.utils.logging.disable_progress_bar()
-    machine.use_all_cores()
+    use_all_cores()
     task = tasks.find(args.task_name)
     tokenizer = load_tokenizer(args.checkpoint)
     model = load_model(args.checkpoint, task.n_outputs)
@@ -103,7 +104,7 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
         model=model, args=settings, train_dataset=dataset, data_collator=DataCollatorWithPadding(tokenizer)
     )
     device = settings.device
-    machine.reset_peak_memory(device)
+    reset_peak_memory(device)
     began = time.perf_counter()
     trainer.train()
     if device.type == "cuda":
@@ -114,7 +115,7 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
     return {
         "examples_per_second": len(rows) * args.n_epochs / seconds,
         "real_tokens_per_second": n_tokens * args.n_epochs / seconds,
-        "peak_memory_mib": machine.peak_memory(device) / 2**20,
+        "peak_memory_mib": peak_memory(device) / 2**20,
         "stored_bytes": sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")),
     }
 
@@ -126,10 +127,10 @@ def matrix_peak(dtype: str) -> float:
     """
     import torch
 
-    from common import machine
-    from common.onednn import use_onednn
+    from common.fast.linear import use_onednn
+    from common.runtime.device import use_all_cores
 
-    machine.use_all_cores()
+    use_all_cores()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens, inner, outer = (8192, 4096, 4096) if device == "cuda" else (2048, 384, 1536)
     plain = torch.nn.Linear(inner, outer, bias=False, dtype=getattr(torch, dtype), device=device).requires_grad_(False)
@@ -170,21 +171,22 @@ def device() -> str:
     """What was measured on."""
     import torch
 
-    from common import machine
+    from common.runtime.device import device_name, use_all_cores
 
-    machine.use_all_cores()
-    return machine.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    use_all_cores()
+    return device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def padding_factor(args: argparse.Namespace) -> tuple[float, float, float]:
     """Tokens of random padded batches over real ones; mean length and mean squared length."""
     from common import data
     from common.checkpoints import load_tokenizer
+    from common.tokens import shuffled, tokenize
 
     task = tasks.find(args.task_name)
     rows = data.read(task, "train", args.data).draw(args.rows)
-    lengths = data.tokenize(rows, load_tokenizer(args.checkpoint), 512).lengths.float()
-    batches = lengths[data.shuffled(len(lengths), 42, 0)].split(args.batch_size)
+    lengths = tokenize(rows, load_tokenizer(args.checkpoint), 512).lengths.float()
+    batches = lengths[shuffled(len(lengths), 42, 0)].split(args.batch_size)
     padded = sum(float(batch.max()) * len(batch) for batch in batches)
     return padded / float(lengths.sum()), float(lengths.mean()), float(lengths.square().mean())
 
@@ -226,7 +228,7 @@ def compare(args: argparse.Namespace, words: list[str]) -> dict[str, Any]:
             done = row[f"{side}_real_tokens_per_second"] * flops_per_token(args.checkpoint, square, length)
             peak = matrix_peak(dtype)
             row |= {f"matrix_peak_{dtype}_gflops": round(peak / 1e9), f"{side}_share_of_peak": round(done / peak, 3)}
-    return row | saving.provenance()
+    return row | runs.provenance()
 
 
 def main() -> None:

@@ -6,6 +6,9 @@ from common.experiments import sweep
 TUNING = {"lr": (4e-4, 1e-3, 2e-3, 3e-3), "n_epochs": (3, 20)}
 """What scripts/run_tune.sh tries: as many as of the other methods."""
 
+SPACE = {"terms": (("all",), ("query_mlp",))}
+"""What scripts.search tries of the method's own options."""
+
 if __name__ == "__main__":
     grid = [("all",), ("query_mlp",), *((group,) for group in SETS["all"])]
     sweep(BitFit(terms=terms) for terms in grid)

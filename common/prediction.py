@@ -1,59 +1,27 @@
 """A trained model -> its answers: logits for the training loop, submission files for the leaderboard."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
 
-from common import data, machine, metrics, saving, tasks
+from common import data, metrics, saving, tasks
 from common.checkpoints import load_tokenizer
 from common.encoders import first_position, longest_input, n_outputs
 from common.errors import InputError, one_line_errors
-from common.methods import Method, leave_room, names
+from common.evaluation import predict_logits
+from common.fast.packing import Layout, take_packed
+from common.fast.precision import hold_frozen
+from common.fitting import leave_room
+from common.methods import Method, names
 from common.options import PredictOptions, parse
-from common.packing import Layout, take_packed
-from common.precision import hold_frozen
-from common.sharding import reshard
+from common.runs import RESULT, read_result
+from common.runtime import files, launching
+from common.runtime.processes import destroy_group_at_end
+from common.tokens import tokenize
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
-@torch.no_grad()
-def logits(
-    model: nn.Module,
-    tokens: data.Tokens,
-    batch_size: int,
-    accelerator: "Accelerator",
-    progress: Callable[[int], Any] = lambda rows: None,
-) -> np.ndarray:
-    """The model's outputs for every row, in row order, on every process: (rows, outputs).
-
-    The batches are cut before they are dealt out to the processes, so that each row meets the same neighbours however
-    many processes there are; every row is filled in by exactly one process and the sum over them puts it together.
-
-    Args:
-        model: without a wrapper for several processes, whose forward pass would wait for all of them.
-        progress: called with the number of rows of each batch.
-    """
-    model.eval()
-    every = torch.zeros(len(tokens), n_outputs(model), device=accelerator.device)
-    # In the order of their lengths, which puts rows of similar lengths side by side.
-    batches = tokens.lengths.argsort(stable=True).split(batch_size)
-    for first in range(0, len(batches), accelerator.num_processes):
-        dealt = batches[first : first + accelerator.num_processes]
-        # One without a batch runs the last one too, for nothing: a sharded model's forward pass is that of all.
-        rows = dealt[min(accelerator.process_index, len(dealt) - 1)]
-        batch, _ = tokens.batch(rows, accelerator.device)
-        outputs = model(**batch).logits.float()
-        if accelerator.process_index < len(dealt):
-            every[rows.to(every.device)] = outputs
-        progress(sum(map(len, dealt)))
-    reshard(model)
-    return accelerator.reduce(every, reduction="sum").cpu().numpy()
+    pass
 
 
 def find_run(method: str, options: PredictOptions) -> Path:
@@ -72,7 +40,7 @@ def find_run(method: str, options: PredictOptions) -> Path:
         return Path(options.run)
     task = tasks.find(options.task_name or "")
     home = Path(options.output_dir) / method / (task.trained_as or task.name)
-    runs = {path.parent: saving.read_result(path.parent) for path in sorted(home.glob(f"*/{saving.RESULT}"))}
+    runs = {path.parent: read_result(path.parent) for path in sorted(home.glob(f"*/{RESULT}"))}
     if options.data is not None:
         runs = {run: result for run, result in runs.items() if _same_data(str(result["data"]), options.data)}
     if options.checkpoint is not None:
@@ -120,7 +88,7 @@ def write_submission(folder: Path, task: tasks.Task, outputs: np.ndarray, n_rows
     if len(lines) - 1 != n_rows:
         raise RuntimeError(f"{len(lines) - 1} predictions for the {n_rows} rows of {task.name}'s test split")
     path = folder / task.submission
-    saving.write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    files.write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     return path
 
 
@@ -129,8 +97,8 @@ def predict(kind: type[Method]) -> None:
     method = kind.__module__.partition(".")[0]
     (options,) = parse(f"{method}.test", options=PredictOptions())
     with one_line_errors(options.debug):
-        machine.start_cpu_processes()
-        with machine.leaving_in_order():
+        launching.start_cpu_processes()
+        with destroy_group_at_end():
             paths = answer(method, options)
         for path in paths:
             print(path)
@@ -143,8 +111,8 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
         InputError: no run, a run of another method, task or base model, or unusable data.
     """
     folder = find_run(method, options)
-    config = saving.read_json(folder / saving.CONFIG)
-    saving.require(folder / saving.CONFIG, config, task_name=str, data=str, max_length=int, frozen_dtype=str)
+    config = files.read_json(folder / saving.CONFIG)
+    files.require(folder / saving.CONFIG, config, task_name=str, data=str, max_length=int, frozen_dtype=str)
     trained, held = config["task_name"], str(config.get("method"))
     if held != method:
         other = f"use {held}.test" if held in names() else f"there are the methods {', '.join(names())}"
@@ -173,8 +141,8 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     paths = []
     with tqdm(total=total, desc=f"{method} {trained} test", disable=not accelerator.is_main_process) as bar:
         for task, rows in zip(tests, examples, strict=True):
-            tokens = data.tokenize(rows, tokenizer, config["max_length"]).laid_out(layout)
-            outputs = logits(model, tokens, options.batch_size, accelerator, bar.update)
+            tokens = tokenize(rows, tokenizer, config["max_length"]).laid_out(layout)
+            outputs = predict_logits(model, tokens, options.batch_size, accelerator, bar.update)
             if accelerator.is_main_process:
                 paths.append(write_submission(folder, task, outputs, len(rows)))
     if source == "demo":

@@ -7,11 +7,11 @@ import psutil
 import torch
 from torch import nn
 
-from common.data import Tokens
 from common.encoders import encoder, hidden_size, layers, pooler, stack, store_embeddings
 from common.errors import InputError
+from common.fast.packing import end_with_first_tokens
 from common.methods import trainable
-from common.packing import end_with_first_tokens
+from common.tokens import Tokens
 
 
 class Store(nn.Module):

@@ -1,13 +1,9 @@
 """The training loop, the instrument of the comparison: the same for every method, to be read from top to bottom."""
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
-import json
 import math
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,33 +12,45 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from common import data, machine, metrics, precision, prediction, saving, sharding, tasks, trackers
+from common import metrics, saving, tasks
+from common.checkpointing import Progress, Trained
 from common.checkpoints import base_of, blank_model, load_model
-from common.encoders import encoder, first_position, longest_input, vocabulary_size
-from common.errors import DoesNotFit, InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
-from common.material import HOLDOUT, Material
-from common.methods import Method, apply, count, count_without_head, leave_room, table, trainable, try_on, within
+from common.encoders import encoder, first_position
+from common.errors import InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
+from common.evaluation import COLLAPSED, evaluate
+from common.fast import precision
+from common.fast.packing import Layout, take_packed
+from common.fitting import check_fit, fit_to_budget
+from common.methods import Method, apply, count, count_without_head, table, trainable
 from common.options import TuneOptions, parse
-from common.packing import Layout, take_packed
-from common.resume import Progress, Trained
 from common.reuse import reuse
-from common.stopping import Stop
+from common.runs import (
+    CHECKPOINT,
+    RESULT,
+    clear,
+    decisive,
+    provenance,
+    read_result,
+    run_folder,
+    summary,
+    write_predictions,
+)
+from common.runtime import files, launching, locks, shards, trackers
+from common.runtime.device import device_name, release_memory, reset_peak_memory, use_all_cores
+from common.runtime.processes import broadcast_from_main, destroy_group_at_end
+from common.runtime.stopping import Stop
+from common.tokens import HOLDOUT, TaskData, Tokens, shares, shuffled
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from evaluate import Metric
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 LOG_EVERY = 10
 """Optimizer steps between two points of a curve: fetching a scalar makes the host wait for the device."""
 
+
 AfterEpoch = Callable[[int, float], bool]
 """Epoch, counted from 1, and its validation score -> whether to end the run there."""
-
-COLLAPSED = "collapsed"
-"""Among the scores: 1 where the model gives all rows of the validation set one answer, which is worth none."""
 
 
 def tune(kind: type[Method]) -> None:
@@ -50,8 +58,8 @@ def tune(kind: type[Method]) -> None:
     name = kind.__module__.partition(".")[0]
     options, method = parse(f"{name}.tune", options=TuneOptions(lr=kind.default_lr), method=kind())
     with one_line_errors(options.debug):
-        machine.start_cpu_processes()
-        with machine.leaving_in_order():
+        launching.start_cpu_processes()
+        with destroy_group_at_end():
             folder, result = train(method, options)
         if os.environ.get("RANK", "0") == "0":
             print(summary(result))
@@ -61,7 +69,7 @@ def tune(kind: type[Method]) -> None:
 def train(
     method: Method,
     options: TuneOptions,
-    material: Material | None = None,
+    material: TaskData | None = None,
     after_epoch: AfterEpoch = lambda epoch, score: False,
     place: str = "",
 ) -> tuple[Path, dict[str, Any]]:
@@ -84,32 +92,32 @@ def train(
     """
     task = tasks.find(options.task_name)
     if options.param_budget is not None:
-        method = within(method, options.param_budget, blank_model(options.checkpoint, task.n_outputs))
+        method = fit_to_budget(method, options.param_budget, blank_model(options.checkpoint, task.n_outputs))
     folder = run_folder(method, options)
 
     def is_finished() -> bool:
-        return (folder / saving.RESULT).is_file() and not options.overwrite
+        return (folder / RESULT).is_file() and not options.overwrite
 
-    if machine.told_by_main(is_finished):
-        return folder, saving.read_result(folder)
-    saving.refuse_links(Path(options.output_dir), folder)
-    saving.refuse_busy(folder)
+    if broadcast_from_main(is_finished):
+        return folder, read_result(folder)
+    files.refuse_links(Path(options.output_dir), folder)
+    locks.refuse_busy(folder)
 
     # Data first: most bad input is there, and it is found in no time. Then what needs the shapes of the encoder alone.
     if material is None or not material.serves(options):
-        material = Material(options)
+        material = TaskData(options)
     material.read()
     max_length = check_fit(method, options, blank_model(options.checkpoint, task.n_outputs), material.tokenizer)
 
-    with saving.alone(folder):
-        if machine.told_by_main(is_finished):  # by another process, just now
-            return folder, saving.read_result(folder)
+    with locks.lock_folder(folder):
+        if broadcast_from_main(is_finished):  # by another process, just now
+            return folder, read_result(folder)
         try:
             return folder, _train(method, options, task, folder, material, max_length, after_epoch, place)
         except Exception as error:
             if not is_out_of_memory(error) or isinstance(error, InputError):
                 raise
-            kept = "the last checkpoint is kept" if (folder / saving.CHECKPOINT).is_file() else "nothing was saved yet"
+            kept = "the last checkpoint is kept" if (folder / CHECKPOINT).is_file() else "nothing was saved yet"
             reason = str(error).partition("\n")[0]
             raise InputError(
                 f"out of memory in {folder} ({reason}): {kept}; choose a smaller batch_size with more "
@@ -117,36 +125,12 @@ def train(
             ) from error
 
 
-def check_fit(method: Method, options: TuneOptions, blank: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Refuse what the encoder or the machine cannot hold before anything is asked of them; the tokens of an input.
-
-    Raises:
-        DoesNotFit: the method's options are not for this encoder, or its parameters not for this machine.
-        InputError: `options.max_length` is more than the encoder takes.
-    """
-    trackers.chosen(options.report_to)
-    if max(tokenizer.get_vocab().values()) >= vocabulary_size(blank):
-        sizes = f"a tokenizer of {len(tokenizer)} tokens and an encoder of {vocabulary_size(blank)}"
-        raise InputError(f"{options.checkpoint} has {sizes}: wanted those that belong together")
-    limit = leave_room(method, longest_input(blank, tokenizer))
-    if options.max_length is not None and options.max_length > limit:
-        raise InputError(f"max_length is {options.max_length}, but {options.checkpoint} takes at most {limit} tokens")
-    n_trained = count(trainable(try_on(method, blank)))
-    needed, there = 16 * n_trained, machine.host_memory()  # values, gradients and two moments of 4 bytes each
-    if needed > there:
-        raise DoesNotFit(
-            f"{method.name} would train {n_trained:,} parameters, which need {needed / 2**30:,.0f} GiB, and there are "
-            f"{there / 2**30:,.0f} GiB: choose a smaller size"
-        )
-    return options.max_length or limit
-
-
 def _train(
     method: Method,
     options: TuneOptions,
     task: tasks.Task,
     folder: Path,
-    material: Material,
+    material: TaskData,
     max_length: int,
     after_epoch: AfterEpoch,
     place: str,
@@ -156,8 +140,8 @@ def _train(
     from accelerate.utils import ProjectConfiguration, set_seed
     from tqdm import tqdm
 
-    machine.use_all_cores()
-    machine.release_memory()
+    use_all_cores()
+    release_memory()
     accelerator = Accelerator(
         log_with=trackers.chosen(options.report_to) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder.parent)),
@@ -207,7 +191,7 @@ def _train(
         eps=options.eps,
         fused=True,
     )
-    sharding.by_layer(accelerator, model, method, options.reuse_frozen)
+    shards.by_layer(accelerator, model, method, options.reuse_frozen)
     wrapped, accelerated = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(wrapped)
     parameters = list(trainable(model).values())  # where they are sharded, others than before
@@ -224,20 +208,20 @@ def _train(
     settings = {"method": method.name} | method.options() | decisive(options)
     metric = metrics.load(task)
 
-    def evaluate_on(splits: dict[str, data.Tokens]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def evaluate_on(splits: dict[str, Tokens]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         return evaluate(task, model, splits, metric, options.eval_batch_size, accelerator)
 
     recent = torch.zeros(3, device=device)  # sums of losses, of tokens and of bad steps since the last log
     facts = {"base_sha256": base.sha256, "train_examples": len(tokens), "n_steps": n_steps, "n_processes": n_processes}
     state = Trained(model, optimizer, recent, accelerator, facts)
     progress = Progress(train_seconds=reuse_seconds)
-    unfinished = (folder / saving.CHECKPOINT).is_file() and not (folder / saving.RESULT).is_file()
-    resumed = machine.told_by_main(lambda: options.resume and unfinished)
+    unfinished = (folder / CHECKPOINT).is_file() and not (folder / RESULT).is_file()
+    resumed = broadcast_from_main(lambda: options.resume and unfinished)
     if resumed:
         progress = state.load(folder)
         accelerator.print(f"going on at step {progress.step} of {n_steps}, from the checkpoint in {folder}")
     if accelerator.is_main_process:
-        saving.clear(folder, "events.out.*" if resumed else "*")
+        clear(folder, "events.out.*" if resumed else "*")
     accelerator.wait_for_everyone()
     trackers.start(accelerator, folder.name, settings)
     for point in progress.scalars:  # what a kill cut off is logged again, so the curves have no gap and no double
@@ -247,7 +231,7 @@ def _train(
         progress.scalars.append((step, time.time(), values))
         trackers.log(accelerator, *progress.scalars[-1])
 
-    machine.reset_peak_memory(device)
+    reset_peak_memory(device)
     bar = tqdm(
         total=n_steps,
         initial=progress.step,
@@ -259,13 +243,13 @@ def _train(
         for epoch in range(len(progress.history), options.n_epochs):
             wrapped.train()
             began = time.perf_counter()
-            steps = data.shuffled(len(tokens), options.seed, epoch).split(rows_per_step)
+            steps = shuffled(len(tokens), options.seed, epoch).split(rows_per_step)
             for step_rows in steps[progress.step - epoch * steps_per_epoch :]:
                 for group in optimizer.param_groups:
                     group["lr"] = options.lr * schedule(progress.step, n_warmup, n_steps)
 
                 step_loss = torch.zeros((), device=device)
-                micro_batches = data.shares(step_rows, options.batch_size, process, n_processes)
+                micro_batches = shares(step_rows, options.batch_size, process, n_processes)
                 for number, micro in enumerate(micro_batches, start=1):
                     # A process with no share in the last rows of an epoch runs one of them with weight 0, to keep step.
                     some = micro if len(micro) else step_rows[:1]
@@ -278,7 +262,7 @@ def _train(
                         accelerator.backward(loss)
                     step_loss += loss.detach() / n_processes
                     recent[1] += tokens.lengths[micro].sum()
-                norm = sharding.whole(accelerator.clip_grad_norm_(parameters, options.max_grad_norm or float("inf")))
+                norm = shards.unshard(accelerator.clip_grad_norm_(parameters, options.max_grad_norm or float("inf")))
                 bad = ~norm.isfinite()
                 if accelerator.scaler is None:  # else it looks for infinities itself
                     optimizer.found_inf = bad.float()  # AdamW then leaves everything as it is, without asking the host
@@ -340,11 +324,11 @@ def _train(
                 about |= {"frozen_dtype": frozen_dtype}
                 saving.save_adapter(folder, model, method, accelerator.is_main_process, **about)
                 if accelerator.is_main_process and not untouched:
-                    saving.write_predictions(folder, outputs, {split: splits[split].labels for split in outputs})
+                    write_predictions(folder, outputs, {split: splits[split].labels for split in outputs})
             progress.history.append(scores)
             state.save(folder, progress)
             ask = functools.partial(after_epoch, epoch + 1, scores["score"])
-            if machine.told_by_main(ask) and epoch + 1 < options.n_epochs:
+            if broadcast_from_main(ask) and epoch + 1 < options.n_epochs:
                 raise Pruned(f"ended after epoch {epoch + 1} of {options.n_epochs}, which is saved in {folder}")
 
     history = progress.history
@@ -355,12 +339,12 @@ def _train(
     dev_scores: dict[str, float] = {}
     if untouched:
         stored = folder / saving.RESUMABLE / saving.ADAPTER
-        best_tensors, _ = saving.read_tensors(stored if stored.is_file() else folder / saving.ADAPTER)
+        best_tensors, _ = files.read_tensors(stored if stored.is_file() else folder / saving.ADAPTER)
         for name, parameter in trainable(model).items():
-            parameter.data.copy_(sharding.as_held(best_tensors[name], parameter))
+            parameter.data.copy_(shards.shard_like(best_tensors[name], parameter))
         dev_scores, outputs = evaluate_on(untouched)
         if accelerator.is_main_process:
-            saving.write_predictions(folder, outputs, {split: untouched[split].labels for split in outputs})
+            write_predictions(folder, outputs, {split: untouched[split].labels for split in outputs})
     seconds = progress.train_seconds
     result = {
         "method": method.name,
@@ -387,48 +371,21 @@ def _train(
         "examples_per_second": round(len(tokens) * options.n_epochs / seconds, 2),
         "real_tokens_per_second": round(progress.train_tokens / seconds, 1),
         "peak_memory_mib": round(progress.peak_memory / 2**20, 1),
-        "device": machine.device_name(device),
+        "device": device_name(device),
         "n_processes": n_processes,
         "mixed_precision": accelerator.mixed_precision,
         "base_sha256": base.sha256,
         "base_revision": base.revision,
-        **saving.provenance(),
+        **provenance(),
     }
     sizes = {name: result[name] for name in ("trainable_params_without_head", "trainable_params")}
     trackers.finish(accelerator, settings | sizes, history[best])
     if accelerator.is_main_process:
         result["stored_bytes"] = (folder / saving.ADAPTER).stat().st_size
-        saving.write_json(folder / saving.RESULT, result)
-        (folder / saving.CHECKPOINT).unlink()
+        files.write_json(folder / RESULT, result)
+        (folder / CHECKPOINT).unlink()
     accelerator.wait_for_everyone()
     return result
-
-
-def evaluate(
-    task: tasks.Task,
-    model: nn.Module,
-    validations: dict[str, data.Tokens],
-    metric: "Metric",
-    batch_size: int,
-    accelerator: "Accelerator",
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics on every validation split, and `score`, the mean of those on the first; the others' have a suffix.
-
-    And the logits that they are of: split -> (rows, outputs).
-    """
-    scores: dict[str, float] = {}
-    outputs = {}
-    collapsed = False
-    for number, (split, tokens) in enumerate(validations.items()):
-        logits = prediction.logits(model, tokens, batch_size, accelerator)
-        outputs[split] = logits
-        answers = metrics.predictions(task, logits)
-        measured = metric.compute(predictions=answers, references=tokens.labels.numpy())
-        suffix = "_" + split.removeprefix("validation_") if number > 0 else ""
-        scores |= {name + suffix: value for name, value in measured.items()}
-        collapsed |= number == 0 and bool(np.ptp(answers) < 1e-3)  # of classes 0; of scores from 0 to 5 a hair
-    score = metrics.score({name: scores[name] for name in task.metrics})
-    return scores | {"score": score, COLLAPSED: float(collapsed)}, outputs
 
 
 def losses_of(task: tasks.Task, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -443,52 +400,3 @@ def schedule(step: int, n_warmup: int, n_steps: int) -> float:
     if step < n_warmup:
         return step / n_warmup
     return (n_steps - step) / max(1, n_steps - n_warmup)
-
-
-# Options that change where a run goes and what is said about it, not what it computes.
-_NOT_THE_RUN: tuple[str, ...] = ("output_dir", "report_to", "resume", "checkpoint_every", "time_limit", "max_bad_steps")
-_NOT_THE_RUN += ("overwrite", "debug")
-
-
-def decisive(options: TuneOptions) -> dict[str, Any]:
-    """The options that can change a run's result, by name."""
-    return {name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_THE_RUN}
-
-
-def run_folder(method: Method, options: TuneOptions) -> Path:
-    """Where a run lies: a name to read, and a digest of every option that can change its result.
-
-    Example: OUTPUT_DIR/METHOD/mrpc/minilm-rank8-alpha8-dropout0-lr0.001-n_epochs3-seed42-3f2a9c1e
-    """
-    shared = decisive(options)
-    if options.data not in ("hub", "demo"):
-        shared["data"] = str(Path(options.data).resolve())
-    own = method.options()
-    launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # what accelerate launch decides
-    everything = {"method": method.name} | shared | own
-    everything |= {name: os.environ.get(name, usual) for name, usual in launched.items()}
-    # 8 and 8.0 are one value, whichever of them the command line or a grid wrote.
-    text = json.dumps({k: float(v) if isinstance(v, int) else v for k, v in everything.items()}, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    numbers = {k: v for k, v in own.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    shown = numbers | {k: shared[k] for k in ("lr", "n_epochs", "seed")}
-    words = [Path(options.checkpoint).name, *(f"{k}{v:g}" for k, v in shown.items()), digest]
-    name = re.sub(r"[^\w.+-]", "_", "-".join(words))
-    return Path(options.output_dir) / method.name / options.task_name / name
-
-
-def summary(result: dict[str, Any]) -> str:
-    """A run in one line: its best scores beside what the majority class gives, what it trained and how fast."""
-    task = tasks.find(result["task_name"])
-    scores = ", ".join(
-        f"{name} {result[f'best_{name}']:.4f} (majority class {result[f'majority_{name}']:.4f})"
-        for name in task.metrics
-    )
-    return (
-        f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}: {scores}; "
-        f"epoch {result['best_epoch']} of {result['n_epochs']}"
-        f"{', which gives all rows one answer' if result.get('best_collapsed') else ''}; "
-        f"{result['trainable_params']:,} parameters trained, {result['trainable_params_without_head']:,} without the "
-        f"head ({result['trainable_params_without_head'] / result['total_params']:.3%} of the encoder); "
-        f"{result['examples_per_second']:.1f} examples/s"
-    )

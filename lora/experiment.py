@@ -1,10 +1,17 @@
 """Score against rank: accelerate launch -m lora.experiment --task_name mrpc"""
 
 from common.experiments import sweep
+from common.study.space import Range, Same
 from lora.method import Lora
 
 TUNING = {"lr": (1e-4, 5e-4), "n_epochs": (3, 20), "rank": (4, 16)}
 """What scripts/run_tune.sh tries, as the mirrored repository does."""
+
+SPACE = {"rank": Range(1, 64, log=True), "alpha": Same("rank"), "dropout": (0.0, 0.05, 0.1)}
+"""What scripts.search tries of the method's own options.
+
+alpha = rank keeps the scale, so that the learning rate alone decides about the steps.
+"""
 
 if __name__ == "__main__":
     sweep(Lora(rank=rank, alpha=rank) for rank in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512))

@@ -9,8 +9,8 @@ from torch import nn
 
 from common.encoders import Linear, layers, replace
 from common.errors import DoesNotFit, check
-from common.methods import Method, Range, Same, Space
-from common.onednn import linear_map
+from common.fast.linear import linear_map
+from common.methods import Method
 
 
 class LoraLinear(nn.Linear):
@@ -81,8 +81,6 @@ class Lora(Method):
 
     default_lr: ClassVar[float] = 5e-4
     size: ClassVar[str] = "rank"
-    # The update keeps its scale over all ranks, so that the learning rate alone decides about its steps.
-    space: ClassVar[Space] = {"rank": Range(1, 64, log=True), "alpha": Same("rank"), "dropout": (0.0, 0.05, 0.1)}
 
     def __post_init__(self) -> None:
         check(

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from common.attention import prepend
 from common.encoders import hidden_size, layers, n_heads, stack
 from common.errors import check
-from common.methods import Method, Range, Space, Tensors
+from common.fast.attention import prepend
+from common.methods import Method, Tensors
 
 
 class Prefix(nn.Module):
@@ -65,8 +65,6 @@ class PrefixTuning(Method):
     default_lr: ClassVar[float] = 3e-2
     starts_at_pretrained: ClassVar[bool] = False
     size: ClassVar[str] = "prefix_length"
-    # Without the MLP, which learns at rates of another order than a prefix that is trained as it is.
-    space: ClassVar[Space] = {"prefix_length": Range(1, 100, log=True)}
 
     def __post_init__(self) -> None:
         check(

@@ -10,7 +10,7 @@ from torch import nn
 from common.checkpoints import base_of, load_tokenizer
 from common.encoders import begin_with, embeddings, replace_words
 from common.errors import InputError, check
-from common.methods import Method, Range, Space
+from common.methods import Method
 
 
 class PromptEmbedding(nn.Embedding):
@@ -56,7 +56,6 @@ class PromptTuning(Method):
     default_lr: ClassVar[float] = 1e-1
     starts_at_pretrained: ClassVar[bool] = False
     size: ClassVar[str] = "prompt_length"
-    space: ClassVar[Space] = {"prompt_length": Range(1, 100, log=True), "init": ("random", "vocabulary")}
 
     def __post_init__(self) -> None:
         check(

@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import aggregation, saving, tasks
+from common import tasks
 from common.errors import one_line_errors
-from common.experiments import append_once, read_rows
+from common.runs import append_once, read_result, read_rows
+from common.runtime import files
+from common.study import aggregation
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -55,11 +57,11 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors(args.debug):
         for run in args.runs:
-            append_once(args.out, saving.read_result(run))
+            append_once(args.out, read_result(run))
         rows = read_rows(args.out)
         if args.csv:
             text = as_csv(rows)
-            saving.write_atomically(args.csv, lambda part: part.write_text(text, encoding="utf-8", newline=""))
+            files.write_atomically(args.csv, lambda part: part.write_text(text, encoding="utf-8", newline=""))
         print(table(rows))
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from common import aggregation, saving
-from common.aggregation import Configuration, Setting
 from common.errors import InputError, one_line_errors
-from scripts import figures, table
+from common.runtime import files
+from common.study import aggregation, figures
+from common.study.aggregation import Configuration, Setting
+from scripts import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,11 +54,11 @@ def learning_curves(runs: Sequence[Path]) -> "Figure":
     from matplotlib.figure import Figure
 
     drawn = {run: read_curves(run) for run in runs}
-    results = {run: saving.read_result(run) for run in drawn}
+    results = {run: runs.read_result(run) for run in drawn}
     for run, result in results.items():
         whole = dict.fromkeys(("batch_size", "train_examples", "max_length"), int)
         numbers = dict.fromkeys(("lr", aggregation.on_dev(result, "score")), float)
-        saving.require(run / saving.RESULT, result, **whole, **numbers)
+        files.require(run / runs.RESULT, result, **whole, **numbers)
     tables = aggregation.group(results.values())
     curves = {id(result): drawn[run] for run, result in results.items()}
     lines = [(setting, each) for setting, some in tables.items() for each in some]

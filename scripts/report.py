@@ -19,11 +19,13 @@ from string import Template
 from typing import Any
 from xml.etree import ElementTree
 
-from common import aggregation, methods, saving
-from common.aggregation import Configuration, Row, Setting, Tables
+from common import methods
 from common.errors import one_line_errors
 from common.options import TuneOptions, command_line
-from scripts import figures, table
+from common.runtime import files
+from common.study import aggregation, figures
+from common.study.aggregation import Configuration, Row, Setting, Tables
+from scripts import table
 from scripts.table import Table
 
 PAGE = Path(__file__).with_name("report.html")
@@ -267,7 +269,7 @@ def main() -> None:
     with one_line_errors(args.debug):
         every = aggregation.group(aggregation.read(args.rows))
         text = page(every, args.by, args.compare, (path.name for path in args.rows))
-        saving.write_atomically(args.out, lambda part: part.write_text(text, encoding="utf-8"))
+        files.write_atomically(args.out, lambda part: part.write_text(text, encoding="utf-8"))
         print(args.out)
 
 

@@ -1,6 +1,6 @@
 """Search for good options of a method: python -m scripts.search METHOD --task_name mrpc --select holdout --trials 20
 
-Tried are learning rate, epochs, batch size and the method's own space (`space` in METHOD/method.py), by Optuna's TPE.
+Tried are learning rate, epochs, batch size and the method's own space (SPACE in METHOD/experiment.py), by Optuna's TPE.
 An option that is given is not searched; every option of METHOD.tune can be. Start the same command as often as there
 are devices: all workers share the trials, and what one of them leaves, killed or stopped, is taken up again.
 
@@ -13,11 +13,12 @@ finish decides what is drawn next.
 
 import sys
 
-from common import machine
 from common.errors import InputError, one_line_errors
 from common.methods import find, names
 from common.options import TuneOptions, given, parse
-from common.search import SearchOptions, search
+from common.runtime import launching
+from common.study.search import search
+from common.study.space import SearchOptions
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
         method=kind(),
     )
     with one_line_errors(options.debug):
-        machine.start_cpu_processes()
+        launching.start_cpu_processes()
         search(method, options, settings, given(words))
 
 

@@ -7,10 +7,11 @@ import argparse
 import zipfile
 from pathlib import Path
 
-from common import data, prediction, saving, tasks
+from common import data, prediction, tasks
 from common.errors import InputError, one_line_errors
 from common.methods import find
 from common.options import PredictOptions
+from common.runs import read_result
 
 
 def problem(task: tasks.Task, text: str, n_rows: int) -> str:
@@ -50,7 +51,7 @@ def collect(method: str, options: PredictOptions) -> tuple[dict[str, str], list[
             path = run / task.submission
             if not path.is_file():
                 raise InputError(f"{path} is not there: run {method}.test --task_name {trained}")
-            source = saving.read_result(run)["data"]
+            source = read_result(run)["data"]
             n_rows = len(data.read(task, "test", "demo")) if source == "demo" else task.test_rows
             text = path.read_text(encoding="utf-8")
             wrong = problem(task, text, n_rows)
@@ -90,7 +91,7 @@ def main() -> None:
                 for name, text in files.items():
                     archive.writestr(name, text)
 
-        saving.write_atomically(args.out, write)
+        files.write_atomically(args.out, write)
         print(f"{args.out}: {', '.join(files)}")
 
 

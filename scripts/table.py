@@ -13,9 +13,10 @@ from statistics import fmean, stdev
 import numpy as np
 from tqdm import tqdm
 
-from common import aggregation, significance, tasks
-from common.aggregation import Configuration, Setting, Tables
+from common import tasks
 from common.errors import InputError, one_line_errors
+from common.study import aggregation, significance
+from common.study.aggregation import Configuration, Setting, Tables
 
 Cells = tuple[str | int, ...]
 SELECTION = {

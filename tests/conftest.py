@@ -19,8 +19,8 @@ import torch
 
 from common.checkpoints import load_model
 from common.encoders import first_position
+from common.fast.packing import Layout, pack, take_packed
 from common.methods import apply, trainable
-from common.packing import Layout, pack, take_packed
 from common.synthetic import AGENTS, LOOKS, PLACES, THINGS
 from scripts.plot import read_curves
 

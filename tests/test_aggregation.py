@@ -9,9 +9,11 @@ import pytest
 from conftest import REPOSITORY, exits_with_one_line
 
 from bitfit.method import BitFit
-from common import aggregation, metrics, saving, significance, tasks
+from common import metrics, tasks
 from common.errors import InputError
 from common.options import TuneOptions
+from common.runs import read_predictions
+from common.study import aggregation, significance
 from common.training import train
 from lora.method import Lora
 from scripts import table
@@ -230,7 +232,7 @@ def test_methods_are_compared_over_examples(show, trained, metric):
     split = "validation_mismatched" if metric.endswith("mismatched") else "validation_matched"
     sides, labels = [], None
     for each in rows:
-        logits, labels = saving.read_predictions(home / each["method"] / "mnli" / each["run"])[split]
+        logits, labels = read_predictions(home / each["method"] / "mnli" / each["run"])[split]
         sides.append(logits.argmax(1))
     p, (low, high) = significance.paired_bootstrap(sides[:2], sides[2:], labels, metrics.accuracy, n=200)
     exact = significance.mcnemar(sides[0] == labels, sides[2] == labels)

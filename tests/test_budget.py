@@ -12,8 +12,10 @@ from bitfit.method import BitFit
 from common import methods
 from common.checkpoints import blank_model
 from common.errors import DoesNotFit, InputError
-from common.methods import apply, count, count_without_head, find, table, trainable, try_on, within
-from common.training import run_folder, train
+from common.fitting import fit_to_budget, try_on
+from common.methods import apply, count, count_without_head, find, table, trainable
+from common.runs import run_folder
+from common.training import train
 from lora.method import Lora
 from prefix.method import PrefixTuning
 from prompt.method import PromptTuning
@@ -36,7 +38,7 @@ SIZED = [name for name in methods.names() if find(name).size]
     ],
 )
 def test_the_largest_size_within_the_budget_of_bert_base(method, budget, wanted):
-    assert within(method, budget, bert_base()) == dataclasses.replace(method, **wanted)
+    assert fit_to_budget(method, budget, bert_base()) == dataclasses.replace(method, **wanted)
 
 
 @pytest.mark.parametrize("name", SIZED)
@@ -44,7 +46,7 @@ def test_the_size_fits_and_the_next_one_would_not(name, bert, make_model):
     method, blank = find(name)(), blank_model(bert, 2)
     smallest = dataclasses.replace(method, **{method.size: 1})
     budget = count_without_head(apply(smallest, make_model())) + 100_000
-    found = within(method, budget, blank)
+    found = fit_to_budget(method, budget, blank)
     assert count_without_head(apply(found, make_model())) <= budget
     larger = dataclasses.replace(found, **{found.size: getattr(found, found.size) + 1})
     with contextlib.suppress(DoesNotFit):
@@ -53,12 +55,12 @@ def test_the_size_fits_and_the_next_one_would_not(name, bert, make_model):
 
 def test_a_budget_below_the_smallest_size_is_refused():
     with pytest.raises(InputError, match="param_budget is 10, but rank 1 already trains 36,864 parameters"):
-        within(Lora(), 10, bert_base())
+        fit_to_budget(Lora(), 10, bert_base())
 
 
 def test_a_method_without_a_size_is_refused():
     with pytest.raises(InputError, match="bitfit has no option for its size"):
-        within(BitFit(), 10**6, bert_base())
+        fit_to_budget(BitFit(), 10**6, bert_base())
 
 
 def test_a_run_takes_the_size_and_records_it(options):

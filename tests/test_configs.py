@@ -14,8 +14,8 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 
-from common import machine
 from common.errors import InputError
+from common.runtime import launching
 
 CONFIGS = REPOSITORY / "configs" / "accelerate"
 # What a configuration comes to: kind, machines, processes of all of them, precision, whether on CPUs.
@@ -111,8 +111,8 @@ def test_processes_of_a_configuration_file_are_started_and_two_machines_of_one_p
 def asking(monkeypatch, *words: str) -> list[dict[str, str]]:
     """The places that a machine gives its processes, for a launcher with these words."""
     asked = launched("two_nodes", "--cpu", "--main_process_ip", "127.0.0.1", *words)
-    monkeypatch.setattr(machine, "_asked_of_launcher", lambda: asked)
-    return machine._places()
+    monkeypatch.setattr(launching, "_asked_of_launcher", lambda: asked)
+    return launching._places()
 
 
 def test_the_processes_of_a_machine_stand_behind_those_of_the_machines_before(monkeypatch):
@@ -147,4 +147,4 @@ def test_processes_for_gpus_that_are_not_there_are_told(bert, tmp_path):
 def test_a_launcher_that_brings_its_own_optimizer_is_refused(name, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
     with pytest.raises(InputError, match=f"launched with {name}, which would put an optimizer of its own"):
-        machine.start_cpu_processes()
+        launching.start_cpu_processes()

@@ -10,6 +10,7 @@ from common import data
 from common.checkpoints import load_tokenizer
 from common.errors import InputError
 from common.tasks import TASKS, find
+from common.tokens import shares, shuffled, tokenize
 
 GLUE = REPOSITORY.parent / "shared" / "glue_data"
 PAIR = "index\tsentence1\tsentence2\tlabel\n"
@@ -120,14 +121,14 @@ def tokenizer(bert):
 
 def test_pairs_are_cut_longest_first(tokenizer):
     examples = data.Examples((["the surgeon " * 20], ["the ruby"]), [1])
-    tokens = data.tokenize(examples, tokenizer, max_length=12)
+    tokens = tokenize(examples, tokenizer, max_length=12)
     assert tokens.lengths.tolist() == [12]
     assert tokenizer.decode(tokens.columns["input_ids"]).endswith("[SEP] the ruby [SEP]")
 
 
 def test_a_batch_is_padded_to_its_own_longest_row(tokenizer):
     examples = data.Examples((["the ruby .", "the", "in the old garden ."],), [1, 0, 1])
-    tokens = data.tokenize(examples, tokenizer, max_length=64)
+    tokens = tokenize(examples, tokenizer, max_length=64)
     batch, labels = tokens.batch(torch.tensor([1, 0]), torch.device("cpu"))
     wanted = tokenizer(["the", "the ruby ."], padding=True, return_tensors="pt")
     assert batch.keys() == wanted.keys()
@@ -137,32 +138,32 @@ def test_a_batch_is_padded_to_its_own_longest_row(tokenizer):
 
 def test_tokens_are_kept_for_the_next_run_and_made_anew_when_anything_changes(tokenizer, tmp_path, monkeypatch):
     examples = data.Examples((["the ruby .", "the"],), [1, 0])
-    first = data.tokenize(examples, tokenizer, 64, cache=tmp_path)
+    first = tokenize(examples, tokenizer, 64, cache=tmp_path)
     (path,) = tmp_path.iterdir()
     stamp = path.stat().st_mtime_ns
-    again = data.tokenize(examples, tokenizer, 64, cache=tmp_path)
+    again = tokenize(examples, tokenizer, 64, cache=tmp_path)
     assert path.stat().st_mtime_ns == stamp
     assert all(torch.equal(first.columns[name], again.columns[name]) for name in first.columns)
-    data.tokenize(examples, tokenizer, 4, cache=tmp_path)
-    data.tokenize(data.Examples((["the ruby .", "in"],), [1, 0]), tokenizer, 64, cache=tmp_path)
+    tokenize(examples, tokenizer, 4, cache=tmp_path)
+    tokenize(data.Examples((["the ruby .", "in"],), [1, 0]), tokenizer, 64, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
     path.write_bytes(b"damaged")
-    mended = data.tokenize(examples, tokenizer, 64, cache=tmp_path)
+    mended = tokenize(examples, tokenizer, 64, cache=tmp_path)
     assert all(torch.equal(first.columns[name], mended.columns[name]) for name in first.columns)
 
 
 def test_an_epoch_visits_every_row_once_in_an_order_of_seed_and_epoch_alone():
-    orders = {(seed, epoch): data.shuffled(100, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)}
+    orders = {(seed, epoch): shuffled(100, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)}
     assert all(sorted(order) == list(range(100)) for order in orders.values())
     assert len({tuple(order) for order in orders.values()}) == 4
     torch.rand(5)
-    assert data.shuffled(100, 1, 0).tolist() == orders[1, 0]
+    assert shuffled(100, 1, 0).tolist() == orders[1, 0]
 
 
 @pytest.mark.parametrize(("n_rows", "batch_size", "n_processes"), [(64, 8, 4), (33, 16, 2), (3, 4, 4), (7, 3, 1)])
 def test_processes_share_a_step_without_loss_and_in_step(n_rows, batch_size, n_processes):
     rows = torch.arange(n_rows) + 100
-    shares = [data.shares(rows, batch_size, process, n_processes) for process in range(n_processes)]
+    shares = [shares(rows, batch_size, process, n_processes) for process in range(n_processes)]
     assert len({len(share) for share in shares}) == 1
     assert sorted(torch.cat([micro for share in shares for micro in share]).tolist()) == rows.tolist()
     assert all(len(micro) <= batch_size for share in shares for micro in share)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.dropout import CpuDropout, drop_faster, keep, keeps
+from common.fast.dropout import CpuDropout, drop_faster, keep, keeps
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -14,8 +14,10 @@ from baseline.method import Baseline
 from bitfit.method import BitFit
 from common import data, saving, training
 from common.errors import DoesNotFit, InputError
-from common.experiments import ROWS, append_once, of_sizes, read_rows, run_all, table
-from common.training import run_folder, train
+from common.experiments import ROWS, of_sizes, run_all, table
+from common.runs import append_once, read_rows, run_folder
+from common.runtime import locks
+from common.training import train
 from lora.method import Lora
 
 
@@ -122,7 +124,7 @@ def test_damaged_rows_are_told_before_anything_is_trained(line, options, tmp_pat
 
 
 def test_many_processes_append_each_row_once(tmp_path):
-    code = "import sys; from pathlib import Path; from common.experiments import append_once\n"
+    code = "import sys; from pathlib import Path; from common.runs import append_once\n"
     code += (
         "for n in range(25): append_once(Path(sys.argv[1]), {'run': f'{int(sys.argv[2]) % 2} {n}', 'x': 'y' * 5000})"
     )
@@ -135,7 +137,7 @@ def test_many_processes_append_each_row_once(tmp_path):
 
 def test_a_run_that_another_worker_has_is_waited_for_and_taken_over_when_that_one_dies(options, monkeypatch):
     folders = {seed: run_folder(Lora(rank=1), options(seed=seed)) for seed in (42, 43)}
-    holder = saving.alone(folders[42])
+    holder = locks.lock_folder(folders[42])
     holder.__enter__()
     looks = []
 

@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 from conftest import REPOSITORY
 
-from common.hub import go_offline_if_unreachable
+from common.runtime.hub import go_offline_if_unreachable
 
 
 @pytest.fixture

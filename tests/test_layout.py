@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 
 from common import methods
 from common.options import PredictOptions, SweepOptions, TuneOptions
-from common.search import SearchOptions
+from common.study.space import SearchOptions
 
 METHODS = methods.names()
 PACKAGES = ["benchmarks", "common", "parity", "scripts", "torture", *METHODS]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from common import machine
+from common.runtime.device import device_name, joined, parted
 
 
 def test_what_is_sent_to_a_gpu_in_one_piece_comes_apart_again():
@@ -15,9 +15,9 @@ def test_what_is_sent_to_a_gpu_in_one_piece_comes_apart_again():
         "none": torch.zeros(0),
         "place": torch.ones(1),
     }
-    row = machine.joined(tensors)
+    row = joined(tensors)
     assert (row.dtype, row.shape) == (torch.uint8, (3 * 4 + 10 * 8 + 4,))
-    apart = machine.parted(row, tensors)
+    apart = parted(row, tensors)
     assert apart.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(apart[name], tensor)
@@ -25,7 +25,7 @@ def test_what_is_sent_to_a_gpu_in_one_piece_comes_apart_again():
 
 
 def test_a_processor_has_its_name_where_the_system_tells_it():
-    name = machine.device_name(torch.device("cpu"))
+    name = device_name(torch.device("cpu"))
     model, _, threads = name.rpartition(" CPU, ")
     assert threads == f"{torch.get_num_threads()} threads"
     told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else platform.machine()

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from conftest import random_batch
 from torch import nn
 
-from common import onednn
+from common.fast import linear
+from common.fast.linear import OneDnnLinear, linear_map, use_onednn
 from common.methods import apply
-from common.onednn import OneDnnLinear, linear_map, use_onednn
 from lora.method import Lora, LoraLinear, merge
 
-pytestmark = pytest.mark.skipif(len(onednn.DTYPES) < 2, reason="needs an x86 CPU with AVX-512 and a torch with oneDNN")
+pytestmark = pytest.mark.skipif(len(linear.DTYPES) < 2, reason="needs an x86 CPU with AVX-512 and a torch with oneDNN")
 
 
 def grads(function, *tensors):

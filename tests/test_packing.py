@@ -6,8 +6,8 @@ from conftest import KINDS, assert_packed_equals_padded, perturbed, random_batch
 
 from common import methods
 from common.encoders import layers, linear
+from common.fast.packing import Layout, pack, take_packed
 from common.methods import find
-from common.packing import Layout, pack, take_packed
 from common.training import train
 from lora.method import Lora
 from scripts.plot import read_curves

@@ -11,10 +11,10 @@ import pytest
 from conftest import REPOSITORY, exits_with_one_line
 from test_aggregation import row
 
-from common import aggregation
+from common.study import aggregation, figures
 from common.training import train
 from lora.method import Lora
-from scripts import figures, plot
+from scripts import plot
 
 PARAMETERS, TIME, MEMORY = figures.COSTS
 

@@ -5,10 +5,12 @@ import torch
 from conftest import random_batch
 from safetensors.torch import load_file
 
-from common import precision, saving
+from common import saving
+from common.fast import precision
 from common.methods import apply, trainable
 from common.options import PredictOptions
 from common.prediction import answer
+from common.runtime import files
 from common.training import train
 from lora.method import Lora
 
@@ -59,6 +61,6 @@ def test_a_run_is_trained_stored_and_tested_the_same_way(options):
     folder, result = train(Lora(rank=2), settings)
     assert result["frozen_dtype"] == "bfloat16"
     assert {tensor.dtype for tensor in load_file(folder / saving.ADAPTER).values()} == {torch.float32}
-    assert saving.read_json(folder / saving.CONFIG)["frozen_dtype"] == "bfloat16"
+    assert files.read_json(folder / saving.CONFIG)["frozen_dtype"] == "bfloat16"
     (path,) = answer("lora", PredictOptions(run=str(folder)))
     assert len(path.read_text().splitlines()) == 251

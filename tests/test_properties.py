@@ -23,13 +23,13 @@ from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
 from common import data, saving, tasks
+from common.checkpointing import Progress, Trained
 from common.checkpoints import load_model
 from common.errors import InputError
-from common.experiments import read_rows
 from common.methods import apply, find, names, trainable
 from common.options import TuneOptions, parse
-from common.resume import Progress, Trained
-from common.training import run_folder, train
+from common.runs import CHECKPOINT, RESULT, read_result, read_rows, run_folder
+from common.training import train
 from lora.method import Lora
 from prefix.method import PrefixTuning
 from prompt.method import PromptTuning
@@ -257,7 +257,7 @@ def unfinished(home, adapters):
     optimizer.step()
     state = Trained(model, optimizer, torch.zeros(3), Accelerator(), {"n_steps": 8})
     state.save(home, Progress(step=3, scalars=[(1, 2.0, {"train/loss": 0.5})]))
-    return state, Content((home / saving.CHECKPOINT).read_bytes())
+    return state, Content((home / CHECKPOINT).read_bytes())
 
 
 @share(0.1)
@@ -265,7 +265,7 @@ def unfinished(home, adapters):
 def test_any_change_to_a_checkpoint_is_one_clear_error(home, unfinished, edit):
     state, content = unfinished
     changed = edit(content)
-    (home / saving.CHECKPOINT).write_bytes(changed)
+    (home / CHECKPOINT).write_bytes(changed)
     with nothing_outside(home):
         if changed == content:
             assert state.load(home).step == 3
@@ -279,7 +279,7 @@ def result(home, adapters):
     """The text of a real result.json."""
     small = {"data": "demo", "task_name": "sst2", "max_train_samples": 8, "max_eval_samples": 8, "n_epochs": 1}
     folder, _ = train(Lora(rank=1), TuneOptions(checkpoint=str(home / "bert"), output_dir=str(home / "out"), **small))
-    return (folder / saving.RESULT).read_text()
+    return (folder / RESULT).read_text()
 
 
 @share(0.2)
@@ -288,11 +288,11 @@ def test_any_result_is_a_result_or_one_clear_error(home, result, place, value, e
     values = json.loads(result)
     values[sorted(values)[place % len(values)]] = value
     text = edit(json.dumps(values).encode())
-    (home / saving.RESULT).write_bytes(text)
+    (home / RESULT).write_bytes(text)
     (home / "rows.jsonl").write_bytes(text + b"\n")
     with nothing_outside(home):
         with contextlib.suppress(InputError):
-            found = saving.read_result(home)
+            found = read_result(home)
             assert isinstance(found["best_score"], float | int)
         with contextlib.suppress(InputError):
             assert all(isinstance(row["run"], str) for row in read_rows(home / "rows.jsonl"))

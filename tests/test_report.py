@@ -16,10 +16,10 @@ from test_aggregation import row
 from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import aggregation
-from common.experiments import read_rows
 from common.methods import Combined, find
 from common.options import TuneOptions, parse
+from common.runs import read_rows
+from common.study import aggregation
 from lora.method import Lora
 from prefix.method import PrefixTuning
 from prompt.method import PromptTuning

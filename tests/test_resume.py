@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 
 from adapters.method import Adapters
 from baseline.method import Baseline
-from common import saving, training
+from common import data, training
 from common.errors import INTERRUPTED, Busy, InputError, Interrupted
 from common.methods import find, names
 from common.options import TuneOptions, parse
-from common.training import run_folder, train
+from common.runs import CHECKPOINT, run_folder, summary
+from common.runtime import locks
+from common.training import train
 from lora.method import Lora
 from prefix.method import PrefixTuning
 from scripts.plot import read_curves
@@ -173,9 +175,9 @@ def test_a_checkpoint_of_another_run_is_refused(options, monkeypatch):
     at_step(monkeypatch, 3, ask_to_stop)
     with pytest.raises(Interrupted):
         train(Lora(rank=2), options())
-    usual = training.data.read
+    usual = data.read
     fewer = lambda *place: usual(*place).draw(40)  # noqa: E731
-    monkeypatch.setattr(training.data, "read", fewer)
+    monkeypatch.setattr(data, "read", fewer)
     with pytest.raises(InputError, match="is of another run: train_examples was 48 and is 40"):
         train(Lora(rank=2), options())
 
@@ -185,7 +187,7 @@ def test_a_damaged_checkpoint_is_told(damage, options, monkeypatch):
     at_step(monkeypatch, 3, ask_to_stop)
     with pytest.raises(Interrupted):
         train(Lora(rank=2), options())
-    path = run_folder(Lora(rank=2), options()) / saving.CHECKPOINT
+    path = run_folder(Lora(rank=2), options()) / CHECKPOINT
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(
         InputError, match=r"checkpoint.safetensors is missing or damaged: .*--no_resume begins the run anew"
@@ -195,11 +197,11 @@ def test_a_damaged_checkpoint_is_told(damage, options, monkeypatch):
 
 def test_a_second_process_on_a_run_is_told_and_changes_nothing(options):
     folder = run_folder(Lora(rank=2), options())
-    with saving.alone(folder):
+    with locks.lock_folder(folder):
         holder = f"is being trained by process {os.getpid()} on "
         with pytest.raises(Busy, match=holder):
             train(Lora(rank=2), options())
-        with pytest.raises(Busy, match=holder), saving.alone(folder):
+        with pytest.raises(Busy, match=holder), locks.lock_folder(folder):
             pass
         assert [path.name for path in folder.iterdir()] == [".lock"]
     assert not folder.exists()
@@ -207,10 +209,10 @@ def test_a_second_process_on_a_run_is_told_and_changes_nothing(options):
 
 def test_the_lock_of_a_dead_process_binds_nobody(options):
     folder = run_folder(Lora(rank=2), options())
-    code = "import os; from pathlib import Path; from common.saving import alone\n"
-    code += f"with alone(Path({str(folder)!r})): os.kill(os.getpid(), 9)"
+    code = "import os; from pathlib import Path; from common.runtime.locks import lock_folder\n"
+    code += f"with lock_folder(Path({str(folder)!r})): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY)
-    assert (folder / saving.LOCK).is_file()
+    assert (folder / locks.LOCK).is_file()
     train(Lora(rank=2), options())
 
 
@@ -248,7 +250,7 @@ def test_too_many_bad_steps_end_the_run_and_keep_its_last_checkpoint(options, mo
 def test_a_classifier_with_one_answer_for_all_rows_is_flagged(options):
     _, result = train(Lora(rank=2), options(lr=1e-9))
     assert result["best_collapsed"] == 1.0
-    assert "which gives all rows one answer" in training.summary(result)
+    assert "which gives all rows one answer" in summary(result)
 
 
 def test_running_out_of_memory_is_told_in_one_line_with_what_is_kept(options, monkeypatch):
@@ -291,7 +293,7 @@ def test_a_launched_run_goes_on_after_each_signal_when_it_is_launched_again(bert
 
 def checkpoints_below(folder: Path) -> set[int]:
     """When each was written, in nanoseconds."""
-    return {path.stat().st_mtime_ns for path in folder.rglob(saving.CHECKPOINT)}
+    return {path.stat().st_mtime_ns for path in folder.rglob(CHECKPOINT)}
 
 
 def test_resume_is_an_option_of_its_own(monkeypatch):

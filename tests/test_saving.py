@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from common import saving
 from common.errors import InputError
 from common.methods import apply, trainable
+from common.runtime import files
 from lora.method import Lora
 
 
@@ -48,14 +49,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_half_one(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(InputError, match=r"cannot write .*file: No space left on device"):
-        saving.write_atomically(path, fails)
+        files.write_atomically(path, fails)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "old"
 
 
 def test_not_a_number_is_no_result(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        saving.write_json(tmp_path / "result.json", {"score": float("nan")})
+        files.write_json(tmp_path / "result.json", {"score": float("nan")})
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,7 @@ import sys
 from conftest import REPOSITORY, exits_with_one_line
 
 from bitfit.method import BitFit
-from common.experiments import append_once
+from common.runs import append_once
 from common.training import train
 from lora.method import Lora
 from scripts import collect, plot

@@ -18,25 +18,17 @@ from optuna.trial import TrialState
 from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import methods, saving, study, training
+from common import methods, training
 from common.errors import InputError, Interrupted
-from common.experiments import read_rows
-from common.material import Material
-from common.methods import Range, Same, find
+from common.methods import find
 from common.options import TuneOptions, command_line, given, odd, parse
-from common.search import (
-    REASON,
-    ROWS,
-    Search,
-    SearchOptions,
-    configuration,
-    facts_of,
-    front,
-    search,
-    space_of,
-    usual,
-)
-from common.study import check_journal, open_study
+from common.runs import CHECKPOINT, RESULT, read_rows, run_folder
+from common.runtime import files, locks
+from common.study import trials
+from common.study.search import REASON, ROWS, Search, facts_of, front, search
+from common.study.space import Range, Same, SearchOptions, configuration, own_space, space_of, usual
+from common.study.trials import check_journal, open_study
+from common.tokens import TaskData
 from lora.method import Lora
 from prompt.method import PromptTuning
 from scripts.search import main
@@ -73,7 +65,7 @@ def opened(place, options, n, settings=SETTINGS) -> Search:
     space = space_of(method, options, settings, FEW)
     facts = facts_of(method, options, settings, space)
     found, keeper = open_study(str(place), "s", facts, usual(method, options, space), True, ["maximize"])
-    return Search(found, keeper, n, method, options, Material(options), space, False, time.monotonic(), 0)
+    return Search(found, keeper, n, method, options, TaskData(options), space, False, time.monotonic(), 0)
 
 
 # What is searched
@@ -82,8 +74,8 @@ def opened(place, options, n, settings=SETTINGS) -> Search:
 @every_method
 def test_a_space_is_of_options_that_the_method_accepts_and_holds_the_default(name):
     kind = find(name)
-    assert set(kind.space) <= {field.name for field in dataclasses.fields(kind)}
-    for option, what in kind.space.items():
+    assert set(own_space(kind().name)) <= {field.name for field in dataclasses.fields(kind)}
+    for option, what in own_space(kind().name).items():
         default = getattr(kind(), option)
         if isinstance(what, Same):
             assert default == getattr(kind(), what.option)
@@ -99,7 +91,7 @@ def test_every_method_has_the_same_training_to_search_and_its_defaults_are_the_f
     lr = kind.default_lr
     options = TuneOptions(lr=lr)
     space = space_of(kind(), options, SearchOptions(), set())
-    assert set(space) == {"lr", "n_epochs", "batch_size", *kind.space}
+    assert set(space) == {"lr", "n_epochs", "batch_size", *own_space(kind().name)}
     first = usual(kind(), options, space)
     assert set(first) == {option for option, what in space.items() if not isinstance(what, Same)}
     assert configuration(kind(), options, space, first) == (kind(), options)
@@ -201,10 +193,10 @@ def test_a_trial_below_the_median_is_pruned_and_its_run_keeps_its_checkpoint(opt
         found.add_trial(optuna.trial.create_trial(**shared, **better))
     search(METHOD, options(**changes), dataclasses.replace(SETTINGS, trials=7), FEW)
     last = found.trials[-1]
-    assert (len(found.trials), last.state, last.last_step) == (7, TrialState.PRUNED, study.WARM_UP)
+    assert (len(found.trials), last.state, last.last_step) == (7, TrialState.PRUNED, trials.WARM_UP)
     assert "pruned after epoch 2; 7 of 7 done" in capsys.readouterr().out
-    (kept,) = tmp_path.rglob(saving.CHECKPOINT)
-    assert not (kept.parent / saving.RESULT).exists()
+    (kept,) = tmp_path.rglob(CHECKPOINT)
+    assert not (kept.parent / RESULT).exists()
     assert len(read_rows(next(tmp_path.rglob(ROWS)))) == 1
 
 
@@ -241,7 +233,7 @@ def test_a_full_disk_is_no_fault_of_the_trial(options, tmp_path, monkeypatch):
         raise InputError("cannot write: No space left on device") from OSError()
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "write_atomically", full)
+        patch.setattr(files, "write_atomically", full)
         with pytest.raises(InputError, match="No space left"):
             search(METHOD, options(), SETTINGS, FEW)
     assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.RUNNING]
@@ -252,9 +244,9 @@ def test_a_full_disk_is_no_fault_of_the_trial(options, tmp_path, monkeypatch):
 def test_a_configuration_that_another_process_trains_is_waited_for(options, monkeypatch, capsys):
     space = space_of(METHOD, options(), SETTINGS, FEW)
     method, first = configuration(METHOD, options(), space, usual(METHOD, options(), space))
-    holder = saving.alone(training.run_folder(method, first))
+    holder = locks.lock_folder(run_folder(method, first))
     holder.__enter__()
-    monkeypatch.setattr("common.search.time.sleep", lambda _seconds: holder.__exit__(None, None, None))
+    monkeypatch.setattr("common.study.search.time.sleep", lambda _seconds: holder.__exit__(None, None, None))
     search(METHOD, options(), dataclasses.replace(SETTINGS, trials=1), FEW)
     said = capsys.readouterr().out
     assert "the same configuration is at work already" in said
@@ -278,10 +270,10 @@ def test_the_last_line_is_the_command_of_the_best_trial(options, capsys):
 
 
 def test_the_front_is_of_the_trials_that_none_beats():
-    study = optuna.create_study(directions=["maximize", "minimize"])
+    trials = optuna.create_study(directions=["maximize", "minimize"])
     for score, size in ((0.5, 10), (0.6, 20), (0.55, 30), (0.6, 25), (0.7, 40), (0.4, 10)):
-        study.add_trial(optuna.trial.create_trial(values=[score, size]))
-    assert [trial.number for trial in front(study)] == [0, 1, 4]
+        trials.add_trial(optuna.trial.create_trial(values=[score, size]))
+    assert [trial.number for trial in front(trials)] == [0, 1, 4]
 
 
 def test_a_search_for_the_front_prints_it(options, tmp_path, capsys):
@@ -309,8 +301,8 @@ def test_two_workers_of_which_one_is_killed_end_with_exactly_the_trials_asked_fo
 
     def own_run(worker) -> Path | None:
         """The folder in which a worker has saved a checkpoint."""
-        for path in tmp_path.rglob(saving.CHECKPOINT):
-            lock = path.parent / saving.LOCK
+        for path in tmp_path.rglob(CHECKPOINT):
+            lock = path.parent / locks.LOCK
             if lock.is_file() and lock.read_text().split()[-1:] == [str(worker.pid)]:
                 return path.parent
         return None
@@ -321,7 +313,7 @@ def test_two_workers_of_which_one_is_killed_end_with_exactly_the_trials_asked_fo
         time.sleep(0.005)
     first.kill()
     first.wait()
-    assert (killed / saving.CHECKPOINT).is_file()
+    assert (killed / CHECKPOINT).is_file()
     third = start()
     said = [worker.communicate(timeout=600)[0] for worker in (second, third)]
     assert (second.returncode, third.returncode) == (0, 0)
@@ -354,8 +346,8 @@ def test_a_trial_that_was_left_before_its_values_were_chosen_gets_them(options, 
 
 
 def test_in_a_database_a_trial_without_a_sign_of_life_is_taken_up_again(options, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "BEAT", 0.05)
-    monkeypatch.setattr(study, "GRACE", 1.0)
+    monkeypatch.setattr(trials, "BEAT", 0.05)
+    monkeypatch.setattr(trials, "GRACE", 1.0)
     one, other = (opened(f"sqlite:///{tmp_path}/study.db", options(), 2) for _ in range(2))
     alive, release = one.claim()
     dead, claimed, began = one.study.ask(), None, time.monotonic()
@@ -390,14 +382,14 @@ def test_workers_may_make_a_database_together(tmp_path):
         return open_study(url, "s", {}, {"x": 1}, True, ["maximize"])[0]
 
     with ThreadPoolExecutor(4) as pool:
-        assert [len(study.trials) for study in pool.map(begin, range(4))][-1] == 1
+        assert [len(trials.trials) for trials in pool.map(begin, range(4))][-1] == 1
 
 
 def test_two_studies_in_one_journal_know_their_own_trials(options, tmp_path):
     found = [open_study(str(tmp_path / "j"), name, {}, {}, True, ["maximize"]) for name in "ab"]
-    trials = [study.ask() for study, _ in found]
+    trials = [trials.ask() for trials, _ in found]
     release = found[0][1].hold(trials[0])
-    assert [keeper.is_lost(study.trials[0]) for study, keeper in found] == [False, True]
+    assert [keeper.is_lost(trials.trials[0]) for trials, keeper in found] == [False, True]
     release()
 
 

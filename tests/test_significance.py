@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from common import metrics, significance
+from common import metrics
 from common.errors import InputError
+from common.study import significance
 
 PAIRS = [
     ([0.82, 0.81, 0.85], [0.80, 0.79, 0.81]),

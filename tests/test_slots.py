@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from common.slots import Slots, grouped
+from common.fast.slots import Slots, grouped
 
 
 def some_lengths(seed):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from common.saving import CHECKPOINT
+from common.runs import CHECKPOINT
 from scripts.grid import commands
 
 JOBS = sorted((REPOSITORY / "scripts" / "slurm").glob("*.sbatch"))

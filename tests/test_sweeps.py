@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 from common import methods, tasks
-from common.saving import CHECKPOINT
+from common.runs import CHECKPOINT
 from scripts.grid import commands
 
 

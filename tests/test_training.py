@@ -11,14 +11,15 @@ from safetensors.torch import load_file
 
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import data, saving, tasks, training
+from common import data, evaluation, saving, tasks, training
 from common.checkpoints import fingerprint, load_model, load_tokenizer
 from common.errors import InputError, Pruned
-from common.material import Material
 from common.methods import Combined, apply, find, names, trainable
 from common.options import PredictOptions
 from common.prediction import find_run
-from common.training import losses_of, run_folder, schedule, summary, train
+from common.runs import read_predictions, run_folder, summary
+from common.tokens import TaskData, tokenize
+from common.training import losses_of, schedule, train
 from lora.method import Lora
 from prefix.method import PrefixTuning
 from scripts.plot import read_curves
@@ -118,7 +119,7 @@ def test_the_adapter_on_disk_is_that_of_the_best_epoch(options, monkeypatch):
     given = iter((0.1, 0.3, 0.2, 0.5))  # of three epochs and of the majority class
     monkeypatch.setattr(training.metrics, "score", lambda _: next(given))
     states = []
-    usual = training.evaluate
+    usual = evaluation.evaluate
 
     def evaluate(task, model, *others):
         states.append({name: parameter.clone() for name, parameter in trainable(model).items()})
@@ -247,7 +248,7 @@ def test_combined_methods_are_trained_like_one(options):
 
 @pytest.mark.parametrize("method", [Lora(rank=2), PrefixTuning(hidden_dim=4)])
 def test_the_development_set_is_looked_at_once_where_a_tenth_of_train_selects(method, options, monkeypatch, bert):
-    looks, usual = [], training.evaluate
+    looks, usual = [], evaluation.evaluate
 
     def evaluate(task, model, splits, *others):
         scores, outputs = usual(task, model, splits, *others)
@@ -262,13 +263,13 @@ def test_the_development_set_is_looked_at_once_where_a_tenth_of_train_selects(me
     assert result["dev_accuracy_mismatched"] == looks[-1][1]["accuracy_mismatched"]
     task = tasks.find("mnli")
     tokens = {
-        split: data.tokenize(data.read(task, split, "demo").draw(20), load_tokenizer(bert), result["max_length"])
+        split: tokenize(data.read(task, split, "demo").draw(20), load_tokenizer(bert), result["max_length"])
         for split in task.validations
     }
     model, _ = saving.load_adapter(folder)
     again, outputs = usual(task, model, tokens, training.metrics.load(task), 64, Accelerator())
     assert again["accuracy"] == result["dev_accuracy"]
-    stored = saving.read_predictions(folder)
+    stored = read_predictions(folder)
     assert list(stored) == list(task.validations)
     for split, (logits, labels) in stored.items():
         np.testing.assert_allclose(logits, outputs[split], atol=1e-5)
@@ -277,7 +278,7 @@ def test_the_development_set_is_looked_at_once_where_a_tenth_of_train_selects(me
 
 def test_the_predictions_on_disk_are_those_of_the_best_epoch(options, bert):
     folder, result = train(Lora(rank=2), options(n_epochs=3, lr=3e-2))
-    ((split, (logits, labels)),) = saving.read_predictions(folder).items()
+    ((split, (logits, labels)),) = read_predictions(folder).items()
     assert (split, len(logits)) == ("validation", result["validation_examples"])
     assert (logits.argmax(1) == labels).mean() == pytest.approx(result["best_score"])
 
@@ -300,7 +301,7 @@ def test_a_run_ends_after_the_epoch_that_promises_too_little_and_can_go_on(optio
 
 
 def test_material_of_another_task_is_not_used(options):
-    material = Material(options(task_name="cola"))
+    material = TaskData(options(task_name="cola"))
     assert not material.serves(options())
     train(Lora(rank=2), options(), material)
     assert "rows" not in vars(material)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import INPUT_ERROR
-from common.saving import CHECKPOINT
+from common.runs import CHECKPOINT
 from common.training import train
 from lora.method import Lora
 from torture import runs

@@ -24,7 +24,8 @@ def main() -> None:
     with atheris.instrument_imports(include=["common"]):
         from common import data, saving, tasks
         from common.errors import InputError
-        from common.experiments import read_rows
+        from common.runs import read_rows
+        from common.runtime import files
 
     home = Path(sys.argv[1])
     for folder in ("RTE", "STS-B", "CoLA"):
@@ -41,14 +42,14 @@ def main() -> None:
                 data.read(tasks.find(name), "train", str(home))
             elif kind < b"\xa0":
                 adapter.write_bytes(content)
-                config: Any = saving.read_json(adapter)
+                config: Any = files.read_json(adapter)
                 saving.read_method(home, config)
             elif kind < b"\xd0":
                 rows.write_bytes(content)
                 read_rows(rows)
             else:
                 (home / saving.ADAPTER).write_bytes(content)
-                saving.read_tensors(home / saving.ADAPTER)
+                files.read_tensors(home / saving.ADAPTER)
 
     seeds = home / "seeds"
     seeds.mkdir()

@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import INTERRUPTED
-from common.experiments import ROWS, read_rows, run_all
+from common.experiments import ROWS, run_all
+from common.runs import read_rows
 from torture import runs
 
 

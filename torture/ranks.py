@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from common.saving import CHECKPOINT
+from common.runs import CHECKPOINT
 from torture import runs
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from common.errors import INTERRUPTED
-from common.experiments import ROWS, read_rows, run_all
+from common.experiments import ROWS, run_all
+from common.runs import read_rows
 from lora.method import Lora
 from torture import runs
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.onednn import use_onednn
+from common.fast.linear import use_onednn
 
 FrozenDtype = Literal["float32", "bfloat16"]
 """Types that frozen weights can be held in."""

@@ -34,18 +34,18 @@ def by_layer(accelerator: "Accelerator", model: nn.Module, method: Method, reuse
     plugin.transformer_cls_names_to_wrap = [type(layers(model)[0]).__name__]
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def unshard(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that may be sharded; every process has to call it."""
     tensor = tensor.detach()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def all_whole(tensors: Tensors) -> Tensors:
+def unshard_all(tensors: Tensors) -> Tensors:
     """`whole` of each."""
-    return {name: whole(tensor) for name, tensor in tensors.items()}
+    return {name: unshard(tensor) for name, tensor in tensors.items()}
 
 
-def as_held(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def shard_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """This process's share of a whole tensor, held as one of its shape is: sharded or not. Every process calls it."""
     if not hasattr(like, "full_tensor"):
         return value

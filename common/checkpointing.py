@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import machine, saving, sharding
 from common.errors import InputError
 from common.methods import Tensors, trainable
+from common.runs import CHECKPOINT
+from common.runtime import files, shards
+from common.runtime.device import peak_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,19 +69,19 @@ class Trained:
         """
         from accelerate.utils import gather_object
 
-        progress.peak_memory = max(progress.peak_memory, machine.peak_memory(self.accelerator.device))
+        progress.peak_memory = max(progress.peak_memory, peak_memory(self.accelerator.device))
         states = gather_object([_random_states(self.accelerator.device) | {"recent": self.recent.cpu()}])
         tensors: Tensors = {}
         for name, parameter in trainable(self.model).items():
-            tensors[f"weights.{name}"] = sharding.whole(parameter)
+            tensors[f"weights.{name}"] = shards.unshard(parameter)
             moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"optimizer.{key}.{name}": sharding.whole(value) for key, value in moments.items()}
+            tensors |= {f"optimizer.{key}.{name}": shards.unshard(value) for key, value in moments.items()}
         if self.accelerator.is_main_process:
             for rank, state in enumerate(states):
                 tensors |= {f"process.{rank}.{name}": value for name, value in state.items()}
             scaler = self.accelerator.scaler
-            saving.write_tensors(
-                folder / saving.CHECKPOINT,
+            files.write_tensors(
+                folder / CHECKPOINT,
                 tensors,
                 progress=dataclasses.asdict(progress),
                 facts=self.facts,
@@ -93,9 +95,9 @@ class Trained:
         Raises:
             InputError: it is damaged, or the run is another one now.
         """
-        path = folder / saving.CHECKPOINT
+        path = folder / CHECKPOINT
         try:
-            tensors, notes = saving.read_tensors(path)
+            tensors, notes = files.read_tensors(path)
         except InputError as error:
             raise InputError(f"{error}; --no_resume begins the run anew") from error
         try:
@@ -115,13 +117,13 @@ class Trained:
         progress = Progress(**notes["progress"])
         progress.n_resumed += 1
         for name, parameter in trainable(self.model).items():
-            parameter.data.copy_(sharding.as_held(tensors[f"weights.{name}"], parameter))
+            parameter.data.copy_(shards.shard_like(tensors[f"weights.{name}"], parameter))
             if f"optimizer.step.{name}" in tensors:  # no state yet where no gradient has arrived yet
                 # Copied, into memory of their own: views of a file's bytes would lie anywhere.
                 state = {
                     k: tensors[f"optimizer.{k}.{name}"].to(parameter.device, copy=True) for k in ("step", *MOMENTS)
                 }
-                state |= {k: sharding.as_held(state[k], parameter) for k in MOMENTS}
+                state |= {k: shards.shard_like(state[k], parameter) for k in MOMENTS}
                 self.optimizer.state[parameter] = state
         own = f"process.{self.accelerator.process_index}."
         self.recent.copy_(tensors[f"{own}recent"])

@@ -11,8 +11,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from common import methods, saving, significance, tasks
-from common.aggregation import Configuration, Setting
+from common import methods, tasks
+from common.runtime import files
+from common.study import significance
+from common.study.aggregation import Configuration, Setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +94,7 @@ def save(figure: "Figure", path: Path) -> None:
     form = path.suffix[1:]
     about = {"Date": None} if form == "svg" else None
     with look():
-        saving.write_atomically(path, lambda part: figure.savefig(part, format=form, metadata=about))
+        files.write_atomically(path, lambda part: figure.savefig(part, format=form, metadata=about))
 
 
 def style(number: int) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.dropout import INTEGERS, keeps
 from common.encoders import keys_and_values, layers, self_attention
+from common.fast.dropout import INTEGERS, keeps
 
 if TYPE_CHECKING:
-    from common.packing import Packing
-    from common.slots import Slots
+    from common.fast.packing import Packing
+    from common.fast.slots import Slots
 
 PACKED = "packed"
 PREPENDED = "prepended"

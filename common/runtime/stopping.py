@@ -9,7 +9,10 @@ from typing import Any
 import psutil
 import torch
 
-from common.machine import STOP_SIGNALS
+pass
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What asks a run to save and stop: a shell's or a scheduler's polite end, and SLURM's warning before its limit."""
 
 
 class Stop:

@@ -14,140 +14,34 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from common import machine, tasks, training
+from common import fitting, tasks, training
 from common.checkpoints import blank_model
-from common.errors import Busy, DoesNotFit, InputError, Interrupted, Pruned, check, is_out_of_memory
-from common.experiments import WAIT, append_once, read_rows
-from common.material import Material
-from common.methods import Method, Range, Same, Space, within
+from common.errors import Busy, DoesNotFit, InputError, Interrupted, Pruned, is_out_of_memory
+from common.experiments import WAIT
+from common.fitting import fit_to_budget
+from common.methods import Method
 from common.options import TuneOptions, command_line, odd
-from common.study import Keeper, Release, open_study
+from common.runs import append_once, decisive, read_rows, run_folder
+from common.runtime import stopping
+from common.study.space import Range, Same, SearchOptions, Space, _label, configuration, space_of, suggest, usual
+from common.study.trials import Keeper, Release, open_study
+from common.tokens import TaskData
 
 ROWS = "search.jsonl"
+
+
 SHOWN = 5
 """Configurations in the table at the end."""
+
+
 SURPLUS, REASON, TRAINED, DEV = "surplus", "reason", "trained_params_without_head", "dev_score"
 """What is noted with a trial."""
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Options of a search, beside those of its runs."""
-
-    trials: int = 20
-    """Trials of the study, those of all workers and launches together; complete, pruned and failed ones count."""
-    lr_range: tuple[float, float] | None = None
-    """Learning rates to search, log-uniformly; None = from a tenth of the method's default to ten times it."""
-    n_epochs_range: tuple[int, int] = (3, 10)
-    """Numbers of epochs to search."""
-    batch_sizes: tuple[int, ...] = (8, 16, 32)
-    """Batch sizes to search."""
-    pruner: Literal["median", "none"] = "median"
-    """median: end a trial whose best score so far is below the median of the others at the same epoch."""
-    pareto: bool = False
-    """Search for the best scores at all numbers of trained parameters, without pruning, and print the Pareto front."""
-    storage: str | None = None
-    """Where the study is kept: a journal file, or the URL of a database (sqlite:///FILE, postgresql://...) for
-    machines without a common file system; None = a journal in OUTPUT_DIR/METHOD/TASK."""
-    study_name: str | None = None
-    """Name of the study; None = one made from all that decides its scores."""
-
-    def __post_init__(self) -> None:
-        (slow, fast), (few, many) = self.lr_range or (1, 1), self.n_epochs_range
-        sizes = self.batch_sizes
-        check(
-            {
-                f"trials is {self.trials}: choose at least 1": self.trials < 1,
-                f"lr_range is {slow} {fast}: choose two numbers above 0, the smaller one first": (
-                    not 0 < slow <= fast < float("inf")
-                ),
-                f"n_epochs_range is {few} {many}: choose two numbers from 1, the smaller one first": (
-                    not 1 <= few <= many
-                ),
-                f"batch_sizes are {' '.join(map(str, sizes))}: name at least one, each once and at least 1": (
-                    not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes)
-                ),
-                "study_name is empty: name it, or leave it out": self.study_name == "",
-                "storage is empty: name a journal file or a database, or leave it out": self.storage == "",
-            }
-        )
-
-
-def space_of(method: Method, options: TuneOptions, search: SearchOptions, given: set[str]) -> Space:
-    """What a search tries: learning rate, epochs, batch size and the method's own space, without what is given.
-
-    Under a budget of parameters the method's size is not searched either, since the budget decides it.
-    """
-    usual_lr = type(method).default_lr
-    lr_range = search.lr_range or (usual_lr / 10, usual_lr * 10)
-    ours = {"lr": Range(*lr_range, log=True), "n_epochs": Range(*search.n_epochs_range)}
-    every: Space = {**ours, "batch_size": search.batch_sizes, **method.space}
-    decided = given | ({str(method.size)} if options.param_budget is not None else set())
-    return {name: what for name, what in every.items() if name not in decided}
-
-
-def suggest(trial: optuna.Trial, name: str, what: Range | tuple[Any, ...]) -> None:
-    """Have the sampler choose one value, and the storage keep it."""
-    if isinstance(what, tuple):
-        trial.suggest_categorical(name, [_label(value) for value in what])
-    elif _whole(what):
-        trial.suggest_int(name, int(what.low), int(what.high), log=what.log)
-    else:
-        trial.suggest_float(name, what.low, what.high, log=what.log)
-
-
-def configuration(
-    method: Method, options: TuneOptions, space: Space, params: Mapping[str, Any]
-) -> tuple[Method, TuneOptions]:
-    """The run of a trial; `params` are what `suggest` has had chosen.
-
-    Raises:
-        InputError: the values are none that the method accepts, or their smallest size is beyond the budget.
-    """
-    values: dict[str, Any] = {}
-    for name, what in space.items():
-        if isinstance(what, tuple):
-            values[name] = what[[_label(value) for value in what].index(params[name])]
-        elif isinstance(what, Range):  # three digits are enough, and can be read and typed
-            values[name] = params[name] if _whole(what) else float(f"{params[name]:.3g}")
-    own = {field.name for field in dataclasses.fields(method)}
-    method = dataclasses.replace(method, **{name: value for name, value in values.items() if name in own})
-    options = dataclasses.replace(options, **{name: value for name, value in values.items() if name not in own})
-    if options.param_budget is not None:
-        n_outputs = tasks.find(options.task_name).n_outputs
-        method = within(method, options.param_budget, blank_model(options.checkpoint, n_outputs))
-    for name, what in space.items():
-        if isinstance(what, Same):
-            followed = getattr(method, what.option)
-            method = dataclasses.replace(method, **{name: type(getattr(method, name))(followed)})
-    return method, options
-
-
-def _whole(what: Range) -> bool:
-    return isinstance(what.low, int) and isinstance(what.high, int)
-
-
-def _label(value: Any) -> Any:
-    """What stands for a value in a study, which knows no tuples."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
-
-
-def usual(method: Method, options: TuneOptions, space: Space) -> dict[str, Any]:
-    """The defaults as a trial's parameters, as far as the space has them."""
-    found = {}
-    for name, what in space.items():
-        value = getattr(method if hasattr(method, name) else options, name)
-        if isinstance(what, Range) and what.low <= value <= what.high:
-            found[name] = value
-        elif isinstance(what, tuple) and value in what:
-            found[name] = _label(value)
-    return found
 
 
 @dataclass(frozen=True)
@@ -160,7 +54,7 @@ class Search:
     """Trials asked for."""
     method: Method
     options: TuneOptions
-    material: Material
+    material: TaskData
     space: Space
     pareto: bool
     began: float
@@ -285,7 +179,7 @@ class Search:
         return [trial for trial in self.counted() if trial.state == TrialState.COMPLETE]
 
 
-def check_first(method: Method, options: TuneOptions) -> Material:
+def check_first(method: Method, options: TuneOptions) -> TaskData:
     """The data of all trials.
 
     Raises:
@@ -296,14 +190,14 @@ def check_first(method: Method, options: TuneOptions) -> Material:
             "a search trains in one process: start it without accelerate launch, as often as there are devices, "
             "and all of them share its trials"
         )
-    material = Material(options)
+    material = TaskData(options)
     material.read()
     blank = blank_model(options.checkpoint, tasks.find(options.task_name).n_outputs)
     if options.param_budget is not None:
-        within(method, options.param_budget, blank)
+        fit_to_budget(method, options.param_budget, blank)
     with contextlib.suppress(DoesNotFit):  # other values may fit
-        training.check_fit(method, options, blank, material.tokenizer)
-    rows = training.run_folder(method, options).parent / ROWS
+        fitting.check_fit(method, options, blank, material.tokenizer)
+    rows = run_folder(method, options).parent / ROWS
     if rows.is_file():
         read_rows(rows)
     return material
@@ -311,7 +205,7 @@ def check_first(method: Method, options: TuneOptions) -> Material:
 
 def facts_of(method: Method, options: TuneOptions, search: SearchOptions, space: Space) -> dict[str, Any]:
     """All that decides the scores of a study and what it searches, as JSON has it."""
-    fixed = {**method.options(), **training.decisive(options)}
+    fixed = {**method.options(), **decisive(options)}
     if options.data not in ("hub", "demo"):
         fixed["data"] = str(Path(options.data).resolve())
     facts = {"method": method.name} | {name: value for name, value in fixed.items() if name not in space}
@@ -327,7 +221,7 @@ def _stoppable() -> Iterator[None]:
         said = f"stopped by {signal.Signals(number).name} between two runs"
         raise Interrupted(f"{said}: the same command goes on from there")
 
-    before = {number: signal.signal(number, stop) for number in machine.STOP_SIGNALS}
+    before = {number: signal.signal(number, stop) for number in stopping.STOP_SIGNALS}
     try:
         yield
     finally:
@@ -367,7 +261,7 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     words = [method.name, options.task_name, Path(options.checkpoint).name, digest]
     name = re.sub(r"[^\w.+-]", "_", settings.study_name or "-".join(words))
-    place = settings.storage or str(training.run_folder(method, options).parent / f"search-{name}.journal")
+    place = settings.storage or str(run_folder(method, options).parent / f"search-{name}.journal")
     directions = ["maximize", "minimize"] if settings.pareto else ["maximize"]
     prune = settings.pruner == "median" and not settings.pareto
     study, keeper = open_study(place, name, facts, usual(method, options, space), prune, directions)
@@ -437,7 +331,7 @@ def report(this: Search) -> None:
             "the development set has chosen among these trials, so the best score flatters: search with "
             "--select holdout, or report seeds and data that the search has not seen"
         )
-    print(f"rows: {training.run_folder(this.method, this.options).parent / ROWS}")
+    print(f"rows: {run_folder(this.method, this.options).parent / ROWS}")
     method, options = configuration(this.method, this.options, this.space, ranked[0].params)
     options = dataclasses.replace(options, overwrite=False, time_limit=None, debug=False)
     kind = type(method)

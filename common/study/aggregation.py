@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from common import metrics, saving, tasks
+from common import metrics, tasks
 from common.errors import InputError
-from common.experiments import read_rows
 from common.methods import Combined, find
 from common.options import TuneOptions
+from common.runs import PREDICTIONS, read_predictions, read_rows
+from common.runtime import files
 
 Row = dict[str, Any]
 
@@ -112,7 +113,7 @@ def _result(row: Row) -> Row:
 
 
 def _check(path: Path, row: Row) -> None:
-    saving.require(path, row, **dict.fromkeys(("method", "task_name", "checkpoint", "data"), str))
+    files.require(path, row, **dict.fromkeys(("method", "task_name", "checkpoint", "data"), str))
     metrics = tasks.find(row["task_name"]).metrics
     whole = ["seed", "n_epochs", "batch_size", "train_examples", "validation_examples", "trainable_params_without_head"]
     optional = ("max_train_samples", "max_eval_samples", "search_trials")
@@ -122,7 +123,7 @@ def _check(path: Path, row: Row) -> None:
     numbers += [f"{kind}_{metric}" for kind in ("best", "majority") for metric in metrics]
     numbers += [key for name in measures(row["task_name"]) if (key := on_dev(row, name)) in row]
     numbers += [on_dev(row, "score")]
-    saving.require(path, row, **dict.fromkeys(whole, int), **dict.fromkeys(numbers, float))
+    files.require(path, row, **dict.fromkeys(whole, int), **dict.fromkeys(numbers, float))
     for name in (*whole, *numbers):
         if not abs(row[name]) < 1e18:  # not-a-number and the infinite too
             raise InputError(f"{path} is damaged: {name} of {row['run']} is {str(row[name])[:20]}")
@@ -222,16 +223,16 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
     wanted: np.ndarray | None = None
     for row in rows:
         folder = home / row["method"] / row["task_name"] / row["run"]
-        stored = saving.read_predictions(folder)
+        stored = read_predictions(folder)
         if split not in stored:
-            raise InputError(f"{folder / saving.PREDICTIONS} has no rows of {split}: train the run again")
+            raise InputError(f"{folder / PREDICTIONS} has no rows of {split}: train the run again")
         logits, labels = stored[split]
         wanted = labels if wanted is None else wanted
         if logits.ndim != 2 or logits.shape != (len(labels), task.n_outputs) or not np.array_equal(labels, wanted):
-            raise InputError(f"{folder / saving.PREDICTIONS} is damaged, or of other examples than the other seeds")
+            raise InputError(f"{folder / PREDICTIONS} is damaged, or of other examples than the other seeds")
         answers.append(metrics.predictions(task, logits))
         if abs(measure(answers[-1], labels) - row[on_dev(row, metric)]) > 1e-4:
-            raise InputError(f"{folder / saving.PREDICTIONS} is not of the run of this row: its {metric} is another")
+            raise InputError(f"{folder / PREDICTIONS} is not of the run of this row: its {metric} is another")
     assert wanted is not None
     return Predictions(np.stack(answers), wanted, {row["seed"]: n for n, row in enumerate(rows)}, measure)
 

@@ -15,8 +15,8 @@ import filelock
 import optuna
 from optuna.trial import FrozenTrial
 
-from common import saving
 from common.errors import InputError
+from common.runtime import locks
 
 BEAT = 30.0
 """Seconds between two signs of life of a trial, where a database holds the study."""
@@ -44,7 +44,7 @@ class Locks:
 
     def claiming(self) -> contextlib.AbstractContextManager[None]:
         """Within it no other worker takes a trial."""
-        return saving.locked(self.journal)
+        return locks.lock_file(self.journal)
 
     def is_lost(self, trial: FrozenTrial) -> bool:
         """Whether nobody is at work on a trial that is not finished."""

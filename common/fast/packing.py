@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.attention import PACKED, packed_attention
-from common.dropout import drop_faster
 from common.encoders import layers, stack
-from common.slots import Slots, grouped
+from common.fast.attention import PACKED, packed_attention
+from common.fast.dropout import drop_faster
+from common.fast.slots import Slots, grouped
 
 
 class Packing:

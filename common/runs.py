@@ -1,0 +1,194 @@
+"""A run: its folder, its result row and provenance; and the rows of many runs."""
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from common import tasks
+from common.errors import InputError
+from common.methods import REPOSITORY, Method, Tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+import hashlib
+
+import numpy as np
+
+from common.options import TuneOptions
+from common.runtime import files, locks
+
+if TYPE_CHECKING:
+    pass
+from common.runtime.files import read_json, read_tensors, require, write_tensors
+from common.runtime.locks import LOCK
+
+RESULT = "result.json"
+
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+PREDICTIONS = "predictions.safetensors"
+
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
+
+
+def clear(folder: Path, pattern: str = "*") -> None:
+    """Remove what an unfinished or repeated run has left in its folder. Raises InputError if it cannot be."""
+    # What says that the rest is whole goes first.
+    found = sorted(folder.glob(pattern), key=lambda path: (path.name not in (CHECKPOINT, RESULT), path.name))
+    try:
+        for path in found:
+            if path.name == LOCK:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except OSError as error:
+        raise InputError(f"cannot empty the run folder {folder}: {error.strerror or error}") from error
+
+
+def write_predictions(folder: Path, outputs: dict[str, "np.ndarray"], labels: Tensors) -> None:
+    """Keep what a run's adapter says of the development set, for tests between methods that pair its rows.
+
+    Args:
+        outputs: split -> (rows, outputs) logits.
+        labels: split -> (rows,).
+    """
+    tensors = {f"{split}.logits": torch.from_numpy(logits) for split, logits in outputs.items()}
+    tensors |= {f"{split}.labels": labels[split] for split in outputs}
+    write_tensors(folder / PREDICTIONS, tensors)
+
+
+def read_predictions(folder: Path) -> "dict[str, tuple[np.ndarray, np.ndarray]]":
+    """Split -> logits, (rows, outputs), and labels, (rows,). Raises InputError if they are missing or damaged."""
+    tensors, _ = read_tensors(folder / PREDICTIONS)
+    splits = [name.removesuffix(".logits") for name in tensors if name.endswith(".logits")]
+    try:
+        return {split: (tensors[f"{split}.logits"].numpy(), tensors[f"{split}.labels"].numpy()) for split in splits}
+    except KeyError as error:
+        raise InputError(f"{folder / PREDICTIONS} is damaged: it has no {error}") from error
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result of a finished run. Raises InputError if there is none, or it is damaged."""
+    path = folder / RESULT
+    result = read_json(path)
+    require(path, result, **dict.fromkeys(("method", "run", "task_name", "data", "checkpoint", "frozen_dtype"), str))
+    require(path, result, **dict.fromkeys(("seed", "n_epochs", "best_epoch", "validation_examples"), int))
+    require(path, result, **dict.fromkeys(("trainable_params_without_head", "trainable_params", "total_params"), int))
+    require(path, result, **dict.fromkeys(("best_score", "majority_score", "examples_per_second"), float))
+    scores = [f"{kind}_{name}" for name in tasks.find(result["task_name"]).metrics for kind in ("best", "majority")]
+    require(path, result, **dict.fromkeys(scores, float))
+    return result
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and the state of the code, without which a number is not a result."""
+    facts: dict[str, Any] = {"python_version": platform.python_version()}
+    facts |= {f"{package}_version": version(package) for package in PACKAGES}
+    changes = _git("status", "--porcelain", "--untracked-files=no")  # an output folder does not make code dirty
+    return facts | {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changes is None else changes != ""}
+
+
+def _git(*words: str) -> str | None:
+    """What git says about the repository; None where there is no git or no commit."""
+    try:
+        done = subprocess.run(("git", "-C", REPOSITORY, *words), capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+# Options that change where a run goes and what is said about it, not what it computes.
+_NOT_THE_RUN: tuple[str, ...] = ("output_dir", "report_to", "resume", "checkpoint_every", "time_limit", "max_bad_steps")
+
+
+_NOT_THE_RUN += ("overwrite", "debug")
+
+
+def decisive(options: TuneOptions) -> dict[str, Any]:
+    """The options that can change a run's result, by name."""
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_THE_RUN}
+
+
+def run_folder(method: Method, options: TuneOptions) -> Path:
+    """Where a run lies: a name to read, and a digest of every option that can change its result.
+
+    Example: OUTPUT_DIR/METHOD/mrpc/minilm-rank8-alpha8-dropout0-lr0.001-n_epochs3-seed42-3f2a9c1e
+    """
+    shared = decisive(options)
+    if options.data not in ("hub", "demo"):
+        shared["data"] = str(Path(options.data).resolve())
+    own = method.options()
+    launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # what accelerate launch decides
+    everything = {"method": method.name} | shared | own
+    everything |= {name: os.environ.get(name, usual) for name, usual in launched.items()}
+    # 8 and 8.0 are one value, whichever of them the command line or a grid wrote.
+    text = json.dumps({k: float(v) if isinstance(v, int) else v for k, v in everything.items()}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    numbers = {k: v for k, v in own.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    shown = numbers | {k: shared[k] for k in ("lr", "n_epochs", "seed")}
+    words = [Path(options.checkpoint).name, *(f"{k}{v:g}" for k, v in shown.items()), digest]
+    name = re.sub(r"[^\w.+-]", "_", "-".join(words))
+    return Path(options.output_dir) / method.name / options.task_name / name
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A run in one line: its best scores beside what the majority class gives, what it trained and how fast."""
+    task = tasks.find(result["task_name"])
+    scores = ", ".join(
+        f"{name} {result[f'best_{name}']:.4f} (majority class {result[f'majority_{name}']:.4f})"
+        for name in task.metrics
+    )
+    return (
+        f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}: {scores}; "
+        f"epoch {result['best_epoch']} of {result['n_epochs']}"
+        f"{', which gives all rows one answer' if result.get('best_collapsed') else ''}; "
+        f"{result['trainable_params']:,} parameters trained, {result['trainable_params_without_head']:,} without the "
+        f"head ({result['trainable_params_without_head'] / result['total_params']:.3%} of the encoder); "
+        f"{result['examples_per_second']:.1f} examples/s"
+    )
+
+
+def append_once(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a file of JSON lines, in the place of an earlier row of its run; one process at a time.
+
+    Raises:
+        InputError: the file cannot be read or written, or holds something else; it stays as it is.
+    """
+    if path.is_file() and row in read_rows(path):
+        return
+    with locks.lock_file(path):
+        others = [each for each in read_rows(path) if each["run"] != row["run"]] if path.is_file() else []
+        lines = [json.dumps(each, allow_nan=False) for each in [*others, row]]
+        files.write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, each with the name of its run. Raises InputError if it holds anything else."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number} is damaged ({error}): remove it") from error
+        if not isinstance(row, dict) or not isinstance(row.get("run"), str):
+            raise InputError(f"{path}, line {number} is no result of a run: remove it")
+        rows.append(row)
+    return rows

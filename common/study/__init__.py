@@ -1,0 +1,1 @@
+"""From rows of results to a claim: search, aggregation, tests, tables, figures."""

@@ -1,0 +1,157 @@
+"""What a search tries, and the configuration that a trial stands for."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from common import tasks
+from common.checkpoints import blank_model
+from common.fitting import fit_to_budget
+from common.methods import Method
+from common.options import TuneOptions
+
+if TYPE_CHECKING:
+    import optuna
+from common.errors import check
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers to search, both ends among them: whole ones where the ends are."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Each doubling is as likely as any other."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """Nothing to search: an option that follows another one of its method."""
+
+    option: str
+
+
+Space = Mapping[str, Range | Same | tuple[Any, ...]]
+"""Option -> what a search tries; a tuple holds the values themselves."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Options of a search, beside those of its runs."""
+
+    trials: int = 20
+    """Trials of the study, those of all workers and launches together; complete, pruned and failed ones count."""
+    lr_range: tuple[float, float] | None = None
+    """Learning rates to search, log-uniformly; None = from a tenth of the method's default to ten times it."""
+    n_epochs_range: tuple[int, int] = (3, 10)
+    """Numbers of epochs to search."""
+    batch_sizes: tuple[int, ...] = (8, 16, 32)
+    """Batch sizes to search."""
+    pruner: Literal["median", "none"] = "median"
+    """median: end a trial whose best score so far is below the median of the others at the same epoch."""
+    pareto: bool = False
+    """Search for the best scores at all numbers of trained parameters, without pruning, and print the Pareto front."""
+    storage: str | None = None
+    """Where the study is kept: a journal file, or the URL of a database (sqlite:///FILE, postgresql://...) for
+    machines without a common file system; None = a journal in OUTPUT_DIR/METHOD/TASK."""
+    study_name: str | None = None
+    """Name of the study; None = one made from all that decides its scores."""
+
+    def __post_init__(self) -> None:
+        (slow, fast), (few, many) = self.lr_range or (1, 1), self.n_epochs_range
+        sizes = self.batch_sizes
+        check(
+            {
+                f"trials is {self.trials}: choose at least 1": self.trials < 1,
+                f"lr_range is {slow} {fast}: choose two numbers above 0, the smaller one first": (
+                    not 0 < slow <= fast < float("inf")
+                ),
+                f"n_epochs_range is {few} {many}: choose two numbers from 1, the smaller one first": (
+                    not 1 <= few <= many
+                ),
+                f"batch_sizes are {' '.join(map(str, sizes))}: name at least one, each once and at least 1": (
+                    not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes)
+                ),
+                "study_name is empty: name it, or leave it out": self.study_name == "",
+                "storage is empty: name a journal file or a database, or leave it out": self.storage == "",
+            }
+        )
+
+
+def own_space(name: str) -> Space:
+    """What a search tries of a method's own options: SPACE in METHOD/experiment.py, or nothing."""
+    return getattr(importlib.import_module(f"{name}.experiment"), "SPACE", {})
+
+
+def space_of(method: Method, options: TuneOptions, search: SearchOptions, given: set[str]) -> Space:
+    """What a search tries: learning rate, epochs, batch size and the method's own space, without what is given.
+
+    Under a budget of parameters the method's size is not searched either, since the budget decides it.
+    """
+    usual_lr = type(method).default_lr
+    lr_range = search.lr_range or (usual_lr / 10, usual_lr * 10)
+    ours = {"lr": Range(*lr_range, log=True), "n_epochs": Range(*search.n_epochs_range)}
+    every: Space = {**ours, "batch_size": search.batch_sizes, **own_space(method.name)}
+    decided = given | ({str(method.size)} if options.param_budget is not None else set())
+    return {name: what for name, what in every.items() if name not in decided}
+
+
+def suggest(trial: "optuna.Trial", name: str, what: Range | tuple[Any, ...]) -> None:
+    """Have the sampler choose one value, and the storage keep it."""
+    if isinstance(what, tuple):
+        trial.suggest_categorical(name, [_label(value) for value in what])
+    elif _whole(what):
+        trial.suggest_int(name, int(what.low), int(what.high), log=what.log)
+    else:
+        trial.suggest_float(name, what.low, what.high, log=what.log)
+
+
+def configuration(
+    method: Method, options: TuneOptions, space: Space, params: Mapping[str, Any]
+) -> tuple[Method, TuneOptions]:
+    """The run of a trial; `params` are what `suggest` has had chosen.
+
+    Raises:
+        InputError: the values are none that the method accepts, or their smallest size is beyond the budget.
+    """
+    values: dict[str, Any] = {}
+    for name, what in space.items():
+        if isinstance(what, tuple):
+            values[name] = what[[_label(value) for value in what].index(params[name])]
+        elif isinstance(what, Range):  # three digits are enough, and can be read and typed
+            values[name] = params[name] if _whole(what) else float(f"{params[name]:.3g}")
+    own = {field.name for field in dataclasses.fields(method)}
+    method = dataclasses.replace(method, **{name: value for name, value in values.items() if name in own})
+    options = dataclasses.replace(options, **{name: value for name, value in values.items() if name not in own})
+    if options.param_budget is not None:
+        n_outputs = tasks.find(options.task_name).n_outputs
+        method = fit_to_budget(method, options.param_budget, blank_model(options.checkpoint, n_outputs))
+    for name, what in space.items():
+        if isinstance(what, Same):
+            followed = getattr(method, what.option)
+            method = dataclasses.replace(method, **{name: type(getattr(method, name))(followed)})
+    return method, options
+
+
+def _whole(what: Range) -> bool:
+    return isinstance(what.low, int) and isinstance(what.high, int)
+
+
+def _label(value: Any) -> Any:
+    """What stands for a value in a study, which knows no tuples."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def usual(method: Method, options: TuneOptions, space: Space) -> dict[str, Any]:
+    """The defaults as a trial's parameters, as far as the space has them."""
+    found = {}
+    for name, what in space.items():
+        value = getattr(method if hasattr(method, name) else options, name)
+        if isinstance(what, Range) and what.low <= value <= what.high:
+            found[name] = value
+        elif isinstance(what, tuple) and value in what:
+            found[name] = _label(value)
+    return found
