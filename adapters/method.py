@@ -1,15 +1,25 @@
 """Adapters: h <- h + W_up f(W_down x + b_down) + b_up inside every layer (Houlsby et al., 2019, figure 2)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import Sublayer, adapt, embedding_layer_norm, hidden_size, layer_norm, layers, stack
+from common.encoders import (
+    Branch,
+    Place,
+    Sublayer,
+    embedding_layer_norm,
+    embeddings,
+    hidden_size,
+    layer_norm,
+    layers,
+    sublayer,
+)
 from common.errors import DoesNotFit, check
 from common.methods import Method
 
@@ -19,28 +29,32 @@ SUBLAYERS: dict[Placement, tuple[Sublayer, ...]] = {
     "pfeiffer": ("feedforward",),
     "parallel": ("feedforward",),
 }
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[..., torch.Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
-class Dropped:
-    """How many of the lowest layers do without their adapters: one object for all layers of a model."""
+class Dropped(Branch):
+    """How many of the lowest layers go without their adapters: one for all layers, drawn anew in each forward pass."""
 
-    n = 0
-    """In the forward pass that runs."""
-    in_evaluation = 0
-    """In every forward pass of model.eval()."""
+    def __init__(self, n_layers: int):
+        super().__init__()
+        self.n_layers = n_layers
+        self.n = self.in_evaluation = 0
+
+    def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> None:
+        """Draw, below the lowest layer; nothing is added there."""
+        self.n = int(torch.randint(self.n_layers, ())) if self.training else self.in_evaluation
 
 
-class Adapter(nn.Module):
+class Adapter(Branch):
     """A bottleneck beside one sublayer's output, which it leaves as it is until it is trained."""
 
-    def __init__(self, method: "Adapters", width: int, layer: int, dropped: Dropped):
+    def __init__(self, method: "Adapters", width: int, layer: int, dropped: Dropped | None):
         """
         Args:
             method: the options.
             width: features of a token.
             layer: number of the layer, lowest first.
-            dropped: shared by the adapters of a model.
+            dropped: shared by the adapters of a model; None = no adapter is dropped.
         """
         super().__init__()
         self.down = nn.Linear(width, method.bottleneck_size)
@@ -51,22 +65,16 @@ class Adapter(nn.Module):
         self.placement = method.placement
         self.activation = ACTIVATIONS[method.nonlinearity()]
         self.scaling = method.scaling if method.placement == "parallel" else 1.0
-        self.layer, self.dropped = layer, dropped
+        self.layer, self.dropped = layer, (dropped,)  # a tuple, so that it is not registered with every adapter
 
-    def forward(self, output: torch.Tensor, residual: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-        """What stands in the place of the sublayer's output, before the residual sum and LayerNorm.
-
-        output, residual (the sublayer's input): (..., hidden) -> (..., hidden)
-        """
-        if self.layer < self.dropped.n:
-            return output
-        if self.placement == "houlsby":
-            x = output
-        elif self.placement == "parallel":
-            x = residual
-        else:
-            x = norm(output + residual)
-        return output + self.scaling * self.up(self.activation(self.down(x)))
+    def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> torch.Tensor | None:
+        """x (the sublayer's input), out (its output): (..., hidden) -> (..., hidden). host: the LayerNorm behind."""
+        (dropped,) = self.dropped
+        if dropped is not None and self.layer < dropped.n:
+            return None
+        source = {"houlsby": out, "parallel": x}.get(self.placement)
+        h = host(out + x) if source is None else source
+        return self.scaling * self.up(self.activation(self.down(h)))
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ class Adapters(Method):
 
     default_lr: ClassVar[float] = 1e-3
     size: ClassVar[str] = "bottleneck_size"
+    old_names: ClassVar[dict[str, str]] = {r"\.adapter\.": ".adapters."}
 
     def __post_init__(self) -> None:
         check(
@@ -116,35 +125,39 @@ class Adapters(Method):
             return self.placement == "houlsby" and self.drop_layers == 0
         return self.train_layernorm
 
+    def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
+        stack, lowest = layers(model), self.lowest()
+        if lowest >= len(stack):
+            raise DoesNotFit(f"drop_layers is {lowest}, but the encoder has {len(stack)} layers: choose fewer")
+        dropped = None
+        if self.drop_layers == "random":
+            dropped = Dropped(len(stack))
+            yield embeddings(model), dropped
+        for number, layer in enumerate(stack):
+            for name in SUBLAYERS[self.placement] if number >= lowest else ():
+                yield sublayer(layer, name), Adapter(self, hidden_size(model), number, dropped)
+
     def inject(self, model: nn.Module) -> None:
-        lowest = 0 if self.drop_layers == "random" else self.drop_layers
-        n_layers = len(layers(model))
-        if lowest >= n_layers:
-            raise DoesNotFit(f"drop_layers is {lowest}, but the encoder has {n_layers} layers: choose fewer")
-        dropped = Dropped()
-        for number, layer in list(enumerate(layers(model)))[lowest:]:
-            if self.trains_layernorm():
-                for sublayer in ("attention", "feedforward"):
-                    layer_norm(layer, sublayer).requires_grad_(True)
-            for sublayer in SUBLAYERS[self.placement]:
-                adapt(layer, sublayer, Adapter(self, hidden_size(model), number, dropped))
-        if self.trains_layernorm() and lowest == 0:
-            embedding_layer_norm(model).requires_grad_(True)
-        if self.drop_layers == "random":
+        super().inject(model)
+        if self.trains_layernorm():
+            for layer in layers(model)[self.lowest() :]:
+                for name in get_args(Sublayer):
+                    layer_norm(layer, name).requires_grad_(True)
+            if self.lowest() == 0:
+                embedding_layer_norm(model).requires_grad_(True)
 
-            def draw(module: nn.Module, _args: Any) -> None:
-                dropped.n = int(torch.randint(n_layers, ())) if module.training else dropped.in_evaluation
+    def lowest(self) -> int:
+        """Number of the lowest layer that has adapters."""
+        return 0 if self.drop_layers == "random" else self.drop_layers
 
-            stack(model).register_forward_pre_hook(draw)
+    def uses_all(self) -> bool:
+        return self.drop_layers != "random"
 
-    def skips_some(self) -> bool:
-        return self.drop_layers == "random"
-
-    def states(self, model: nn.Module) -> Iterator[str]:
+    def variants(self, model: nn.Module) -> Iterator[str]:
         """After random dropping: the model without the adapters of its lowest 0, 1, 2, ... layers."""
-        if self.drop_layers == "random":
-            dropped = next(module.dropped for module in model.modules() if isinstance(module, Adapter))
-            for n in range(len(layers(model))):
-                dropped.in_evaluation = n
-                yield f"dropped_{n}"
-            dropped.in_evaluation = 0
+        for dropped in model.modules():
+            if isinstance(dropped, Dropped):
+                for n in range(dropped.n_layers):
+                    dropped.in_evaluation = n
+                    yield f"dropped_{n}"
+                dropped.in_evaluation = 0

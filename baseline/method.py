@@ -1,39 +1,39 @@
 """Baselines: train the whole encoder, its top k layers and pooler, nothing but the head, or weights drawn at random."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import Linear, encoder, layers, linear, pooler, replace
+from common.encoders import Branch, Linear, Place, encoder, layers, linear, pooler
 from common.errors import DoesNotFit, check
-from common.fast.linear import linear_map
 from common.methods import Method
 
 
-class SparseLinear(nn.Linear):
-    """y = (W + D) x + b + e, where D and e are zero but for a few trained entries."""
+class SparseUpdate(Branch):
+    """D x + e beside W x + b, where D and e are zero but for a few trained entries."""
 
-    def __init__(self, linear: nn.Linear, places: torch.Tensor):
+    places: torch.Tensor
+
+    def __init__(self, places: torch.Tensor):
         """
         Args:
-            linear: the map W x + b; its parameters are kept under their names.
             places: (n,), trained entries, counted row by row through W and on through b.
         """
-        nn.Module.__init__(self)  # nn.Linear's own would allocate a second W
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        self.delta = nn.Parameter(self.weight.new_zeros(len(places)))
+        super().__init__()
+        self.delta = nn.Parameter(torch.zeros(len(places)))
         self.register_buffer("places", places, persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Linear) -> torch.Tensor:
         """x: (..., in) -> (..., out)"""
-        size = self.weight.numel()
-        flat = self.delta.new_zeros(size + self.out_features).scatter(0, self.places, self.delta)
-        return linear_map(x, self.weight, self.bias) + linear_map(x, flat[:size].view_as(self.weight), flat[size:])
+        size = host.weight.numel()
+        flat = self.delta.new_zeros(size + host.out_features).scatter(0, self.places, self.delta)
+        return F.linear(x, flat[:size].view_as(host.weight), flat[size:])
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,13 @@ class Baseline(Method):
     """Train this many layers from the top, and the pooler; 0 = the head alone, None = everything."""
 
     random_params: int | None = None
-    """Train this many entries of the layers' linear maps, drawn at random: BitFit's control."""
+    """Train this many entries of the linear layers, drawn at random: BitFit's control."""
     random_seed: int = 0
     """Decides which ones, apart from --seed, so that a saved run finds them again."""
 
     default_lr: ClassVar[float] = 5e-5
     size: ClassVar[str] = "top_k"
+    old_names: ClassVar[dict[str, str]] = {r"\.delta$": ".baseline.delta"}
 
     def __post_init__(self) -> None:
         k, n = self.top_k, self.random_params
@@ -64,8 +65,8 @@ class Baseline(Method):
         )
 
     def inject(self, model: nn.Module) -> None:
-        if self.random_params is not None:
-            self.inject_random(model, self.random_params)
+        super().inject(model)
+        if self.random_params is not None or self.top_k == 0:
             return
         if self.top_k is None:
             encoder(model).requires_grad_(True)
@@ -73,23 +74,23 @@ class Baseline(Method):
         stack = layers(model)
         if self.top_k > len(stack):
             raise DoesNotFit(f"top_k is {self.top_k}, but the encoder has {len(stack)} layers: choose at most that")
-        if self.top_k == 0:
-            return
         stack[-self.top_k :].requires_grad_(True)
         pool = pooler(model)
         if pool is not None:
             pool.requires_grad_(True)
 
-    def inject_random(self, model: nn.Module, n: int) -> None:
-        """Train n entries of the linear maps of all layers, weights and biases, each as likely as any other."""
-        maps = list(product(layers(model), get_args(Linear)))
-        sizes = [sum(p.numel() for p in linear(layer, name).parameters(recurse=False)) for layer, name in maps]
+    def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
+        """n entries of the linear layers, weights and biases, each as likely as any other."""
+        n = self.random_params
+        if n is None:
+            return
+        found = [linear(layer, name) for layer, name in product(layers(model), get_args(Linear))]
+        sizes = [sum(p.numel() for p in place.host.parameters(recurse=False)) for place in found]
         if n > sum(sizes):
-            raise DoesNotFit(f"random_params is {n:,}, but the linear maps have {sum(sizes):,}: choose fewer")
+            raise DoesNotFit(f"random_params is {n:,}, but the linear layers have {sum(sizes):,}: choose fewer")
         chosen = np.sort(np.random.default_rng(self.random_seed).choice(sum(sizes), n, replace=False))
-        ends = np.cumsum(sizes)
-        for (layer, name), size, end in zip(maps, sizes, ends, strict=True):
+        for place, size, end in zip(found, sizes, np.cumsum(sizes), strict=True):
             first, last = np.searchsorted(chosen, (end - size, end))
             if first < last:
-                places = torch.from_numpy(chosen[first:last] - (end - size))
-                replace(layer, name, lambda inner, places=places: SparseLinear(inner, places.to(inner.weight.device)))
+                entries = torch.from_numpy(chosen[first:last] - (end - size))
+                yield place, SparseUpdate(entries.to(place.host.weight.device))

@@ -27,7 +27,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours_bf16": {"frozen_dtype": "bfloat16"},
     "padded": {"padding": "batch"},
-    "reused": {"reuse_frozen": True},
+    "reference": {"reference": True},
 }
 """Sides that are our own loop, and the options that make them."""
 SIDES = (*OURS, "peft", "peft_bf16")
@@ -127,7 +127,7 @@ def matrix_peak(dtype: str) -> float:
     """
     import torch
 
-    from common.fast.linear import use_onednn
+    from common.fast.linear import use_fast_linear
     from common.runtime.device import use_all_cores
 
     use_all_cores()
@@ -135,7 +135,7 @@ def matrix_peak(dtype: str) -> float:
     tokens, inner, outer = (8192, 4096, 4096) if device == "cuda" else (2048, 384, 1536)
     plain = torch.nn.Linear(inner, outer, bias=False, dtype=getattr(torch, dtype), device=device).requires_grad_(False)
     laid_out = copy.deepcopy(plain)
-    use_onednn(laid_out)
+    use_fast_linear(laid_out)
     x = torch.randn(tokens, inner, dtype=getattr(torch, dtype), device=device)
     best = math.inf
     for _ in range(50):

@@ -1,5 +1,7 @@
 """Score of the bias terms, all or by group: accelerate launch -m bitfit.experiment --task_name mrpc"""
 
+from typing import Any
+
 from bitfit.method import SETS, BitFit
 from common.experiments import sweep
 
@@ -10,5 +12,5 @@ SPACE = {"terms": (("all",), ("query_mlp",))}
 """What scripts.search tries of the method's own options."""
 
 if __name__ == "__main__":
-    grid = [("all",), ("query_mlp",), *((group,) for group in SETS["all"])]
+    grid: list[Any] = [("all",), ("query_mlp",), *((group,) for group in SETS["all"])]
     sweep(BitFit(terms=terms) for terms in grid)

@@ -69,4 +69,4 @@ def with_bias(model: nn.Module, group: Any) -> Iterator[Any]:
             yield projection
         return
     for layer in layers(model):
-        yield layer_norm(layer, LAYER_NORMS[group]) if group in LAYER_NORMS else linear(layer, group)
+        yield layer_norm(layer, LAYER_NORMS[group]) if group in LAYER_NORMS else linear(layer, group).host

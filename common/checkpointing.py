@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.methods import Tensors, trainable
+from common.methods import Tensors, own_buffers, trainable
 from common.runs import CHECKPOINT
 from common.runtime import files, shards
 from common.runtime.device import peak_memory
@@ -76,6 +76,7 @@ class Trained:
             tensors[f"weights.{name}"] = shards.unshard(parameter)
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{key}.{name}": shards.unshard(value) for key, value in moments.items()}
+        tensors |= {f"buffers.{name}": buffer for name, buffer in own_buffers(self.model).items()}
         if self.accelerator.is_main_process:
             for rank, state in enumerate(states):
                 tensors |= {f"process.{rank}.{name}": value for name, value in state.items()}
@@ -125,6 +126,8 @@ class Trained:
                 }
                 state |= {k: shards.shard_like(state[k], parameter) for k in MOMENTS}
                 self.optimizer.state[parameter] = state
+        for name, buffer in own_buffers(self.model).items():
+            buffer.copy_(tensors[f"buffers.{name}"])
         own = f"process.{self.accelerator.process_index}."
         self.recent.copy_(tensors[f"{own}recent"])
         _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})

@@ -3,8 +3,7 @@
 import dataclasses
 import importlib
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from common.encoders import head_parameters, layer_norm_parameters, pooler
+from common.encoders import Branch, Place, head_parameters, layer_norm_parameters, pooler
 from common.errors import InputError, check
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -25,42 +24,64 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method:
     """Options of a fine-tuning method and what they do to a model.
 
-    Parameters that `inject` creates are trained; parameters it finds stay frozen unless it unfreezes them.
+    Parameters that the method creates are trained; parameters that it finds stay frozen unless it unfreezes them. A
+    method says where it adds what, in `branches`, or overrides `inject`. All other hooks do nothing by default.
     """
 
     default_lr: ClassVar[float]
-    """Learning rate where the user names none."""
+    """Learning rate where the user gives none."""
     starts_at_pretrained: ClassVar[bool] = True
-    """Whether the injected model computes what the pretrained one does until it is trained."""
+    """Whether the model computes what the pretrained one does until it is trained."""
     size: ClassVar[str | None] = None
-    """The option that decides how many parameters are trained, for `within`; None = there is none."""
+    """The option that decides how many parameters are trained, for a parameter budget; None = there is none."""
+    old_names: ClassVar[Mapping[str, str]] = {}
+    """Pattern -> replacement: parameter names of adapters saved by earlier versions -> their names now."""
 
-    @abstractmethod
-    def inject(self, model: nn.Module) -> None:
-        """Change a frozen model in place. Must never freeze, so that methods combine.
+    def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
+        """What is added to the model, and where.
 
         Raises:
             DoesNotFit: the options are not for this model.
         """
+        return iter(())
+
+    def inject(self, model: nn.Module) -> None:
+        """Change a frozen model in place; override it to unfreeze. It must never freeze, so that methods combine."""
+        for place, branch in self.branches(model):
+            place.add(branch)
+
+    def penalty(self, model: nn.Module) -> Any:
+        """A scalar that is added once to the mean loss of every optimizer step."""
+        return 0.0
+
+    def on_step(self, model: nn.Module, done: float) -> None:
+        """Called in every optimizer step, after the backward pass and before the update.
+
+        Args:
+            done: share of the run's steps that lie behind, from 0 to below 1.
+        """
+
+    def stored(self, model: nn.Module) -> "tuple[Method, Mapping[str, torch.Tensor]]":
+        """What is saved and counted of a trained model: the method that loads it, and its tensors by name.
+
+        They are parameters or buffers of a model with that method, of any type.
+        """
+        return self, trainable(model)
+
+    def variants(self, model: nn.Module) -> Iterator[str]:
+        """Forms of the trained model that are worth a score each: the model has one while its name is out."""
+        return iter(())
 
     def positions(self) -> int:
         """Positions of the encoder that the method takes for itself, so that the text has fewer."""
         return 0
 
-    def skips_some(self) -> bool:
-        """Whether a forward pass may leave out trained parameters, which several processes have to know."""
-        return False
-
-    def to_use(self, model: nn.Module, tensors: Tensors) -> "tuple[Method, Tensors]":
-        """A trained model as it is stored to be used: the method that loads it, and what it needs of the tensors."""
-        return self, tensors
-
-    def states(self, model: nn.Module) -> Iterator[str]:
-        """States of the trained model that are worth a score each: the model is in one while its name is out."""
-        return iter(())
+    def uses_all(self) -> bool:
+        """False where a forward pass may leave trained parameters without a gradient."""
+        return True
 
     def options(self) -> dict[str, Any]:
         """The fields by name, as they are stored."""
@@ -93,22 +114,33 @@ class Combined(Method):
         for part in self.parts:
             part.inject(model)
 
-    def positions(self) -> int:
-        return sum(part.positions() for part in self.parts)
+    def penalty(self, model: nn.Module) -> Any:
+        return sum(part.penalty(model) for part in self.parts)
 
-    def skips_some(self) -> bool:
-        return any(part.skips_some() for part in self.parts)
-
-    def to_use(self, model: nn.Module, tensors: Tensors) -> tuple[Method, Tensors]:
-        parts = []
+    def on_step(self, model: nn.Module, done: float) -> None:
         for part in self.parts:
-            used, tensors = part.to_use(model, tensors)
+            part.on_step(model, done)
+
+    def stored(self, model: nn.Module) -> tuple[Method, Mapping[str, torch.Tensor]]:
+        trained: Mapping[str, torch.Tensor] = trainable(model)
+        tensors, parts = dict(trained), []
+        for part in self.parts:
+            used, own = part.stored(model)
+            for name in trained.keys() - own.keys():  # replaced by others
+                del tensors[name]
+            tensors |= {name: tensor for name, tensor in own.items() if tensor is not trained.get(name)}
             parts.append(used)
         return Combined(tuple(parts)), tensors
 
-    def states(self, model: nn.Module) -> Iterator[str]:
+    def variants(self, model: nn.Module) -> Iterator[str]:
         for part in self.parts:
-            yield from part.states(model)
+            yield from part.variants(model)
+
+    def positions(self) -> int:
+        return sum(part.positions() for part in self.parts)
+
+    def uses_all(self) -> bool:
+        return all(part.uses_all() for part in self.parts)
 
     def options(self) -> dict[str, Any]:
         """The options of each method, under its name."""
@@ -120,6 +152,11 @@ class Combined(Method):
         return all(part.starts_at_pretrained for part in self.parts)
 
     @property
+    def old_names(self) -> dict[str, str]:  # type: ignore[override]
+        """Those of all methods."""
+        return {pattern: new for part in self.parts for pattern, new in part.old_names.items()}
+
+    @property
     def name(self) -> str:
         """The names of the methods, in the order in which they are injected."""
         return "+".join(part.name for part in self.parts)
@@ -128,13 +165,14 @@ class Combined(Method):
 def apply(method: Method, model: Model) -> Model:
     """Freeze the model, inject the method and unfreeze the head; what is trained is true by this order alone.
 
-    The names of the parameters that were there before are kept as `model.found`, for `table`.
+    The names of the parameters and buffers that were there before are kept as `model.found`.
     """
     model.requires_grad_(False)
-    found = {id(parameter) for parameter in model.parameters()}
+    found = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     with next(model.parameters()).device:
         method.inject(model)
-    model.found = frozenset(n for n, p in model.named_parameters() if id(p) in found)  # type: ignore[assignment]
+    every = (*model.named_parameters(), *model.named_buffers())
+    model.found = frozenset(name for name, tensor in every if id(tensor) in found)  # type: ignore[assignment]
     for parameter in head_parameters(model).values():
         parameter.requires_grad_(True)
     return model
@@ -145,9 +183,14 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def count(parameters: dict[str, nn.Parameter]) -> int:
-    """Number of scalars in these parameters."""
-    return sum(parameter.numel() for parameter in parameters.values())
+def own_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that the method has brought, which change as it likes: a checkpoint holds them too."""
+    return {name: buffer for name, buffer in model.named_buffers() if name not in model.found}  # type: ignore[operator]
+
+
+def count(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Number of scalars in these tensors."""
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def count_without_head(model: nn.Module) -> int:

@@ -48,8 +48,8 @@ class TuneOptions:
     """none: sequences lie end to end, no work on padding; batch: padded to the longest of their batch, as usual."""
     frozen_dtype: Literal["float32", "bfloat16", "auto"] = "auto"
     """How frozen weights are held; trained ones are float32. auto: float32, or bfloat16 on a GPU launched in bf16."""
-    reuse_frozen: bool = False
-    """Run the layers below the lowest trained parameter once, without dropout, and reuse their output."""
+    reference: bool = False
+    """Run without the fast path: plain modules, padded batches, torch's own dropout and products. For checks."""
     max_length: int | None = None
     """Tokens of an input, pairs cut longest first; None = as many as the encoder takes."""
     param_budget: int | None = None
@@ -96,7 +96,9 @@ class TuneOptions:
                 f"time_limit is {self.time_limit}: choose a number above 0": (
                     self.time_limit is not None and not self.time_limit > 0
                 ),
-                "reuse_frozen needs padding none": self.reuse_frozen and self.padding != "none",
+                "reference and frozen_dtype bfloat16: leave one of them out": (
+                    self.reference and self.frozen_dtype == "bfloat16"
+                ),
                 f"seed is {self.seed}: choose from 0 to 2**32 - 1": not 0 <= self.seed < 2**32,
             }
             | {f"{k} is {v}: choose at least 1": v is not None and v < 1 for k, v in counts.items()}

@@ -7,11 +7,10 @@ import numpy as np
 
 from common import data, metrics, saving, tasks
 from common.checkpoints import load_tokenizer
-from common.encoders import first_position, longest_input, n_outputs
+from common.encoders import longest_input, n_outputs
 from common.errors import InputError, one_line_errors
 from common.evaluation import predict_logits
-from common.fast.packing import Layout, take_packed
-from common.fast.precision import hold_frozen
+from common.fast import prepare
 from common.fitting import leave_room
 from common.methods import Method, names
 from common.options import PredictOptions, parse
@@ -133,15 +132,13 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     if not 3 <= config["max_length"] <= limit or n_outputs(model) != tests[0].n_outputs:
         found = f"max_length is {config['max_length']} and n_outputs {n_outputs(model)}"
         raise InputError(f"{folder} is damaged: {found}, wanted 3 to {limit} and {tests[0].n_outputs}")
-    hold_frozen(model, config["frozen_dtype"], accelerator.device)
-    model = take_packed(model)
-    layout = Layout(first_position(model), rounded=accelerator.device.type == "cpu")
+    prepared = prepare(model, accelerator.device, config["frozen_dtype"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     total = sum(map(len, examples))
     paths = []
     with tqdm(total=total, desc=f"{method} {trained} test", disable=not accelerator.is_main_process) as bar:
         for task, rows in zip(tests, examples, strict=True):
-            tokens = tokenize(rows, tokenizer, config["max_length"]).laid_out(layout)
+            tokens = tokenize(rows, tokenizer, config["max_length"]).laid_out(prepared.layout)
             outputs = predict_logits(model, tokens, options.batch_size, accelerator, bar.update)
             if accelerator.is_main_process:
                 paths.append(write_submission(folder, task, outputs, len(rows)))

@@ -3,10 +3,13 @@
 import contextlib
 import dataclasses
 import math
+import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from common.checkpoints import base_of, blank_model, load_model
@@ -28,27 +31,30 @@ CONFIG = "adapter.json"
 
 
 RESUMABLE = "resumable"
+SAFETENSORS_TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 def save_adapter(folder: Path | str, model: nn.Module, method: Method, writes: bool = True, **facts: Any) -> None:
-    """Write the trained tensors of a model and what is needed to load them again.
+    """Write what a method stores of a trained model, and what is needed to load it again.
 
-    Where a method stores less than it trains, the trained form lies in the folder `resumable`, as an
-    adapter like any other.
+    Where that loads as another method than was trained, the trained form lies in the folder `resumable`, as an adapter
+    like any other.
 
     Args:
         model: from `load_model`, after `apply(method, model)`; where it is sharded, every process has to call this.
         writes: whether this process is the one that writes.
         facts: further JSON values to keep in adapter.json (task, maximal length, data, ...).
     """
-    tensors = {name: parameter.detach() for name, parameter in trainable(model).items()}
-    used, needed = method.to_use(model, tensors)
-    needed, tensors = shards.unshard_all(needed), shards.unshard_all(tensors)
+    used, stored = method.stored(model)
+    stored, trained = shards.unshard_all(stored), shards.unshard_all(trainable(model))
     if not writes:
         return
-    _save(Path(folder), model, used, needed, facts)
+    _save(Path(folder), model, used, stored, facts)
     if used != method:
-        _save(Path(folder) / RESUMABLE, model, method, tensors, facts)
+        _save(Path(folder) / RESUMABLE, model, method, trained, facts)
 
 
 def _save(folder: Path, model: nn.Module, method: Method, tensors: Tensors, facts: dict[str, Any]) -> None:
@@ -113,32 +119,27 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
     Raises:
         InputError: a file is missing or damaged, or the base is another one than the adapter was trained on.
     """
-    import safetensors
-
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     method = read_method(folder, config)
     require(folder / CONFIG, config, base_checkpoint=str, base_sha256=str, n_outputs=int)
-    # Compared before any memory is asked for: the shapes that the file has and those that its config asks for.
+    # Compared before any memory is asked for: what the file holds and what its config asks for.
     path = folder / ADAPTER
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            found = {name: tuple(part.get_shape()) for name, part in slices.items() if part.get_dtype() == "F32"}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path} is missing or damaged ({error}): restore it or train again") from error
-    if not 1 <= config["n_outputs"] <= sum(map(math.prod, found.values())):
+    found, at_least = _contents(path)
+    if not 1 <= config["n_outputs"] <= at_least:
         raise InputError(f"{path} does not fit {CONFIG} beside it: n_outputs is {config['n_outputs']}")
     checkpoint = checkpoint or config["base_checkpoint"]
     blank = blank_model(checkpoint, config["n_outputs"])
     try:
-        wanted = {name: tuple(parameter.shape) for name, parameter in trainable(try_on(method, blank)).items()}
+        wanted = {name: _shape(tensor) for name, tensor in _loaded_by(method, try_on(method, blank)).items()}
     except DoesNotFit as error:
         raise InputError(f"{folder / CONFIG} does not fit {checkpoint}: {error}") from error
+    now = {name: _name_now(name, method) if name not in wanted else name for name in found}
+    found = {now[name]: shape for name, shape in found.items()}
     if wanted != found:
         odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise InputError(
-            f"{path} does not fit {CONFIG} beside it: {odd[0]} is {found.get(odd[0], 'missing or not of float32')}, "
+            f"{path} does not fit {CONFIG} beside it: {odd[0]} is {found.get(odd[0], 'missing')}, "
             f"wanted {wanted.get(odd[0], 'none')} ({len(odd)} such tensors)"
         )
 
@@ -151,6 +152,45 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
         )
     apply(method, model)
     tensors, _ = read_tensors(path)
-    for name, parameter in trainable(model).items():
-        parameter.data.copy_(tensors[name])
+    copy_into(model, {now[name]: tensor for name, tensor in tensors.items()})
     return model, method
+
+
+def _contents(path: Path) -> tuple[dict[str, str], int]:
+    """Type and shape of each tensor in a file, and the number of scalars. Raises InputError if it is damaged."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            return {n: f"{slices[n].get_dtype()} {shape}" for n, shape in shapes.items()}, sum(
+                map(math.prod, shapes.values())
+            )
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}): restore it or train again") from error
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    """Type and shape of a tensor as `_contents` has them."""
+    return f"{SAFETENSORS_TYPES[tensor.dtype]} {tuple(tensor.shape)}"
+
+
+def _loaded_by(method: Method, model: nn.Module) -> Mapping[str, torch.Tensor]:
+    """The tensors that a file with this method holds: what it stores, or the trained form of what it stores."""
+    used, stored = method.stored(model)
+    return stored if used == method else trainable(model)
+
+
+def _name_now(name: str, method: Method) -> str:
+    """The name of a tensor in a file that an earlier version wrote."""
+    for pattern, new in method.old_names.items():
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy values into the parameters and buffers of a model by name, sharded or not."""
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in tensors.items():
+        held[name].data.copy_(shards.shard_like(tensor, held[name]))

@@ -10,24 +10,29 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from common.errors import InputError
-from common.fast import packing
 from common.runtime import files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-from typing import TYPE_CHECKING
 
 from common import data, tasks
 from common.checkpoints import load_tokenizer
 from common.data import Examples
-from common.fast.packing import Layout
 from common.options import TuneOptions
 from common.runtime.device import send
+
+
+class Layout(Protocol):
+    """How packed batches are laid out, see common/fast/packing.py."""
+
+    def pack(self, columns: dict[str, torch.Tensor], starts: torch.Tensor, lengths: torch.Tensor) -> dict[str, Any]:
+        """The keywords of a forward pass, `packing` among them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Tokens:
     """(rows,), int64 classes or float32 scores; (0,) where they are not published."""
     padding: dict[str, int]
     """What stands behind the end of a row in a padded batch."""
-    layout: packing.Layout | None
+    layout: Layout | None
     """How batches are packed; None = they are padded."""
 
     def __len__(self) -> int:
@@ -53,7 +58,7 @@ class Tokens:
         """(rows,), the place of each row's first token."""
         return self.lengths.cumsum(0) - self.lengths
 
-    def laid_out(self, layout: packing.Layout | None) -> Tokens:
+    def laid_out(self, layout: Layout | None) -> Tokens:
         """The same rows, for batches that are packed in this way, or padded."""
         return replace(self, layout=layout)
 
@@ -65,7 +70,7 @@ class Tokens:
         """
         starts, lengths = self.starts[rows], self.lengths[rows]
         if self.layout is not None:
-            inputs = packing.pack(self.columns, starts, lengths, self.layout)
+            inputs = self.layout.pack(self.columns, starts, lengths)
         else:
             steps = torch.arange(int(lengths.max()))
             there = steps < lengths[:, None]  # (batch, longest)

@@ -16,15 +16,13 @@ import torch.nn.functional as F
 from common import metrics, saving, tasks
 from common.checkpointing import Progress, Trained
 from common.checkpoints import base_of, blank_model, load_model
-from common.encoders import encoder, first_position
+from common.encoders import encoder, layers
 from common.errors import InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
 from common.evaluation import COLLAPSED, evaluate
-from common.fast import precision
-from common.fast.packing import Layout, take_packed
+from common.fast import prepare
 from common.fitting import check_fit, fit_to_budget
 from common.methods import Method, apply, count, count_without_head, table, trainable
 from common.options import TuneOptions, parse
-from common.reuse import reuse
 from common.runs import (
     CHECKPOINT,
     RESULT,
@@ -147,7 +145,7 @@ def _train(
         project_config=ProjectConfiguration(logging_dir=str(folder.parent)),
         # An encoder's buffers are constants: sending them round before every forward pass would be for nothing.
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=method.skips_some())
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=not method.uses_all())
         ],
     )
     device, process, n_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
@@ -159,21 +157,12 @@ def _train(
     base = base_of(model)
     total_params = encoder(model).num_parameters()
     apply(method, model)
-    frozen_dtype = precision.frozen_dtype(options.frozen_dtype, device, accelerator.mixed_precision)
-    precision.hold_frozen(model, frozen_dtype, device)
-    layout = None
-    if options.padding == "none":
-        take_packed(model)
-        layout = Layout(first_position(model), rounded=device.type == "cpu")
+    prepared = prepare(
+        model, device, options.frozen_dtype, accelerator.mixed_precision, options.padding, options.reference
+    )
     set_seed(options.seed, device_specific=True)  # the processes drop out other units of their rows
 
-    splits = material.tokens(max_length, layout)
-    reuse_seconds = 0.0
-    if options.reuse_frozen:
-        began = time.perf_counter()
-        model.to(device)
-        splits = reuse(model, splits, options.eval_batch_size, device)
-        reuse_seconds = time.perf_counter() - began
+    splits = material.tokens(max_length, prepared.layout)
     tokens = splits.pop("train")
     untouched = {}  # the development set, where it selects nothing
     if HOLDOUT in splits:
@@ -191,7 +180,7 @@ def _train(
         eps=options.eps,
         fused=True,
     )
-    shards.by_layer(accelerator, model, method, options.reuse_frozen)
+    shards.shard_by_layer(accelerator, layers(model)[0], method.uses_all())
     wrapped, accelerated = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(wrapped)
     parameters = list(trainable(model).values())  # where they are sharded, others than before
@@ -214,7 +203,7 @@ def _train(
     recent = torch.zeros(3, device=device)  # sums of losses, of tokens and of bad steps since the last log
     facts = {"base_sha256": base.sha256, "train_examples": len(tokens), "n_steps": n_steps, "n_processes": n_processes}
     state = Trained(model, optimizer, recent, accelerator, facts)
-    progress = Progress(train_seconds=reuse_seconds)
+    progress = Progress()
     unfinished = (folder / CHECKPOINT).is_file() and not (folder / RESULT).is_file()
     resumed = broadcast_from_main(lambda: options.resume and unfinished)
     if resumed:
@@ -317,11 +306,11 @@ def _train(
             if all(scores["score"] > earlier["score"] for earlier in progress.history):
                 progress.state_scores = {
                     f"{state_name}_{name}": value
-                    for state_name in method.states(model)
+                    for state_name in method.variants(model)
                     for name, value in evaluate_on(splits)[0].items()
                 }
                 about = {"task_name": task.name, "data": options.data, "max_length": max_length, "seed": options.seed}
-                about |= {"frozen_dtype": frozen_dtype}
+                about |= {"frozen_dtype": prepared.frozen_dtype}
                 saving.save_adapter(folder, model, method, accelerator.is_main_process, **about)
                 if accelerator.is_main_process and not untouched:
                     write_predictions(folder, outputs, {split: splits[split].labels for split in outputs})
@@ -340,8 +329,7 @@ def _train(
     if untouched:
         stored = folder / saving.RESUMABLE / saving.ADAPTER
         best_tensors, _ = files.read_tensors(stored if stored.is_file() else folder / saving.ADAPTER)
-        for name, parameter in trainable(model).items():
-            parameter.data.copy_(shards.shard_like(best_tensors[name], parameter))
+        saving.copy_into(model, best_tensors)
         dev_scores, outputs = evaluate_on(untouched)
         if accelerator.is_main_process:
             write_predictions(folder, outputs, {split: untouched[split].labels for split in outputs})
@@ -360,7 +348,7 @@ def _train(
         "bad_steps": progress.bad_steps,
         "n_resumed": progress.n_resumed,
         "max_length": max_length,
-        "frozen_dtype": frozen_dtype,
+        "frozen_dtype": prepared.frozen_dtype,
         "train_examples": len(tokens),
         "validation_examples": len(validation),
         "trainable_params": count(trainable(model)),

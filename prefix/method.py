@@ -1,19 +1,19 @@
 """Prefix tuning: softmax(Q [P_K; K]^T / sqrt(size)) [P_V; V], P_K and P_V trained in each layer (Li & Liang, 2021)."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from common.encoders import hidden_size, layers, n_heads, stack
+from common.encoders import Branch, Place, embeddings, hidden_size, keys_values, layers, n_heads
 from common.errors import check
-from common.fast.attention import prepend
-from common.methods import Method, Tensors
+from common.methods import Method, trainable
 
 
-class Prefix(nn.Module):
+class Prefix(Branch):
     """Keys and values of all layers, trained as they are or as the output of a small network (the paper's section 4.3).
 
     They are one table, (l, layers * 2 * hidden): `embedding` itself, or MLP(embedding) with embedding (l, hidden).
@@ -38,19 +38,26 @@ class Prefix(nn.Module):
             self.mlp = nn.Sequential(nn.Linear(width, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, features))
         self.current = torch.empty(0)
 
-    def forward(self) -> torch.Tensor:
-        """-> the table (l, layers * 2 * hidden)"""
+    def table(self) -> torch.Tensor:
+        """-> (l, layers * 2 * hidden)"""
         return self.embedding if self.mlp is None else self.mlp(self.embedding)
 
-    def compute(self, *_: object) -> None:
-        """Run the MLP, once for a forward pass of the model, before its lowest layer."""
-        table = self().unflatten(1, (self.n_layers, 2, self.heads, -1))
+    def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> None:
+        """Compute them, once for a forward pass, below the lowest layer; nothing is added there."""
+        table = self.table().unflatten(1, (self.n_layers, 2, self.heads, -1))
         self.current = table.permute(1, 2, 3, 0, 4)  # (layers, 2, heads, l, size)
 
-    def of_layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of a layer, each (heads, l, size)."""
-        key, value = self.current[number].unbind()
-        return key, value
+
+class OfLayer(Branch):
+    """The share of one layer."""
+
+    def __init__(self, prefix: Prefix, number: int):
+        super().__init__()
+        self.prefix, self.number = (prefix,), number  # a tuple, so that it is not registered with every layer
+
+    def forward(self, x: torch.Tensor, out: tuple[torch.Tensor, ...], host: nn.Module) -> tuple[torch.Tensor, ...]:
+        """-> keys and values, each (heads, l, size)"""
+        return self.prefix[0].current[self.number].unbind()
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class PrefixTuning(Method):
     default_lr: ClassVar[float] = 3e-2
     starts_at_pretrained: ClassVar[bool] = False
     size: ClassVar[str] = "prefix_length"
+    old_names: ClassVar[dict[str, str]] = {r"\.(encoder|transformer)\.prefix\.": ".embeddings.prefix."}
 
     def __post_init__(self) -> None:
         check(
@@ -74,18 +82,18 @@ class PrefixTuning(Method):
             }
         )
 
-    def inject(self, model: nn.Module) -> None:
-        prefix = Prefix(self.prefix_length, len(layers(model)), hidden_size(model), n_heads(model), self.hidden_dim)
-        stack(model).prefix = prefix
-        stack(model).register_forward_pre_hook(prefix.compute)
-        prepend(model, prefix.of_layer)
+    def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
+        stack = layers(model)
+        prefix = Prefix(self.prefix_length, len(stack), hidden_size(model), n_heads(model), self.hidden_dim)
+        yield embeddings(model), prefix
+        for number, layer in enumerate(stack):
+            yield keys_values(layer), OfLayer(prefix, number)
 
-    def to_use(self, model: nn.Module, tensors: Tensors) -> tuple[Method, Tensors]:
+    def stored(self, model: nn.Module) -> tuple[Method, Mapping[str, torch.Tensor]]:
         """The MLP has done its work: what is stored is its output, which loads as a prefix without one."""
         if not self.hidden_dim:
-            return self, tensors
+            return self, trainable(model)
         ((name, prefix),) = ((n, m) for n, m in model.named_modules() if isinstance(m, Prefix))
         own = {f"{name}.{inner}" for inner, _ in prefix.named_parameters()}
-        tensors = {n: tensor for n, tensor in tensors.items() if n not in own}
-        tensors[f"{name}.embedding"] = prefix().detach()
-        return dataclasses.replace(self, hidden_dim=0), tensors
+        kept: dict[str, torch.Tensor] = {n: parameter for n, parameter in trainable(model).items() if n not in own}
+        return dataclasses.replace(self, hidden_dim=0), kept | {f"{name}.embedding": prefix.table()}

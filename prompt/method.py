@@ -1,42 +1,32 @@
 """Prompt tuning: [p_1; ...; p_n; text], where only the vectors p_i at the encoder's input are trained."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from common.checkpoints import base_of, load_tokenizer
-from common.encoders import begin_with, embeddings, replace_words
+from common.encoders import Branch, Level, Place, front, word_embeddings
 from common.errors import InputError, check
 from common.methods import Method
 
 
-class PromptEmbedding(nn.Embedding):
-    """A frozen word embedding and n trained vectors, which have the ids behind the vocabulary."""
+class Prompt(Branch):
+    """n trained vectors."""
 
-    def __init__(self, words: nn.Embedding, start: torch.Tensor):
+    def __init__(self, start: torch.Tensor):
         """
         Args:
-            words: the table of the vocabulary, whose weight is kept under its name.
-            start: (n, features), the first values of the vectors.
+            start: (n, features), their first values.
         """
-        nn.Module.__init__(self)  # nn.Embedding's own would allocate a second table
-        self.num_embeddings, self.embedding_dim = words.num_embeddings, words.embedding_dim
-        self.padding_idx, self.max_norm, self.norm_type = words.padding_idx, None, 2.0
-        self.scale_grad_by_freq = self.sparse = False
-        self.weight = words.weight
-        self.prompt = nn.Parameter(start)
+        super().__init__()
+        self.vectors = nn.Parameter(start)
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids: (batch, length) -> (batch, length, features)"""
-        return self.overwrite(ids, F.embedding(ids.where(ids < self.num_embeddings, 0), self.weight))
-
-    def overwrite(self, ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """x with the trained vectors where the ids are theirs. ids: (batch, length), x: (batch, length, features)"""
-        vectors = F.embedding((ids - self.num_embeddings).clamp(min=0), self.prompt.to(x.dtype))
-        return torch.where((ids >= self.num_embeddings)[..., None], vectors, x)
+    def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> torch.Tensor:
+        """-> (n, features), whatever the text"""
+        return self.vectors
 
 
 @dataclass(frozen=True)
@@ -49,13 +39,14 @@ class PromptTuning(Method):
     """Their first values: uniform from -0.5 to 0.5; embeddings of random words; embeddings of --init_text."""
     init_text: str = ""
     """Text whose tokens they start as, repeated or cut to n."""
-    level: Literal["words", "embeddings"] = "words"
+    level: Level = "words"
     """words: they stand where word embeddings stand, and get positions, type and LayerNorm; embeddings: they join
     behind all that, and leave the text its positions."""
 
     default_lr: ClassVar[float] = 1e-1
     starts_at_pretrained: ClassVar[bool] = False
     size: ClassVar[str] = "prompt_length"
+    old_names: ClassVar[dict[str, str]] = {r"\.word_embeddings\.prompt$": ".prompt.vectors"}
 
     def __post_init__(self) -> None:
         check(
@@ -67,15 +58,9 @@ class PromptTuning(Method):
             }
         )
 
-    def inject(self, model: nn.Module) -> None:
-        words = replace_words(model, lambda words: PromptEmbedding(words, self.start(model, words.weight)))
-        if self.level == "embeddings":
-
-            def overwrite(_module: nn.Module, args: Any, kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
-                return words.overwrite(args[0] if args else kwargs["input_ids"], output)
-
-            embeddings(model).register_forward_hook(overwrite, with_kwargs=True)
-        begin_with(model, words.num_embeddings + torch.arange(self.prompt_length), positions=self.level == "words")
+    def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
+        start = self.start(model, word_embeddings(model).weight)
+        yield front(model, self.prompt_length, self.level), Prompt(start)
 
     def positions(self) -> int:
         return self.prompt_length if self.level == "words" else 0

@@ -19,7 +19,8 @@ import torch
 
 from common.checkpoints import load_model
 from common.encoders import first_position
-from common.fast.packing import Layout, pack, take_packed
+from common.fast import prepare
+from common.fast.packing import Layout
 from common.methods import apply, trainable
 from common.synthetic import AGENTS, LOOKS, PLACES, THINGS
 from scripts.plot import read_curves
@@ -141,7 +142,7 @@ def packed_batch(model, batch: dict[str, torch.Tensor], rounded: bool = True) ->
     if model.config.model_type != "distilbert":
         columns["token_type_ids"] = torch.zeros_like(columns["input_ids"])
     lengths = there.sum(1)
-    return pack(columns, lengths.cumsum(0) - lengths, lengths, Layout(first_position(model), rounded))
+    return Layout(first_position(model), rounded).pack(columns, lengths.cumsum(0) - lengths, lengths)
 
 
 def assert_packed_equals_padded(padded, packed, rounded: bool = True) -> None:
@@ -149,7 +150,8 @@ def assert_packed_equals_padded(padded, packed, rounded: bool = True) -> None:
     batch = random_batch(padded)
     inputs = packed_batch(packed, batch, rounded)
     assert (inputs["input_ids"].numel() > batch["attention_mask"].sum()) == rounded
-    one, other = padded(**batch).logits, take_packed(packed)(**inputs).logits
+    prepare(packed, torch.device("cpu"))
+    one, other = padded(**batch).logits, packed(**inputs).logits
     torch.testing.assert_close(one, other, atol=5e-6, rtol=1e-5)
     one.square().mean().backward()
     other.square().mean().backward()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import KINDS, bert_base, perturbed, random_batch
 
-from adapters.method import Adapter, Adapters
+from adapters.method import Adapter, Adapters, Dropped
 from common.encoders import layers
 from common.errors import DoesNotFit, InputError
 from common.methods import apply, count_without_head, trainable
@@ -53,10 +53,10 @@ def test_a_layer_computes_what_the_paper_says(placement, make_model):
 
     a = layer.attention.output.dense(layer.attention.self(x)[0])
     if placement == "houlsby":
-        a = a + bottleneck(layer.attention.output.adapter, a)
+        a = a + bottleneck(layer.attention.output.adapters, a)
     h = layer.attention.output.LayerNorm(a + x)
     f = layer.output.dense(F.gelu(layer.intermediate.dense(h)))
-    norm, adapter = layer.output.LayerNorm, layer.output.adapter
+    norm, adapter = layer.output.LayerNorm, layer.output.adapters
     wanted = {
         "houlsby": lambda: norm(f + bottleneck(adapter, f) + h),
         "pfeiffer": lambda: norm(bottleneck(adapter, norm(f + h)) + f + h),
@@ -108,7 +108,7 @@ def test_no_gradient_is_computed_below_the_lowest_adapter(make_model):
 
 def test_no_gradient_is_computed_below_the_lowest_adapter_that_is_drawn(make_model):
     model = apply(Adapters(drop_layers="random"), make_model()).train()
-    dropped = next(m for m in model.modules() if isinstance(m, Adapter)).dropped
+    dropped = next(m for m in model.modules() if isinstance(m, Dropped))
     torch.manual_seed(0)
     for _ in range(20):
         assert needs_gradient(model) == [dropped.n == 0, True]
@@ -116,7 +116,7 @@ def test_no_gradient_is_computed_below_the_lowest_adapter_that_is_drawn(make_mod
 
 def test_random_dropping_reaches_every_number_of_layers_and_ends_with_evaluation(make_model):
     model = apply(Adapters(drop_layers="random"), make_model()).train()
-    dropped = next(m for m in model.modules() if isinstance(m, Adapter)).dropped
+    dropped = next(m for m in model.modules() if isinstance(m, Dropped))
     batch, seen = random_batch(model), set()
     torch.manual_seed(0)
     for _ in range(30):

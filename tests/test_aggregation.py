@@ -102,7 +102,7 @@ def test_seeds_are_one_group_and_other_settings_are_another():
 
 def test_defaults_and_numbers_are_the_same_however_they_are_written():
     usual = {"rank": 8.0, "alpha": 8, "targets": ["query", "value"], "rslora": False, "frozen_dtype": "float32"}
-    usual |= {"betas": [0.9, 0.999], "reuse_frozen": False}
+    usual |= {"betas": [0.9, 0.999], "reference": False}
     ((_, (found,)),) = aggregation.group([row(seed=1), row(seed=2, **usual)]).items()
     assert found.label == "lora"
     assert set(found.scores("score")) == {1, 2}

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from test_packing import LENGTHS, packed, rows_of
 
-from common.fast.attention import PackedAttention, packed_attention, padded_attention
+from common.fast.attention import PackedAttention, padded_attention
 from common.fast.dropout import BITS
-from common.fast.packing import take_packed
+from common.fast.packing import packed_attention, take_packed
 
 
 def states(first=0, lengths=LENGTHS, heads=2, size=4, dtype=torch.float64, lone=False):

@@ -54,4 +54,4 @@ def test_lora_on_top_of_trained_layers_trains_both(make_model):
             method.inject(model)
         sets.append(set(trainable(model)))
     assert sets[0] == sets[1]
-    assert any("lora_A" in name for name in sets[0])
+    assert any("lora.A" in name for name in sets[0])

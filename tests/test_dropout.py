@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.fast.dropout import CpuDropout, drop_faster, keep, keeps
+from common.fast.dropout import FastDropout, keep, keeps, use_fast_dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -18,7 +18,7 @@ def test_the_rate_is_the_probability_asked_for(probability, dtype):
 
 def test_the_mean_stays():
     torch.manual_seed(0)
-    assert CpuDropout(0.3).train()(torch.ones(1_000_000)).mean().item() == pytest.approx(1.0, abs=2e-3)
+    assert FastDropout(0.3).train()(torch.ones(1_000_000)).mean().item() == pytest.approx(1.0, abs=2e-3)
 
 
 def test_neighbouring_units_are_dropped_independently():
@@ -38,7 +38,7 @@ def test_several_tensors_are_drawn_at_once_and_share_nothing():
 
 def test_torchs_seed_decides_and_moves_on():
     model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
-    drop_faster(model)
+    use_fast_dropout(model)
     ones = torch.ones(999)
     torch.manual_seed(4)
     first, second = model(ones), model(ones)
@@ -50,20 +50,20 @@ def test_torchs_seed_decides_and_moves_on():
 
 def test_the_gradient_passes_where_a_unit_is_kept():
     x = torch.ones(50, 3, requires_grad=True)
-    y = CpuDropout(0.5).train()(x)
+    y = FastDropout(0.5).train()(x)
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
 
 
 def test_evaluation_drops_nothing():
     x = torch.randn(4, 4)
-    assert torch.equal(CpuDropout(0.5).eval()(x), x)
+    assert torch.equal(FastDropout(0.5).eval()(x), x)
 
 
 def test_replacing_keeps_probabilities_and_mode():
     model = nn.Sequential(nn.Dropout(0.2), nn.Sequential(nn.Dropout(0.3), nn.Linear(2, 2))).eval()
-    drop_faster(model)
+    use_fast_dropout(model)
     assert [(type(m), m.p, m.training) for m in (model[0], model[1][0])] == [
-        (CpuDropout, 0.2, False),
-        (CpuDropout, 0.3, False),
+        (FastDropout, 0.2, False),
+        (FastDropout, 0.3, False),
     ]

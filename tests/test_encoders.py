@@ -6,16 +6,16 @@ from conftest import HIDDEN, INTERMEDIATE, KINDS, LAYERS, perturb, random_batch,
 
 from common import methods
 from common.checkpoints import load_model, load_tokenizer
-from common.encoders import head_parameters, layers, longest_input, pooler, replace
+from common.encoders import head_parameters, layers, linear, longest_input, pooler
 from common.methods import apply, find, trainable
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_linear_map_is_found_on_every_kind(kind, make_model):
+def test_every_linear_layer_is_found_on_every_kind(kind, make_model):
     sizes = {}
     for layer in layers(make_model(kind)):
         for name in ("query", "key", "value", "attention_output", "intermediate", "output"):
-            replace(layer, name, lambda linear, n=name: sizes.update({n: tuple(linear.weight.shape)}) or linear)
+            sizes[name] = tuple(linear(layer, name).host.weight.shape)
     square = (HIDDEN, HIDDEN)
     wanted = dict.fromkeys(("query", "key", "value", "attention_output"), square)
     assert sizes == wanted | {"intermediate": (INTERMEDIATE, HIDDEN), "output": (HIDDEN, INTERMEDIATE)}

@@ -1,5 +1,7 @@
 """LoRA is what the paper says and what peft computes."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,8 @@ from conftest import bert_base, perturb, random_batch
 from common.encoders import layers
 from common.errors import DoesNotFit, InputError
 from common.methods import apply, count, count_without_head, trainable
-from lora.method import Lora, LoraLinear, merge, unmerge
+from common.places import Place
+from lora.method import Lora, LowRank, merge, unmerge
 
 ALL = ("query", "key", "value", "attention_output", "intermediate", "output")
 PEFT_NAMES = {
@@ -40,7 +43,7 @@ def test_equals_peft_with_copied_weights(kind, targets, rslora, make_model):
         head = "classifier.modules_to_save.default" if name.startswith("classifier") else None
         if head:
             return f"base_model.model.{name.replace('classifier', head, 1)}"
-        return f"base_model.model.{name}.default.weight"
+        return "base_model.model." + re.sub(r"\.lora\.([AB])$", r".lora_\1.default.weight", name)
 
     mine, trained = trainable(ours), {n: p for n, p in theirs.named_parameters() if p.requires_grad}
     assert {counterpart(name) for name in mine} == set(trained)
@@ -84,12 +87,34 @@ def test_merging_is_idempotent_and_unmerging_gives_back_every_bit(make_model):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def beside(linear, update):
+    """A linear layer with a branch."""
+    Place(linear).add(update)
+    return linear
+
+
 def test_merging_leaves_a_shared_base_alone(make_model):
-    linear = layers(make_model())[0].attention.self.query
-    adapted, weight = LoraLinear(linear, rank=2, scaling=1.0, dropout=0.0), linear.weight.clone()
-    perturb([adapted.lora_B])
-    adapted.merge()
-    assert torch.equal(linear.weight, weight)
+    model = make_model()
+    shared = layers(model)[0].attention.self.query.weight
+    values = shared.clone()
+    apply(Lora(), model)
+    perturb(trainable(model).values())
+    merge(model)
+    assert torch.equal(shared, values)
+    assert layers(model)[0].attention.self.query.weight is not shared
+
+
+def test_two_updates_of_one_layer_are_merged_and_unmerged(make_model):
+    model = make_model().eval()
+    for _ in range(2):
+        apply(Lora(rank=2), model)
+    perturb([p for n, p in model.named_parameters() if ".lora" in n])
+    batch, before = random_batch(model), {name: value.clone() for name, value in model.state_dict().items()}
+    wanted = model(**batch).logits
+    merge(model)
+    torch.testing.assert_close(model(**batch).logits, wanted, atol=1e-6, rtol=1e-6)
+    unmerge(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_merged_model_refuses_to_train(make_model):
@@ -110,15 +135,17 @@ def test_base_weights_are_not_copied(make_model):
 def test_scaling_is_alpha_over_rank_or_over_its_root(make_model):
     for rslora, wanted in ((False, 32 / 16), (True, 32 / 4)):
         model = apply(Lora(rank=16, alpha=32, rslora=rslora), make_model())
-        assert layers(model)[0].attention.self.query.scaling == wanted
+        assert layers(model)[0].attention.self.query.lora.scaling == wanted
 
 
 def test_dropout_acts_on_the_update_alone(make_model):
     torch.manual_seed(0)
-    adapted = LoraLinear(torch.nn.Linear(8, 8), rank=2, scaling=1.0, dropout=0.9).train()
-    x = torch.randn(4, 8)
-    assert torch.equal(adapted(x), adapted(x))  # B is zero: dropout cannot show
-    perturb([adapted.lora_B])
+    linear = torch.nn.Linear(8, 8)
+    update = LowRank(linear, rank=2, scaling=1.0, dropout=0.9).train()
+    x, plain = torch.randn(4, 8), linear(torch.ones(4, 8))
+    adapted = beside(linear, update)
+    assert torch.equal(adapted(torch.ones(4, 8)), plain)  # B is zero: dropout cannot show
+    perturb([update.B])
     assert not torch.equal(adapted(x), adapted(x))
 
 

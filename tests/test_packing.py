@@ -6,7 +6,7 @@ from conftest import KINDS, assert_packed_equals_padded, perturbed, random_batch
 
 from common import methods
 from common.encoders import layers, linear
-from common.fast.packing import Layout, pack, take_packed
+from common.fast.packing import Layout, take_packed
 from common.methods import find
 from common.training import train
 from lora.method import Lora
@@ -20,7 +20,7 @@ def packed(rows):
     """Rows of token ids as one packed batch."""
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.tensor([token for row in rows for token in row])
-    return pack({"input_ids": ids}, lengths.cumsum(0) - lengths, lengths, Layout())
+    return Layout().pack({"input_ids": ids}, lengths.cumsum(0) - lengths, lengths)
 
 
 def rows_of(lengths=LENGTHS):
@@ -56,7 +56,9 @@ def test_the_top_layer_computes_its_output_for_one_token_of_each_sequence(kind, 
     rows = {"output": [], "value": []}
     for layer in layers(model):
         for name, seen in rows.items():
-            linear(layer, name).register_forward_hook(lambda _m, args, _out, seen=seen: seen.append(args[0].shape[1]))
+            linear(layer, name).host.register_forward_hook(
+                lambda _m, args, _out, seen=seen: seen.append(args[0].shape[1])
+            )
     model(**packed(rows_of()))
     assert rows["output"] == [sum(LENGTHS)] * (len(layers(model)) - 1) + [len(LENGTHS)]
     assert rows["value"][-1] == sum(LENGTHS)

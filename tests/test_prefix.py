@@ -24,7 +24,7 @@ def peft_twin(ours, plain, length):
     config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=length)
     theirs = peft.get_peft_model(plain, config).eval()
     with torch.no_grad():
-        theirs.prompt_encoder["default"].embedding.weight.copy_(ours.get_parameter("bert.encoder.prefix.embedding"))
+        theirs.prompt_encoder["default"].embedding.weight.copy_(ours.get_parameter("bert.embeddings.prefix.embedding"))
     copy_head_to_peft(ours, theirs)
     return theirs
 

@@ -70,14 +70,15 @@ def test_two_processes_give_the_validation_score_of_one(runs):
     code = (
         "import sys; sys.path.insert(0, '.')\n"
         "from accelerate import Accelerator\n"
-        "from common import data, metrics, saving, tasks, training\n"
+        "from common import data, evaluation, metrics, saving, tasks\n"
+        "from common.tokens import tokenize\n"
         "from common.checkpoints import load_tokenizer\n"
         f"model, _ = saving.load_adapter({str(runs[1])!r})\n"
         "task = tasks.find('mrpc')\n"
         "rows = data.read(task, 'validation', 'demo').draw(47)\n"
-        "tokens = data.tokenize(rows, load_tokenizer(model.base.checkpoint), 64)\n"
+        "tokens = tokenize(rows, load_tokenizer(model.base.checkpoint), 64)\n"
         "accelerator = Accelerator(cpu=True)\n"
-        "found, _ = training.evaluate(task, model, {'validation': tokens}, metrics.load(task), 8, accelerator)\n"
+        "found, _ = evaluation.evaluate(task, model, {'validation': tokens}, metrics.load(task), 8, accelerator)\n"
         "accelerator.print('found', found)\n"
         "accelerator.end_training()\n"
     )

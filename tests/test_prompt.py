@@ -18,7 +18,7 @@ def test_counts_for_bert_base(length, wanted):
 
 
 def prompt_of(model):
-    return encoder(model).embeddings.word_embeddings.prompt
+    return encoder(model).embeddings.prompt.vectors
 
 
 def hidden_states(model, batch):

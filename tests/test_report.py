@@ -67,7 +67,7 @@ def test_every_option_of_the_loop_is_read_back(monkeypatch):
     options = TuneOptions(
         checkpoint="-a folder", task_name="rte", data="demo", lr=0.1, betas=(0.5, 0.25), eps=1e-9, weight_decay=0.0,
         batch_size=3, eval_batch_size=5, gradient_accumulation_steps=7, warmup_ratio=0.0, n_epochs=9, max_grad_norm=0.0,
-        padding="none", frozen_dtype="bfloat16", reuse_frozen=True, max_length=11, param_budget=10**6, select="holdout",
+        padding="none", frozen_dtype="bfloat16", reference=False, max_length=11, param_budget=10**6, select="holdout",
         seed=13, max_train_samples=17, max_eval_samples=19,
     )  # fmt: skip
     assert understood(report.command(as_row(Lora(), options)), Lora, monkeypatch) == [options, Lora()]

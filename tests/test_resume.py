@@ -15,7 +15,6 @@ from conftest import REPOSITORY, outcome
 from safetensors.torch import load_file
 
 from adapters.method import Adapters
-from baseline.method import Baseline
 from common import data, training
 from common.errors import INTERRUPTED, Busy, InputError, Interrupted
 from common.methods import find, names
@@ -88,15 +87,6 @@ def test_resuming_is_exact_with_other_settings_too(settings, options, uninterrup
         train(Lora(rank=2, dropout=0.1), options(**settings))
     folder, _ = train(Lora(rank=2, dropout=0.1), options(**settings))
     assert outcome(folder) == uninterrupted(Lora(rank=2, dropout=0.1), **settings)
-
-
-def test_resuming_above_reused_layers_is_exact(options, uninterrupted, monkeypatch):
-    at_step(monkeypatch, 8, cut_power)
-    with pytest.raises(PowerCut):
-        train(Baseline(top_k=1), options(n_epochs=2, reuse_frozen=True))
-    folder, result = train(Baseline(top_k=1), options(n_epochs=2, reuse_frozen=True))
-    assert result["n_resumed"] == 1
-    assert outcome(folder) == uninterrupted(Baseline(top_k=1), n_epochs=2, reuse_frozen=True)
 
 
 @pytest.mark.parametrize("place", ["evaluate", "trackers.finish", "saving.save_adapter", "saving.write_json"])

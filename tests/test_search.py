@@ -133,12 +133,10 @@ def test_a_learning_rate_has_three_digits_and_ends_that_are_whole_give_whole_num
     ids=str,
 )
 def test_the_command_line_of_a_configuration_is_read_as_that_configuration(method):
-    changed = TuneOptions(
-        lr=1.5e-7, betas=(0.8, 0.9), max_length=12, reuse_frozen=True, resume=False, report_to=("none",)
-    )
+    changed = TuneOptions(lr=1.5e-7, betas=(0.8, 0.9), max_length=12, reference=True, resume=False, report_to=("none",))
     words = command_line(odd(changed, TuneOptions()) | odd(method, type(method)()), TuneOptions, type(method))
     assert parse("program", words, options=TuneOptions(), method=type(method)()) == [changed, method]
-    assert {"lr", "reuse_frozen", "resume"} <= given(words)
+    assert {"lr", "reference", "resume"} <= given(words)
 
 
 # Trials and their ends

@@ -1,28 +1,12 @@
-"""Attention over packed sequences, and over keys and values that a method puts before those of the text."""
+"""Attention within each of many packed sequences, with a prefix of keys and values before each of them or none."""
 
-import copy
-import functools
 import itertools
-import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from common.encoders import keys_and_values, layers, self_attention
 from common.fast.dropout import INTEGERS, keeps
-
-if TYPE_CHECKING:
-    from common.fast.packing import Packing
-    from common.fast.slots import Slots
-
-PACKED = "packed"
-PREPENDED = "prepended"
-
-KeyValue = tuple[torch.Tensor, torch.Tensor]
-"""Keys and values of a layer that every sequence begins with, each (heads, first, size)."""
+from common.fast.slots import Slots
 
 
 class PackedAttention(torch.autograd.Function):
@@ -103,12 +87,12 @@ def _product(
     return torch.baddbmm(left.new_empty(1) if added is None else added, left, right, beta=beta, alpha=factor, out=out)
 
 
-def _laid(x: torch.Tensor, slots: "Slots") -> torch.Tensor:
+def _laid(x: torch.Tensor, slots: Slots) -> torch.Tensor:
     """x: (tokens, heads, size) -> (slots * heads, size): each group as (lines, heads, width), anything in idle slots"""
     return x.reshape(-1, x.shape[2]).index_select(0, slots.places(x.shape[1]).sources)
 
 
-def _packed(laid: torch.Tensor, slots: "Slots", heads: int, n_tokens: int) -> torch.Tensor:
+def _packed(laid: torch.Tensor, slots: Slots, heads: int, n_tokens: int) -> torch.Tensor:
     """The way back: (slots * heads, size) -> (tokens, heads, size), zeros at idle tokens, the last ones"""
     rows = slots.places(heads).rows
     out = laid.new_empty(n_tokens * heads, laid.shape[1])
@@ -117,7 +101,7 @@ def _packed(laid: torch.Tensor, slots: "Slots", heads: int, n_tokens: int) -> to
     return out.unflatten(0, (-1, heads))
 
 
-def _groups(laid: torch.Tensor, slots: "Slots", heads: int) -> list[torch.Tensor]:
+def _groups(laid: torch.Tensor, slots: Slots, heads: int) -> list[torch.Tensor]:
     """A view of each group: (lines * heads, width, size)"""
     parts = laid.split([size * heads for size in slots.sizes])
     return [part.view(-1, group.width, laid.shape[1]) for part, group in zip(parts, slots.groups, strict=True)]
@@ -130,37 +114,6 @@ def _behind(first: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     batch = x.shape[:-2].numel() // len(first)
     repeated = first.expand(batch, -1, -1, -1).reshape(*x.shape[:-2], *first.shape[1:])
     return torch.cat((repeated, x), dim=-2)
-
-
-def packed_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    *,
-    packing: "Packing",
-    first: KeyValue | None = None,
-    text: torch.Tensor | None = None,
-    **_kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """What transformers calls for attention. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)
-
-    Args:
-        first: keys and values before those of each sequence.
-        text: (1, tokens, hidden), what keys and values are of, where the module was given one token of each sequence,
-            so that query, key and value are (1, heads, batch, size).
-    """
-    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
-    if text is not None:
-        k, v = (x[0].unflatten(-1, q.shape[1:]) for x in keys_and_values(module, text))
-    if first is None:
-        first = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
-    if q.device.type != "cpu":  # many small products would keep a GPU waiting
-        return padded_attention(q, k, v, *first, packing.padded, scaling, dropout)[None], None
-    return PackedAttention.apply(q, k, v, *first, packing.slots, scaling, dropout)[None], None
 
 
 def padded_attention(
@@ -189,49 +142,3 @@ def padded_attention(
     slots = torch.arange(padded.numel(), device=query.device)
     back = slots.new_zeros(len(query) + 1).scatter_(0, torch.where(there, padded, len(query)).flatten(), slots)
     return flat[back[:-1]]
-
-
-def prepend(model: nn.Module, first_of: Callable[[int], KeyValue]) -> None:
-    """Let the attention of every layer also see keys and values of a method's own, before those of the text.
-
-    Positions, masks of the text and the 512 tokens that fit are untouched: no query stands at the added places.
-
-    Args:
-        first_of: number of a layer, lowest first -> its keys and values; asked in every forward pass.
-    """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(PREPENDED, prepended_attention)
-    for number, layer in enumerate(layers(model)):
-        attention = self_attention(layer)
-        # A config of its own: this module's attention changes, and the encoder goes on making masks of its kind.
-        attention.shared_config, attention.config = attention.config, copy.copy(attention.config)
-        attention.config._attn_implementation = PREPENDED
-        attention.first = functools.partial(first_of, number)
-
-
-def prepended_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **settings: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The encoder's attention function (sdpa, eager, packed) over more keys. query, key: (batch, heads, length, size)
-
-    The mask may be None, bool (True = seen) or float (0 = seen), (batch, 1, length or 1, length).
-    """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    first: Any = tuple(x.to(key.dtype) for x in module.first())
-    chosen = module.shared_config._attn_implementation
-    if chosen == PACKED:
-        return packed_attention(module, query, key, value, attention_mask, first=first, **settings)
-    key, value = _behind(first[0], key), _behind(first[1], value)
-    if attention_mask is not None:
-        seen: Any = True if attention_mask.dtype == torch.bool else 0.0
-        attention_mask = F.pad(attention_mask, (first[0].shape[1], 0), value=seen)
-    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(chosen, eager)
-    return attend(module, query, key, value, attention_mask, **settings)

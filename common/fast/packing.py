@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import layers, stack
-from common.fast.attention import PACKED, packed_attention
-from common.fast.dropout import drop_faster
+from common.encoders import keys_and_values, layers, stack
+from common.fast.attention import PackedAttention, padded_attention
 from common.fast.slots import Slots, grouped
+
+PACKED = "packed"
+"""Name under which transformers knows `packed_attention`."""
 
 
 class Packing:
@@ -88,33 +90,63 @@ class Layout:
         """Idle tokens behind a row of so many."""
         return -tokens % (1 << max(0, tokens.bit_length() - 5)) if self.rounded else 0
 
+    def pack(self, columns: dict[str, torch.Tensor], starts: torch.Tensor, lengths: torch.Tensor) -> dict[str, Any]:
+        """Lay the sequences of a batch end to end, the longest first.
 
-def pack(
-    columns: dict[str, torch.Tensor], starts: torch.Tensor, lengths: torch.Tensor, layout: Layout
-) -> dict[str, Any]:
-    """Lay the sequences of a batch end to end, the longest first.
+        Args:
+            columns: input_ids and, where the encoder has them, token_type_ids of a whole split, each (tokens,).
+            starts: (batch,), places of the batch's rows in these columns.
+            lengths: (batch,), their tokens.
+
+        Returns:
+            The keywords of a forward pass: input_ids, token_type_ids, position_ids: each (1, tokens); packing.
+        """
+        sizes, order = lengths.sort(descending=True, stable=True)
+        begins = sizes.cumsum(0) - sizes  # places in the packed row
+        within = torch.arange(int(sizes.sum())) - begins.repeat_interleave(sizes)
+        source = starts[order].repeat_interleave(sizes) + within
+        within, source = (F.pad(x, (0, self.filler(len(x)))) for x in (within, source))
+        inputs = {name: column[source].long()[None] for name, column in columns.items()}
+
+        steps = torch.arange(int(sizes[0]))
+        padded = torch.where(steps < sizes[:, None], begins[:, None] + steps, -1)
+        ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+        packing = Packing(tuple(sizes.tolist()), len(within), begins, ranks, padded)
+        return inputs | {"position_ids": (within + self.first_position)[None], "packing": packing}
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    *,
+    packing: Packing,
+    prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
+    text: torch.Tensor | None = None,
+    **_kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls for attention. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)
 
     Args:
-        columns: input_ids and, where the encoder has them, token_type_ids of a whole split, each (tokens,).
-        starts: (batch,), places of the batch's rows in these columns.
-        lengths: (batch,), their tokens.
-        layout: positions, and whether the row is filled up.
-
-    Returns:
-        The keywords of a forward pass: input_ids, token_type_ids, position_ids: each (1, tokens); packing.
+        prefix: keys and values that every sequence begins with, each (heads, first, size).
+        text: (1, tokens, hidden), what keys and values are of, where the module was given one token of each sequence,
+            so that query, key and value are (1, heads, batch, size).
     """
-    sizes, order = lengths.sort(descending=True, stable=True)
-    begins = sizes.cumsum(0) - sizes  # places in the packed row
-    within = torch.arange(int(sizes.sum())) - begins.repeat_interleave(sizes)
-    source = starts[order].repeat_interleave(sizes) + within
-    within, source = (F.pad(x, (0, layout.filler(len(x)))) for x in (within, source))
-    inputs = {name: column[source].long()[None] for name, column in columns.items()}
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
+    if text is not None:
+        k, v = (x[0].unflatten(-1, q.shape[1:]) for x in keys_and_values(module, text))
+    if prefix is None:
+        prefix = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
+    if q.device.type != "cpu":  # many small products would keep a GPU waiting
+        return padded_attention(q, k, v, *prefix, packing.padded, scaling, dropout)[None], None
+    return PackedAttention.apply(q, k, v, *prefix, packing.slots, scaling, dropout)[None], None
 
-    steps = torch.arange(int(sizes[0]))
-    padded = torch.where(steps < sizes[:, None], begins[:, None] + steps, -1)
-    ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-    packing = Packing(tuple(sizes.tolist()), len(within), begins, ranks, padded)
-    return inputs | {"position_ids": (within + layout.first_position)[None], "packing": packing}
+
+packed_attention.takes_prefix = True  # type: ignore[attr-defined]  # as common.prepending asks
 
 
 def take_packed(model: Any) -> Any:
@@ -123,7 +155,6 @@ def take_packed(model: Any) -> Any:
 
     AttentionInterface.register(PACKED, packed_attention)
     model.set_attn_implementation(PACKED)
-    drop_faster(model)
     end_with_first_tokens(layers(model)[-1])
 
     def hand_on(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:

@@ -1,23 +1,26 @@
 """Models whose parameters are sharded over the processes (FSDP 2): whole tensors out of them, and into them."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from common.encoders import layers
 from common.errors import check
-from common.methods import Method, Tensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def by_layer(accelerator: "Accelerator", model: nn.Module, method: Method, reuses: bool) -> None:
+def shard_by_layer(accelerator: "Accelerator", layer: nn.Module, uses_all: bool) -> None:
     """Have `accelerator.prepare` shard a model layer by layer, whatever its kind; nothing where it shards none.
 
+    Args:
+        layer: one of those of the encoder.
+        uses_all: whether every forward pass uses all trained parameters.
+
     Raises:
-        InputError: FSDP 1, or a run in which the processes would not all need the same parameters.
+        InputError: FSDP 1, or processes that would not all need the same parameters.
     """
     if accelerator.distributed_type.value != "FSDP":
         return
@@ -25,13 +28,10 @@ def by_layer(accelerator: "Accelerator", model: nn.Module, method: Method, reuse
     check(
         {
             "launched with FSDP 1, which flattens parameters: set fsdp_version to 2": plugin.fsdp_version != 2,
-            "drop_layers random and FSDP, where processes would leave out different parameters: launch without FSDP": (
-                method.skips_some()
-            ),
-            "reuse_frozen and FSDP: launch without FSDP": reuses,
+            "FSDP and a method that leaves out parameters in some steps: launch without FSDP": not uses_all,
         }
     )
-    plugin.transformer_cls_names_to_wrap = [type(layers(model)[0]).__name__]
+    plugin.transformer_cls_names_to_wrap = [type(layer).__name__]
 
 
 def unshard(tensor: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def unshard(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def unshard_all(tensors: Tensors) -> Tensors:
+def unshard_all(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`whole` of each."""
     return {name: unshard(tensor) for name, tensor in tensors.items()}
 

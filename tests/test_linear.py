@@ -1,4 +1,4 @@
-"""A linear map by oneDNN is F.linear, with its gradients, whichever of its tensors are trained."""
+"""A linear layer by oneDNN is F.linear, with its gradients, whichever of its tensors are trained."""
 
 import itertools
 
@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from conftest import random_batch
 from torch import nn
 
-from common.fast import linear
-from common.fast.linear import OneDnnLinear, linear_map, use_onednn
+from common.fast.linear import FastLinear, fast_linear, onednn, use_fast_linear
 from common.methods import apply
-from lora.method import Lora, LoraLinear, merge
+from lora.method import Lora, LowRank, merge
 
-pytestmark = pytest.mark.skipif(len(linear.DTYPES) < 2, reason="needs an x86 CPU with AVX-512 and a torch with oneDNN")
+pytestmark = pytest.mark.skipif(
+    onednn() is None or torch.bfloat16 not in onednn().dtypes,
+    reason="needs an x86 CPU with AVX-512 and a torch with oneDNN",
+)
 
 
 def grads(function, *tensors):
@@ -31,19 +33,19 @@ def test_outputs_and_gradients_are_those_of_f_linear(sizes, trained):
     tensors = [torch.randn(shape).requires_grad_(t) for shape, t in zip(shapes, trained, strict=True)]
     for with_bias in (tensors, [*tensors[:2], None]):
         if any(t is not None and t.requires_grad for t in with_bias):
-            for ours, theirs in zip(grads(linear_map, *with_bias), grads(F.linear, *with_bias), strict=True):
+            for ours, theirs in zip(grads(fast_linear, *with_bias), grads(F.linear, *with_bias), strict=True):
                 torch.testing.assert_close(ours, theirs)
 
 
-def test_a_map_goes_through_it_and_a_frozen_weight_is_laid_out_for_both_directions():
+def test_a_layer_goes_through_it_and_a_frozen_weight_is_reordered_for_both_directions():
     torch.manual_seed(0)
     frozen, trained = nn.Linear(16, 48).requires_grad_(False), nn.Linear(48, 16)
     x = torch.randn(5, 16, requires_grad=True)
     wanted = grads(lambda x: trained(frozen(x)), x)
-    use_onednn(nn.Sequential(frozen, trained))
-    assert type(frozen) is type(trained) is OneDnnLinear
-    assert len(frozen.weight.laid_out) == 2
-    assert not hasattr(trained.weight, "laid_out")
+    use_fast_linear(nn.Sequential(frozen, trained))
+    assert type(frozen) is type(trained) is FastLinear
+    assert len(frozen.reordered.layouts) == 2
+    assert trained.reordered is None
     for ours, theirs in zip(grads(lambda x: trained(frozen(x)), x), wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -53,7 +55,7 @@ def test_a_trained_bias_beside_a_frozen_bfloat16_weight_has_a_float32_gradient()
     layer = nn.Linear(16, 48)
     layer.weight.requires_grad_(False)
     layer.weight.data = layer.weight.data.bfloat16()
-    use_onednn(layer)
+    use_fast_linear(layer)
     x = torch.randn(301, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(x).sum().backward()
@@ -65,7 +67,7 @@ def test_a_weight_that_is_written_to_later_is_the_one_that_counts():
     changed = torch.ones(48, 16)
     for write in (lambda weight: weight.copy_(changed), lambda weight: setattr(weight, "data", changed)):
         layer = nn.Linear(16, 48).requires_grad_(False)
-        use_onednn(layer)
+        use_fast_linear(layer)
         write(layer.weight)
         x = torch.randn(3, 16)
         torch.testing.assert_close(layer(x), F.linear(x, changed, layer.bias))
@@ -75,7 +77,7 @@ def test_under_autocast_trained_weights_are_multiplied_in_its_type_and_have_floa
     torch.manual_seed(0)
     x, weight, bias = torch.randn(31, 24), torch.randn(40, 24), torch.randn(40)
     results = []
-    for function in (linear_map, F.linear):
+    for function in (fast_linear, F.linear):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             results.append(grads(function, *(t.requires_grad_() for t in (x, weight, bias))))
     for ours, theirs in zip(*results, strict=True):
@@ -86,22 +88,22 @@ def test_under_autocast_trained_weights_are_multiplied_in_its_type_and_have_floa
 
 def test_autocast_to_another_type_is_obeyed():
     layer = nn.Linear(8, 8).requires_grad_(False)
-    use_onednn(layer)
+    use_fast_linear(layer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.randn(2, 8)).dtype == torch.bfloat16
 
 
 def test_other_types_are_multiplied_by_torch():
     x, weight = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
-    assert torch.equal(linear_map(x, weight), F.linear(x, weight))
+    assert torch.equal(fast_linear(x, weight), F.linear(x, weight))
 
 
-def test_merging_leaves_the_layout_of_the_old_weight_behind(make_model):
+def test_merging_leaves_the_layouts_of_the_old_weight_behind(make_model):
     model = apply(Lora(), make_model()).eval()
     for module in model.modules():
-        if isinstance(module, LoraLinear):
-            nn.init.normal_(module.lora_B)
-    use_onednn(model)
+        if isinstance(module, LowRank):
+            nn.init.normal_(module.B)
+    use_fast_linear(model)
     batch = random_batch(model)
     before = model(**batch).logits
     merge(model)

@@ -1,0 +1,106 @@
+"""Places in a model where methods add something, and the branches that they add.
+
+He et al. (2022) showed that adapters, prefixes and LoRA are one thing: a change added to a hidden state at some place.
+A place takes any number of branches. The module there, the host, keeps its class, its names and its memory.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Branch(nn.Module):
+    """What a method adds at a place. Its parameters are named HOST.METHOD.NAME, as in `...query.lora.A`."""
+
+    def forward(self, x: Any, out: Any, host: Any) -> Any:
+        """What is added to `out`; None = nothing.
+
+        Args:
+            x: input of the place.
+            out: its output.
+            host: the module there.
+        """
+        raise NotImplementedError
+
+
+class Place:
+    """The output of a module: y = host(x) + branch(x, host(x), host)."""
+
+    def __init__(self, host: Any, owner: Any = None):
+        """
+        Args:
+            host: what branches are given as their host.
+            owner: the module that branches are registered under, where it is not the host.
+        """
+        self.host, self.owner = host, host if owner is None else owner
+
+    def add(self, branch: Branch) -> None:
+        """Let a branch add to this place, after those that are there."""
+        self.register(branch)
+        self.owner.register_forward_hook(_AddToOutput(branch, self.host), with_kwargs=True)
+
+    def register(self, branch: Branch) -> None:
+        """Make a branch a child of the owner, named after the folder of its method; a second one gets a number."""
+        name = folder = type(branch).__module__.partition(".")[0]
+        number = 1
+        while hasattr(self.owner, name):
+            number += 1
+            name = f"{folder}_{number}"
+        self.owner.add_module(name, branch)
+
+
+class _AddToOutput:
+    """A forward hook; an object and no closure, so that a copy of a model has hooks of its own."""
+
+    def __init__(self, branch: Branch, host: nn.Module):
+        self.branch, self.host = branch, host
+
+    def __call__(self, _module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
+        y, *others = out if isinstance(out, tuple) else (out,)
+        added = self.branch(args[0] if args else next(iter(kwargs.values())), y, self.host)
+        if added is None:
+            return out
+        return (y + added, *others) if others else y + added
+
+
+class BeforeResidual(Place):
+    """A sublayer's output before the residual sum: LayerNorm(out + branch(x, out, LayerNorm) + x).
+
+    The owner is a module that is called with the output of what lies below and with x, and sums behind its `dropout`.
+    """
+
+    def add(self, branch: Branch) -> None:
+        self.register(branch)
+        hooks = _AddBeforeResidual(branch, self.host)
+        self.owner.register_forward_pre_hook(hooks.keep)
+        self.owner.dropout.register_forward_hook(hooks.add)
+
+
+class _AddBeforeResidual:
+    def __init__(self, branch: Branch, norm: nn.Module):
+        self.branch, self.norm, self.x = branch, norm, torch.empty(0)
+
+    def keep(self, _module: nn.Module, args: Any) -> None:
+        _, self.x = args
+
+    def add(self, _dropout: nn.Module, _args: Any, out: torch.Tensor) -> torch.Tensor | None:
+        added = self.branch(self.x, out, self.norm)
+        return None if added is None else out + added
+
+
+class Input(Place):
+    """The input of a module: y = host(x + branch(x, x, host))."""
+
+    def add(self, branch: Branch) -> None:
+        self.register(branch)
+        self.owner.register_forward_pre_hook(_AddToInput(branch))
+
+
+class _AddToInput:
+    def __init__(self, branch: Branch):
+        self.branch = branch
+
+    def __call__(self, module: nn.Module, args: Any) -> Any:
+        added = self.branch(args[0], args[0], module)
+        return args if added is None else (args[0] + added, *args[1:])
