@@ -77,7 +77,7 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
     use_all_cores()
     task = tasks.find(args.task_name)
     tokenizer = load_tokenizer(args.checkpoint)
-    model = load_model(args.checkpoint, task.n_outputs)
+    model = load_model(args.checkpoint, task.targets.n_outputs)
     configs = {  # our defaults
         "lora": LoraConfig(r=8, lora_alpha=8, target_modules=["query", "value"], task_type="SEQ_CLS"),
         "prefix": PrefixTuningConfig(num_virtual_tokens=20, task_type="SEQ_CLS"),

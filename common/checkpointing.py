@@ -33,8 +33,8 @@ class Progress:
     """Those of them that were skipped, since a gradient was no number."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Validation scores of each epoch."""
-    state_scores: dict[str, float] = field(default_factory=dict)
-    """Of the states that the method wants scored, in the best epoch."""
+    variant_scores: dict[str, float] = field(default_factory=dict)
+    """Of the method's variants, in the best epoch."""
     scalars: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
     """Everything logged so far, as (step, time of day in seconds, name -> value)."""
     recent_steps: int = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from common import synthetic
 from common.errors import InputError
 from common.runtime import hub
-from common.tasks import Source, Task
+from common.tasks import GlueTask, Source
 
 if TYPE_CHECKING:
     pass
@@ -59,7 +58,7 @@ class Examples:
         return Examples(tuple([column[row] for row in rows] for column in self.texts), labels)
 
 
-def read(task: Task, split: str, data: str) -> Examples:
+def read(task: GlueTask, split: str, data: str) -> Examples:
     """Rows of a split from `data`: "hub", "demo" (synthetic) or a folder with the official TSV files.
 
     Raises:
@@ -76,12 +75,12 @@ def read(task: Task, split: str, data: str) -> Examples:
     return examples
 
 
-def is_there(task: Task, split: str, data: str) -> bool:
+def is_there(task: GlueTask, split: str, data: str) -> bool:
     """Whether a folder holds the file of this split; hub and demo data hold them all."""
     return data in ("hub", "demo") or (Path(data) / task.splits[split].file).is_file()
 
 
-def _read_hub(task: Task, source: Source) -> Examples:
+def _read_hub(task: GlueTask, source: Source) -> Examples:
     reachable = hub.go_offline_if_unreachable()
     import datasets
 
@@ -99,7 +98,7 @@ def _read_hub(task: Task, source: Source) -> Examples:
     return Examples(tuple(list(rows[column]) for column in task.texts), labels)
 
 
-def _read_tsv(task: Task, source: Source, folder: Path, labelled: bool) -> Examples:
+def _read_tsv(task: GlueTask, source: Source, folder: Path, labelled: bool) -> Examples:
     if not folder.is_dir():
         raise InputError(f"data folder {folder} not found: give the official GLUE download, or --data hub or demo")
     path = folder / source.file
@@ -151,7 +150,10 @@ def _read_tsv(task: Task, source: Source, folder: Path, labelled: bool) -> Examp
                 )
             continue
         if labelled:
-            labels.append(_label(task, fields[label_at], f"{path}, line {number}"))
+            label = task.targets.parse(fields[label_at])
+            if label is None:
+                raise InputError(f"{path}, line {number}: label {fields[label_at]!r}, wanted {task.targets.wanted}")
+            labels.append(label)
         for values, at in zip(texts, texts_at, strict=True):
             values.append(fields[at])
     if len(labels) > 1 and len(set(labels)) == 1:
@@ -159,19 +161,3 @@ def _read_tsv(task: Task, source: Source, folder: Path, labelled: bool) -> Examp
     if broken:
         print(f"{path}: {len(broken)} rows with missing fields left out (lines {broken})", file=sys.stderr)
     return Examples(texts, labels if labelled else None)
-
-
-def _label(task: Task, text: str, where: str) -> int | float:
-    """Class index or score for what a file says. Raises InputError that names the place."""
-    if not task.is_regression:
-        names = task.file_labels or task.labels
-        if text not in names:
-            raise InputError(f"{where}: label {text!r}, wanted one of {', '.join(names)}")
-        return names.index(text)
-    try:
-        score = float(text)
-    except ValueError:
-        score = math.nan
-    if not 0 <= score <= 5:
-        raise InputError(f"{where}: score {text!r}, wanted a number from 0 to 5")
-    return score

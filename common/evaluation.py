@@ -1,18 +1,17 @@
 """Scores of a model, for the training loop and for prediction alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from common import metrics, tasks
+from common.tasks import Task
 from common.tokens import Tokens
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from evaluate import Metric
 from common.encoders import n_outputs
 from common.runtime.shards import reshard
 
@@ -24,30 +23,25 @@ COLLAPSED = "collapsed"
 
 
 def evaluate(
-    task: tasks.Task,
-    model: nn.Module,
-    validations: dict[str, Tokens],
-    metric: "Metric",
-    batch_size: int,
-    accelerator: "Accelerator",
+    task: Task, model: nn.Module, splits: dict[str, Tokens], batch_size: int, accelerator: "Accelerator"
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics on every validation split, and `score`, the mean of those on the first; the others' have a suffix.
+    """Scores on every split, those after the first with a suffix, and `score`, the mean of the first one's metrics.
 
-    And the logits that they are of: split -> (rows, outputs).
+    And the outputs that they are of: split -> (rows, outputs).
     """
     scores: dict[str, float] = {}
     outputs = {}
-    collapsed = False
-    for number, (split, tokens) in enumerate(validations.items()):
-        logits = predict_logits(model, tokens, batch_size, accelerator)
-        outputs[split] = logits
-        answers = metrics.predictions(task, logits)
-        measured = metric.compute(predictions=answers, references=tokens.labels.numpy())
-        suffix = "_" + split.removeprefix("validation_") if number > 0 else ""
-        scores |= {name + suffix: value for name, value in measured.items()}
-        collapsed |= number == 0 and bool(np.ptp(answers) < 1e-3)  # of classes 0; of scores from 0 to 5 a hair
-    score = metrics.score({name: scores[name] for name in task.metrics})
-    return scores | {"score": score, COLLAPSED: float(collapsed)}, outputs
+    for split, tokens in splits.items():
+        values, outputs[split] = task.score(model, tokens, batch_size, accelerator)
+        suffix = "_" + split.removeprefix("validation_") if scores else ""
+        scores |= {name + suffix: value for name, value in values.items() if not suffix or name != COLLAPSED}
+    return scores | {"score": mean_score(scores[name] for name in task.metrics)}, outputs
+
+
+def mean_score(values: Iterable[float]) -> float:
+    """The one number of a run: the mean of its task's metrics, as in the GLUE average."""
+    every = list(values)
+    return sum(every) / len(every)
 
 
 @torch.no_grad()

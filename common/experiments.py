@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from common import classification
 from common.errors import Busy, DoesNotFit, InputError, one_line_errors
 from common.methods import Method, find
 from common.options import SweepOptions, TuneOptions, parse
@@ -75,7 +76,7 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
     refused: dict[int, DoesNotFit] = {}
     waiting = list(product(range(len(methods)), seeds))
     n_runs = len(waiting)
-    material = TaskData(options)  # read once, for all of them
+    material = TaskData(classification.find(options.task_name), options)  # read once, for all of them
     while waiting:
         busy = []
         for number, seed in waiting:
@@ -83,7 +84,7 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
                 continue
             place = f" [run {len(rows) + 1} of {n_runs}{_time_left(rows.values(), n_runs)}]"
             try:
-                folder, result = train(methods[number], dataclasses.replace(options, seed=seed), material, place=place)
+                folder, result = train(methods[number], dataclasses.replace(options, seed=seed), material, label=place)
             except Busy:  # another worker has it: take the next one, and come back in case that worker dies
                 busy.append((number, seed))
                 continue

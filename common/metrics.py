@@ -1,12 +1,11 @@
 """The official GLUE metrics, computed locally (evaluate.load would download code at run time)."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.tasks import Task
+from common.tasks import GlueTask
 
 if TYPE_CHECKING:
     import evaluate
@@ -60,12 +59,12 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def load(task: Task) -> "evaluate.Metric":
+def load(task: GlueTask) -> "evaluate.Metric":
     """The metrics of a task as one evaluate.Metric, whose compute() gives {name: value from -1 or 0 to 1}."""
     import datasets
     import evaluate
 
-    dtype = "float32" if task.is_regression else "int64"
+    dtype = task.targets.dtype
 
     class Glue(evaluate.Metric):
         def _info(self) -> evaluate.MetricInfo:
@@ -82,20 +81,3 @@ def load(task: Task) -> "evaluate.Metric":
             return {name: METRICS[name](predictions, references) for name in task.metrics}
 
     return Glue(keep_in_memory=True)
-
-
-def score(scores: dict[str, float]) -> float:
-    """The one number of a run: the mean of the task's metrics, as in the GLUE average."""
-    return sum(scores.values()) / len(scores)
-
-
-def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
-    """logits: (rows, outputs) -> (rows,) class indices, or scores of a regression"""
-    return logits[:, 0] if task.is_regression else logits.argmax(axis=1)
-
-
-def majority(task: Task, train_labels: Sequence[float], n_rows: int) -> np.ndarray:
-    """What answering without reading gives: the training set's most frequent class, or its mean score."""
-    if task.is_regression:
-        return np.full(n_rows, sum(train_labels) / len(train_labels), dtype=np.float32)
-    return np.full(n_rows, Counter(train_labels).most_common(1)[0][0], dtype=np.int64)

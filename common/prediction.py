@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import data, metrics, saving, tasks
+from common import data, saving, tasks
 from common.checkpoints import load_tokenizer
 from common.encoders import longest_input, n_outputs
 from common.errors import InputError, one_line_errors
@@ -66,22 +66,17 @@ def _same_data(one: str, other: str) -> bool:
     return one == other or (one not in named and other not in named and Path(one).resolve() == Path(other).resolve())
 
 
-def submission_lines(task: tasks.Task, outputs: np.ndarray) -> list[str]:
+def submission_lines(task: tasks.GlueTask, outputs: np.ndarray) -> list[str]:
     """A file for the leaderboard: a header, then index and class string, or a score clipped to [0, 5].
 
     Args:
         outputs: (rows, outputs) logits.
     """
-    answers = metrics.predictions(task, outputs)
-    if task.is_regression:
-        texts = [f"{value:.3f}" for value in answers.clip(0, 5)]
-    else:
-        labels = task.file_labels or task.labels
-        texts = [labels[index] for index in answers]
+    texts = [task.targets.format(answer) for answer in task.targets.answers(outputs)]
     return ["index\tprediction", *(f"{index}\t{text}" for index, text in enumerate(texts))]
 
 
-def write_submission(folder: Path, task: tasks.Task, outputs: np.ndarray, n_rows: int) -> Path:
+def write_submission(folder: Path, task: tasks.GlueTask, outputs: np.ndarray, n_rows: int) -> Path:
     """Write the leaderboard's file of a task; its rows are those of the test split, no more and no fewer."""
     lines = submission_lines(task, outputs)
     if len(lines) - 1 != n_rows:
@@ -129,9 +124,9 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     model, used = saving.load_adapter(folder, options.checkpoint)
     tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
     limit = leave_room(used, longest_input(model, tokenizer))
-    if not 3 <= config["max_length"] <= limit or n_outputs(model) != tests[0].n_outputs:
+    if not 3 <= config["max_length"] <= limit or n_outputs(model) != tests[0].targets.n_outputs:
         found = f"max_length is {config['max_length']} and n_outputs {n_outputs(model)}"
-        raise InputError(f"{folder} is damaged: {found}, wanted 3 to {limit} and {tests[0].n_outputs}")
+        raise InputError(f"{folder} is damaged: {found}, wanted 3 to {limit} and {tests[0].targets.n_outputs}")
     prepared = prepare(model, accelerator.device, config["frozen_dtype"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     total = sum(map(len, examples))

@@ -194,3 +194,10 @@ def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     held = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors.items():
         held[name].data.copy_(shards.shard_like(tensor, held[name]))
+
+
+def restore(folder: Path, model: nn.Module) -> None:
+    """Put the trained form of a saved adapter back into the model that it was saved from."""
+    stored = folder / RESUMABLE / ADAPTER
+    tensors, _ = read_tensors(stored if stored.is_file() else folder / ADAPTER)
+    copy_into(model, tensors)

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from common.tasks import Task
+from common.tasks import GlueTask
 
 SIZES = {"train": 1000, "validation": 250, "test": 250}
 
@@ -269,7 +269,7 @@ GENERATORS: dict[str, Generator] = {
 }
 
 
-def generate(task: Task, split: str) -> tuple[tuple[list[str], ...], list[int] | list[float] | None]:
+def generate(task: GlueTask, split: str) -> tuple[tuple[list[str], ...], list[int] | list[float] | None]:
     """Texts (one list per column) and labels of a split; no labels for `test`, no example in two splits of a task."""
     make = GENERATORS[task.synthetic]
     name = task.name if task.trained_as else split

@@ -1,8 +1,55 @@
 """The GLUE tasks (Wang et al., 2019): the one table that knows them, and nothing else in the code does."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import InputError
+from common.targets import Classes, Score
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from common.data import Examples
+    from common.tokens import Tokens
+
+
+class Task(Protocol):
+    """What the training loop asks of a task, and all that it asks. A class for each kind of work."""
+
+    name: str
+    metrics: tuple[str, ...]
+    """Names of scores; a run's score is their mean on the first validation split."""
+    validations: tuple[str, ...]
+
+    def load(self, checkpoint: str) -> "nn.Module":
+        """A pretrained model with the head of the task, which is new: what lies outside the encoder is trained."""
+
+    def blank(self, checkpoint: str) -> "nn.Module":
+        """The same on the meta device: shapes without numbers, in no time."""
+
+    def read(self, split: str, source: str) -> "Examples":
+        """The rows of a split."""
+
+    def is_there(self, split: str, source: str) -> bool:
+        """Whether the source has a split."""
+
+    def encode(self, examples: "Examples", tokenizer: Any, max_length: int, cache: "Path | None") -> "Tokens":
+        """The rows as tokens, at most `max_length` of each."""
+
+    def loss(self, model: "nn.Module", batch: dict[str, Any], labels: "torch.Tensor") -> "torch.Tensor":
+        """The sum over the targets of a batch; the loop divides by the targets of the whole step."""
+
+    def score(
+        self, model: "nn.Module", tokens: "Tokens", batch_size: int, accelerator: Any
+    ) -> "tuple[dict[str, float], np.ndarray]":
+        """Scores by name, and the outputs that they are of."""
+
+    def floor(self, train: "Tokens", validation: "Tokens") -> dict[str, float]:
+        """The scores of answering without reading; empty where there is no such answer."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +67,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One GLUE task. Class indices follow the hub's data set, whatever the strings in the files."""
+class GlueTask:
+    """One line of the GLUE table. Class indices follow the hub's data set, whatever the strings in the files."""
 
     name: str
     texts: tuple[str, ...]
@@ -48,13 +95,9 @@ class Task:
     """The task whose model is used, for the sets that exist for testing only."""
 
     @property
-    def is_regression(self) -> bool:
-        return not self.labels
-
-    @property
-    def n_outputs(self) -> int:
-        """Outputs of the head: one per class, one for a regression."""
-        return max(1, len(self.labels))
+    def targets(self) -> Classes | Score:
+        """What is asked for, as the official files spell it."""
+        return Classes(self.file_labels or self.labels) if self.labels else Score()
 
     def suffix(self, split: str) -> str:
         """What the scores of a validation split have behind their names: nothing, those of the first one."""
@@ -79,7 +122,7 @@ _ENTAILMENT = ("entailment", "not_entailment")
 _INFERENCE = ("entailment", "neutral", "contradiction")
 
 _TASKS = (
-    Task(
+    GlueTask(
         "cola",
         texts=("sentence",),
         labels=("unacceptable", "acceptable"),
@@ -90,7 +133,7 @@ _TASKS = (
         test_rows=1_063,
         synthetic="acceptability",
     ),
-    Task(
+    GlueTask(
         "sst2",
         texts=("sentence",),
         labels=("negative", "positive"),
@@ -101,7 +144,7 @@ _TASKS = (
         test_rows=1_821,
         synthetic="sentiment",
     ),
-    Task(
+    GlueTask(
         "mrpc",
         texts=_PAIR,
         labels=("not_equivalent", "equivalent"),
@@ -114,7 +157,7 @@ _TASKS = (
         test_rows=1_725,
         synthetic="paraphrase",
     ),
-    Task(
+    GlueTask(
         "stsb",
         texts=_PAIR,
         labels=(),
@@ -125,7 +168,7 @@ _TASKS = (
         test_rows=1_379,
         synthetic="similarity",
     ),
-    Task(
+    GlueTask(
         "qqp",
         texts=("question1", "question2"),
         labels=("not_duplicate", "duplicate"),
@@ -137,7 +180,7 @@ _TASKS = (
         test_rows=390_965,
         synthetic="duplicate_question",
     ),
-    Task(
+    GlueTask(
         "mnli",
         texts=("premise", "hypothesis"),
         labels=_INFERENCE,
@@ -151,7 +194,7 @@ _TASKS = (
         },
         synthetic="inference",
     ),
-    Task(
+    GlueTask(
         "mnli-m",
         texts=("premise", "hypothesis"),
         labels=_INFERENCE,
@@ -163,7 +206,7 @@ _TASKS = (
         trained_as="mnli",
         synthetic="inference",
     ),
-    Task(
+    GlueTask(
         "mnli-mm",
         texts=("premise", "hypothesis"),
         labels=_INFERENCE,
@@ -175,7 +218,7 @@ _TASKS = (
         trained_as="mnli",
         synthetic="inference",
     ),
-    Task(
+    GlueTask(
         "qnli",
         texts=("question", "sentence"),
         labels=_ENTAILMENT,
@@ -185,7 +228,7 @@ _TASKS = (
         test_rows=5_463,
         synthetic="answerability",
     ),
-    Task(
+    GlueTask(
         "rte",
         texts=_PAIR,
         labels=_ENTAILMENT,
@@ -195,7 +238,7 @@ _TASKS = (
         test_rows=3_000,
         synthetic="entailment",
     ),
-    Task(
+    GlueTask(
         "wnli",
         texts=_PAIR,
         labels=("not_entailment", "entailment"),
@@ -206,7 +249,7 @@ _TASKS = (
         test_rows=146,
         synthetic="coreference",
     ),
-    Task(
+    GlueTask(
         "ax",
         texts=("premise", "hypothesis"),
         labels=_INFERENCE,
@@ -219,7 +262,7 @@ _TASKS = (
         synthetic="inference",
     ),
 )
-TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
+TASKS: dict[str, GlueTask] = {task.name: task for task in _TASKS}
 
 TRAINED = tuple(name for name, task in TASKS.items() if "train" in task.splits)
 """Tasks one can train on, in the order of the table."""
@@ -228,14 +271,14 @@ TESTED = tuple(TASKS)
 """Names that stand for one or more test sets: all of the table, mnli for its three."""
 
 
-def find(name: str) -> Task:
+def find(name: str) -> GlueTask:
     """The task of that name. Raises InputError for an unknown one."""
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
     return TASKS[name]
 
 
-def held_out(name: str) -> list[Task]:
+def held_out(name: str) -> list[GlueTask]:
     """Test sets that a model of this task answers: its own, or the three of MNLI; a test-only name is its own."""
     task = find(name)
     if "test" in task.splits:

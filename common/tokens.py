@@ -20,11 +20,11 @@ from common.runtime import files
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-from common import data, tasks
 from common.checkpoints import load_tokenizer
 from common.data import Examples
 from common.options import TuneOptions
 from common.runtime.device import send
+from common.tasks import Task
 
 
 class Layout(Protocol):
@@ -52,6 +52,10 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def n_targets(self, rows: torch.Tensor) -> int:
+        """Targets of some rows, over which the loss of a step is a mean: one of each."""
+        return len(rows)
 
     @cached_property
     def starts(self) -> torch.Tensor:
@@ -154,8 +158,8 @@ DECISIVE = ("checkpoint", "task_name", "data", "select", "max_train_samples", "m
 class TaskData:
     """Read when the first run asks for it, and kept for the others."""
 
-    def __init__(self, options: TuneOptions):
-        self.options = options
+    def __init__(self, task: Task, options: TuneOptions):
+        self.task, self.options = task, options
         self._tokens: tuple[int, dict[str, Tokens]] | None = None
 
     def serves(self, options: TuneOptions) -> bool:
@@ -167,17 +171,17 @@ class TaskData:
         _ = self.rows
 
     @cached_property
-    def rows(self) -> dict[str, data.Examples]:
+    def rows(self) -> dict[str, Examples]:
         """Those of the training set, under "train", of each validation split that is there, and held out.
 
         Raises:
             InputError: they cannot be read, or not be used.
         """
-        options, task = self.options, tasks.find(self.options.task_name)
-        rows = {"train": data.read(task, "train", options.data).draw(options.max_train_samples)}
+        options, task = self.options, self.task
+        rows = {"train": task.read("train", options.data).draw(options.max_train_samples)}
         for split in task.validations:
-            if split == task.validations[0] or data.is_there(task, split, options.data):
-                rows[split] = data.read(task, split, options.data).draw(options.max_eval_samples)
+            if split == task.validations[0] or task.is_there(split, options.data):
+                rows[split] = task.read(split, options.data).draw(options.max_eval_samples)
         if options.select == "holdout":
             rows["train"], rows[HOLDOUT] = rows["train"].hold_out()
         return rows
@@ -191,6 +195,6 @@ class TaskData:
         """Split -> its rows as tokens, at most `max_length` of each; they are on disk too, for later runs."""
         if self._tokens is None or self._tokens[0] != max_length:
             cache = Path(self.options.output_dir) / "tokens"
-            made = {n: tokenize(some, self.tokenizer, max_length, cache) for n, some in self.rows.items()}
+            made = {n: self.task.encode(some, self.tokenizer, max_length, cache) for n, some in self.rows.items()}
             self._tokens = max_length, made
         return {split: tokens.laid_out(layout) for split, tokens in self._tokens[1].items()}

@@ -14,29 +14,20 @@ from common.options import PredictOptions
 from common.runs import read_result
 
 
-def problem(task: tasks.Task, text: str, n_rows: int) -> str:
+def problem(task: tasks.GlueTask, text: str, n_rows: int) -> str:
     """What is wrong with a task's file, in words; empty = nothing."""
     lines = text.splitlines()
     if not lines or lines[0] != "index\tprediction":
         return f"its first line is {(lines or [''])[0]!r}, wanted index<TAB>prediction"
     if len(lines) - 1 != n_rows:
         return f"it has {len(lines) - 1:,} rows, wanted {n_rows:,}"
-    allowed = task.file_labels or task.labels
     for number, line in enumerate(lines[1:]):
         index, _, answer = line.partition("\t")
         if index != str(number):
             return f"line {number + 2} has the index {index!r}, wanted {number}"
-        if not (_is_score(answer) if task.is_regression else answer in allowed):
-            wanted = "a number from 0 to 5" if task.is_regression else f"one of {', '.join(allowed)}"
-            return f"line {number + 2} answers {answer!r}, wanted {wanted}"
+        if task.targets.parse(answer) is None:
+            return f"line {number + 2} answers {answer!r}, wanted {task.targets.wanted}"
     return ""
-
-
-def _is_score(text: str) -> bool:
-    try:
-        return 0 <= float(text) <= 5
-    except ValueError:
-        return False
 
 
 def collect(method: str, options: PredictOptions) -> tuple[dict[str, str], list[str]]:

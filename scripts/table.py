@@ -196,7 +196,7 @@ def by_example(tables: Tables, methods: list[str], metric: str, home: Path, n: i
         p, (low, high) = significance.paired_bootstrap(first.answers, second.answers, first.labels, first.metric, n)
         seeds = sorted(first.seeds.keys() & second.seeds.keys())
         mcnemar = None
-        if not tasks.find(setting.task_name).is_regression and seeds:
+        if tasks.find(setting.task_name).targets.has_classes and seeds:
             sides = (each.answers[each.seeds[seeds[0]]] == each.labels for each in (first, second))
             mcnemar = significance.mcnemar(*sides)
         difference = first.mean() - second.mean()

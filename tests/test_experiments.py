@@ -12,7 +12,8 @@ from conftest import REPOSITORY
 
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import data, saving, training
+from common import saving
+from common.classification import TextClassification
 from common.errors import DoesNotFit, InputError
 from common.experiments import ROWS, of_sizes, run_all, table
 from common.runs import append_once, read_rows, run_folder
@@ -41,14 +42,14 @@ def test_going_on_repeats_nothing_and_doubles_no_row(options):
 
 def test_the_data_is_read_and_tokenised_once(options, monkeypatch):
     calls = []
-    for name in ("read", "tokenize"):
-        usual = getattr(data, name)
-        monkeypatch.setattr(data, name, lambda *words, n=name, f=usual: calls.append(n) or f(*words))
+    for name in ("read", "encode"):
+        usual = getattr(TextClassification, name)
+        monkeypatch.setattr(TextClassification, name, lambda *words, n=name, f=usual: calls.append(n) or f(*words))
     run_all([Lora(rank=1), Lora(rank=2)], options(), range(42, 45))
-    assert sorted(calls) == ["read"] * 2 + ["tokenize"] * 2  # train and validation
+    assert sorted(calls) == ["encode"] * 2 + ["read"] * 2  # train and validation
 
 
-def test_shared_material_changes_no_result(options, tmp_path):
+def test_shared_task_data_changes_no_result(options, tmp_path):
     shared = run_all([Lora(rank=1)], options(), range(42, 44))
     single = [train(Lora(rank=1), options(seed=seed, output_dir=str(tmp_path / "other")))[0] for seed in (42, 43)]
     for row, folder in zip(shared, single, strict=True):
@@ -58,8 +59,8 @@ def test_shared_material_changes_no_result(options, tmp_path):
 
 def test_a_run_leaves_no_model_behind_for_the_next_one(options, monkeypatch):
     there = []
-    usual = training.load_model
-    monkeypatch.setattr(training, "load_model", lambda *words: there.append(n_models()) or usual(*words))
+    usual = TextClassification.load
+    monkeypatch.setattr(TextClassification, "load", lambda *words: there.append(n_models()) or usual(*words))
     gc.disable()  # it would come by itself, at some time or other
     try:
         run_all([Lora(rank=1)], options(frozen_dtype="bfloat16"), range(42, 45))
@@ -74,10 +75,10 @@ def n_models():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak cannot be reset elsewhere")
 def test_memory_that_an_earlier_run_has_left_is_given_back():
-    code = "import torch; from common import machine; from pathlib import Path; cpu = torch.device('cpu')\n"
-    code += "kept = [torch.ones(1000) for _ in range(200_000)]; machine.reset_peak_memory(cpu)\n"
-    code += "most = machine.peak_memory(cpu); last = kept.pop(); del kept\n"  # `last` lies behind all that was freed
-    code += "machine.release_memory(); machine.reset_peak_memory(cpu); print(most - machine.peak_memory(cpu))"
+    code = "import torch; from common.runtime import device; cpu = torch.device('cpu')\n"
+    code += "kept = [torch.ones(1000) for _ in range(200_000)]; device.reset_peak_memory(cpu)\n"
+    code += "most = device.peak_memory(cpu); last = kept.pop(); del kept\n"  # `last` lies behind all that was freed
+    code += "device.release_memory(); device.reset_peak_memory(cpu); print(most - device.peak_memory(cpu))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert int(done.stdout) > 0.9 * 200_000 * 4000, done.stderr
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common import metrics
+from common.evaluation import mean_score
 from common.tasks import TASKS, find
 
 
@@ -35,7 +36,7 @@ def test_correlations_by_hand():
     assert found["spearmanr"] == pytest.approx(3 / math.sqrt(5 * 4.5))
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if not task.is_regression])
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.targets.has_classes])
 def test_one_class_predicted_is_defined_and_silent(name):
     found = compute(name, [0, 0, 0, 0], [0, 1, 0, 1])
     assert set(found) == set(find(name).metrics)
@@ -56,14 +57,14 @@ def test_constant_predictions_correlate_with_nothing(constant):
 
 
 def test_the_score_is_the_mean_as_in_the_glue_average():
-    assert metrics.score({"accuracy": 0.8, "f1": 0.9}) == pytest.approx(0.85)
+    assert mean_score([0.8, 0.9]) == pytest.approx(0.85)
 
 
 def test_the_majority_is_that_of_the_training_set():
-    assert metrics.majority(find("mrpc"), [1, 1, 0], 4).tolist() == [1, 1, 1, 1]
-    assert metrics.majority(find("stsb"), [1.0, 2.0], 2).tolist() == [1.5, 1.5]
+    assert find("mrpc").targets.floor([1, 1, 0], 4).tolist() == [1, 1, 1, 1]
+    assert find("stsb").targets.floor([1.0, 2.0], 2).tolist() == [1.5, 1.5]
 
 
 def test_predictions_are_classes_or_scores():
-    assert metrics.predictions(find("rte"), np.array([[0.1, 0.2], [3.0, -1.0]])).tolist() == [1, 0]
-    assert metrics.predictions(find("stsb"), np.array([[2.5], [7.0]])).tolist() == [2.5, 7.0]
+    assert find("rte").targets.answers(np.array([[0.1, 0.2], [3.0, -1.0]])).tolist() == [1, 0]
+    assert find("stsb").targets.answers(np.array([[2.5], [7.0]])).tolist() == [2.5, 7.0]

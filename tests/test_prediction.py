@@ -30,9 +30,9 @@ def answers(settings, **choice):
 )
 def test_class_strings_are_those_of_the_files(name, labels):
     task = tasks.find(name)
-    lines = submission_lines(task, np.eye(task.n_outputs))
+    lines = submission_lines(task, np.eye(task.targets.n_outputs))
     assert lines[0] == "index\tprediction"
-    assert [line.split("\t")[0] for line in lines[1:]] == [str(index) for index in range(task.n_outputs)]
+    assert [line.split("\t")[0] for line in lines[1:]] == [str(index) for index in range(task.targets.n_outputs)]
     assert {line.split("\t")[1] for line in lines[1:]} == labels
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from adapters.method import Adapters
 from common import data, training
+from common.classification import TextClassification
 from common.errors import INTERRUPTED, Busy, InputError, Interrupted
 from common.methods import find, names
 from common.options import TuneOptions, parse
@@ -89,7 +90,7 @@ def test_resuming_is_exact_with_other_settings_too(settings, options, uninterrup
     assert outcome(folder) == uninterrupted(Lora(rank=2, dropout=0.1), **settings)
 
 
-@pytest.mark.parametrize("place", ["evaluate", "trackers.finish", "saving.save_adapter", "saving.write_json"])
+@pytest.mark.parametrize("place", ["evaluate", "trackers.finish", "saving.save_adapter", "files.write_json"])
 def test_a_cut_at_the_end_of_an_epoch_or_of_the_run_loses_nothing(place, options, uninterrupted, monkeypatch):
     """Between the last step and the result: the work that is left is done again."""
     *owner, name = ("training", *place.split("."))[-2:]
@@ -113,13 +114,13 @@ def test_a_cut_at_the_end_of_an_epoch_or_of_the_run_loses_nothing(place, options
 def test_every_random_generator_goes_on_where_it_was(options, monkeypatch):
     """A method may draw from any of them."""
     drawn = []
-    usual = training.losses_of
+    usual = TextClassification.loss
 
     def draw(*arguments):
         drawn.append((torch.rand(1).item(), np.random.rand(), np.random.randn(), random.random(), random.gauss(0, 1)))
         return usual(*arguments)
 
-    monkeypatch.setattr(training, "losses_of", draw)
+    monkeypatch.setattr(TextClassification, "loss", draw)
     train(Lora(rank=2), options(seed=7))
     whole, drawn[:] = list(drawn), []
     at_step(monkeypatch, 3, ask_to_stop)
@@ -206,14 +207,14 @@ def test_the_lock_of_a_dead_process_binds_nobody(options):
     train(Lora(rank=2), options())
 
 
-def test_steps_with_a_gradient_that_is_no_number_change_nothing_and_are_counted(options, monkeypatch):
-    usual, calls = training.losses_of, []
+def test_steps_with_a_non_finite_gradient_change_nothing_and_are_counted(options, monkeypatch):
+    usual, calls = TextClassification.loss, []
 
     def some_bad(*arguments):
         calls.append(0)
         return usual(*arguments) * (float("nan") if len(calls) in (2, 5) else 1.0)
 
-    monkeypatch.setattr(training, "losses_of", some_bad)
+    monkeypatch.setattr(TextClassification, "loss", some_bad)
     folder, result = train(Lora(rank=2), options(n_epochs=2, warmup_ratio=0.0))
     assert result["bad_steps"] == 2
     assert all(tensor.isfinite().all() for tensor in load_file(folder / "adapter.safetensors").values())
@@ -221,18 +222,18 @@ def test_steps_with_a_gradient_that_is_no_number_change_nothing_and_are_counted(
 
 
 def test_too_many_bad_steps_end_the_run_and_keep_its_last_checkpoint(options, monkeypatch):
-    usual, calls = training.losses_of, []
+    usual, calls = TextClassification.loss, []
 
     def bad_from_8(*arguments):
         calls.append(0)
         return usual(*arguments) * (float("nan") if len(calls) > 8 else 1.0)
 
-    monkeypatch.setattr(training, "losses_of", bad_from_8)
-    with pytest.raises(InputError, match="the gradient was no number in 4 steps of the first 12 of 18"):
+    monkeypatch.setattr(TextClassification, "loss", bad_from_8)
+    with pytest.raises(InputError, match="the gradient was not finite in 4 steps of the first 12 of 18"):
         train(Lora(rank=2), options(n_epochs=3, max_bad_steps=3))
     folder = run_folder(Lora(rank=2), options(n_epochs=3))
     assert not (folder / "result.json").exists()
-    monkeypatch.setattr(training, "losses_of", usual)
+    monkeypatch.setattr(TextClassification, "loss", usual)
     _, result = train(Lora(rank=2), options(n_epochs=3, max_bad_steps=3))
     assert (result["n_resumed"], result["bad_steps"]) == (1, 0)  # from the end of the first epoch
 
@@ -271,7 +272,7 @@ def test_a_launched_run_goes_on_after_each_signal_when_it_is_launched_again(bert
         if number:
             running.send_signal(number)
         told, said = running.communicate(timeout=120)
-        assert ("going on at step" in told) == bool(before)
+        assert ("resuming at step" in told) == bool(before)
         if number in (signal.SIGUSR1, signal.SIGTERM):
             assert running.returncode == INTERRUPTED
             assert f"stopped by {number.name} after step" in said.splitlines()[-1]

@@ -205,13 +205,13 @@ def test_nothing_is_pruned_where_that_is_not_wanted(options):
 
 
 def test_a_configuration_that_fails_is_a_trial_with_its_reason(options, tmp_path, monkeypatch, capsys):
-    usual_train = training._train
+    usual = training.prepare_run
 
     def fail_once(*arguments):
-        monkeypatch.setattr(training, "_train", usual_train)
+        monkeypatch.setattr(training, "prepare_run", usual)
         raise MemoryError("no more of it")
 
-    monkeypatch.setattr(training, "_train", fail_once)
+    monkeypatch.setattr(training, "prepare_run", fail_once)
     search(METHOD, options(), SETTINGS, FEW)
     trials = trials_of(tmp_path)
     assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]

@@ -101,7 +101,7 @@ def test_sharded_training_is_training(runs):
     (sharded, plain), said = runs[0].values(), runs[1]
     assert sharded.keys() == plain.keys()
     assert len(plain) == len(RUNS) + 1
-    assert "going on at step 1 of" in said
+    assert "resuming at step 1 of" in said
     for run, folder in plain.items():
         for path in folder.rglob("*.safetensors"):
             ours, wanted = load_file(sharded[run] / path.relative_to(folder)), load_file(path)

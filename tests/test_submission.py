@@ -42,7 +42,9 @@ def runs(tmp_path):
             (folder / "result.json").write_text(json.dumps(result))
             for test in tasks.held_out(name):
                 n = len(data.read(test, "test", "demo"))
-                lines = submission_lines(test, np.eye(max(2, test.n_outputs))[np.zeros(n, int)][:, : test.n_outputs])
+                lines = submission_lines(
+                    test, np.eye(max(2, test.targets.n_outputs))[np.zeros(n, int)][:, : test.targets.n_outputs]
+                )
                 (folder / test.submission).write_text("\n".join(lines) + "\n")
     return tmp_path
 

@@ -81,7 +81,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_with_each_run_once(small, tmp_
     again = sweep("run_tune.sh", *small)
     said, _ = again.communicate(timeout=120)
     assert again.returncode == 0
-    assert said.count("going on at step") == 1
+    assert said.count("resuming at step") == 1
     assert len(finished(tmp_path)) == 2
 
 

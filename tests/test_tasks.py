@@ -21,7 +21,7 @@ def test_class_order_is_that_of_the_hub():
     assert find("rte").labels == find("qnli").labels == ("entailment", "not_entailment")
     assert find("mnli").labels == ("entailment", "neutral", "contradiction")
     assert find("wnli").labels == ("not_entailment", "entailment")
-    assert find("stsb").is_regression
+    assert not find("stsb").targets.has_classes
 
 
 def test_official_metrics():

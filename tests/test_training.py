@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import data, evaluation, saving, tasks, training
+from common import classification, data, evaluation, saving, tasks, training
 from common.checkpoints import fingerprint, load_model, load_tokenizer
 from common.errors import InputError, Pruned
 from common.methods import Combined, apply, find, names, trainable
@@ -19,7 +19,7 @@ from common.options import PredictOptions
 from common.prediction import find_run
 from common.runs import read_predictions, run_folder, summary
 from common.tokens import TaskData, tokenize
-from common.training import losses_of, schedule, train
+from common.training import schedule, train
 from lora.method import Lora
 from prefix.method import PrefixTuning
 from scripts.plot import read_curves
@@ -87,9 +87,9 @@ def test_losses_are_those_of_transformers(make_model, bert):
 
     for name, labels in (("mnli", torch.tensor([0, 1, 2, 1, 0])), ("stsb", torch.tensor([0.5, 1.0, 5.0, 2.0, 3.3]))):
         task = tasks.find(name)
-        model = make_model("bert", task.n_outputs)
+        model = make_model("bert", task.targets.n_outputs)
         output = model(**random_batch(model), labels=labels)
-        torch.testing.assert_close(losses_of(task, output.logits, labels).mean(), output.loss)
+        torch.testing.assert_close(task.targets.losses(output.logits, labels).mean(), output.loss)
 
 
 def test_result_tells_what_was_run_and_what_came_out(options, bert):
@@ -116,8 +116,8 @@ def test_total_params_is_the_untouched_encoder(options, bert):
 
 
 def test_the_adapter_on_disk_is_that_of_the_best_epoch(options, monkeypatch):
-    given = iter((0.1, 0.3, 0.2, 0.5))  # of three epochs and of the majority class
-    monkeypatch.setattr(training.metrics, "score", lambda _: next(given))
+    given = iter((0.1, 0.3, 0.2))  # of three epochs
+    monkeypatch.setattr(evaluation, "mean_score", lambda _: next(given))
     states = []
     usual = evaluation.evaluate
 
@@ -213,7 +213,7 @@ def test_every_decisive_option_has_its_own_folder(options, monkeypatch):
 
 
 def test_a_diverging_run_ends_with_a_clear_error_and_no_result(options):
-    with pytest.raises(InputError, match=r"the gradient was no number in \d+ steps of the first \d+ of \d+"):
+    with pytest.raises(InputError, match=r"the gradient was not finite in \d+ steps of the first \d+ of \d+"):
         train(Baseline(), options(lr=1e30, warmup_ratio=0.0, n_epochs=3, max_grad_norm=0.0))
     with pytest.raises(InputError, match="no finished"):
         find_run("baseline", PredictOptions(task_name="sst2", output_dir=options().output_dir))
@@ -267,7 +267,7 @@ def test_the_development_set_is_looked_at_once_where_a_tenth_of_train_selects(me
         for split in task.validations
     }
     model, _ = saving.load_adapter(folder)
-    again, outputs = usual(task, model, tokens, training.metrics.load(task), 64, Accelerator())
+    again, outputs = usual(classification.find("mnli"), model, tokens, 64, Accelerator())
     assert again["accuracy"] == result["dev_accuracy"]
     stored = read_predictions(folder)
     assert list(stored) == list(task.validations)
@@ -300,11 +300,11 @@ def test_a_run_ends_after_the_epoch_that_promises_too_little_and_can_go_on(optio
     assert result["n_resumed"] == 1
 
 
-def test_material_of_another_task_is_not_used(options):
-    material = TaskData(options(task_name="cola"))
-    assert not material.serves(options())
-    train(Lora(rank=2), options(), material)
-    assert "rows" not in vars(material)
+def test_data_of_another_task_is_not_used(options):
+    task_data = TaskData(classification.find("cola"), options(task_name="cola"))
+    assert not task_data.serves(options())
+    train(Lora(rank=2), options(), task_data)
+    assert "rows" not in vars(task_data)
 
 
 def test_selection_on_the_development_set_has_no_scores_beside_it(options):

@@ -65,7 +65,7 @@ def torture(home: Path, chance: random.Random, n_times: int) -> str:
         again = launch(checkpoint, out)
         said = again.communicate(timeout=runs.LIMIT)
         assert again.returncode == 0, said
-        assert "going on at step" in said[0], said
+        assert "resuming at step" in said[0], said
         found = runs.outcome(next(out.rglob("result.json")).parent)
         for part, value in whole.items():
             assert found[part] == value, f"a run on two processes differs in {part}: {out}"

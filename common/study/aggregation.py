@@ -14,6 +14,7 @@ import numpy as np
 
 from common import metrics, tasks
 from common.errors import InputError
+from common.evaluation import mean_score
 from common.methods import Combined, find
 from common.options import TuneOptions
 from common.runs import PREDICTIONS, read_predictions, read_rows
@@ -217,7 +218,7 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
                 split, names = other, (name,)
 
     def measure(answers: np.ndarray, labels: np.ndarray) -> float:
-        return metrics.score({name: metrics.METRICS[name](answers, labels) for name in names})
+        return mean_score(metrics.METRICS[name](answers, labels) for name in names)
 
     answers: list[np.ndarray] = []
     wanted: np.ndarray | None = None
@@ -228,9 +229,10 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
             raise InputError(f"{folder / PREDICTIONS} has no rows of {split}: train the run again")
         logits, labels = stored[split]
         wanted = labels if wanted is None else wanted
-        if logits.ndim != 2 or logits.shape != (len(labels), task.n_outputs) or not np.array_equal(labels, wanted):
+        shape = len(labels), task.targets.n_outputs
+        if logits.shape != shape or not np.array_equal(labels, wanted):
             raise InputError(f"{folder / PREDICTIONS} is damaged, or of other examples than the other seeds")
-        answers.append(metrics.predictions(task, logits))
+        answers.append(task.targets.answers(logits))
         if abs(measure(answers[-1], labels) - row[on_dev(row, metric)]) > 1e-4:
             raise InputError(f"{folder / PREDICTIONS} is not of the run of this row: its {metric} is another")
     assert wanted is not None

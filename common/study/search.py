@@ -20,8 +20,8 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from common import fitting, tasks, training
-from common.checkpoints import blank_model
+from common import fitting, training
+from common.classification import find
 from common.errors import Busy, DoesNotFit, InputError, Interrupted, Pruned, is_out_of_memory
 from common.experiments import WAIT
 from common.fitting import fit_to_budget
@@ -190,9 +190,9 @@ def check_first(method: Method, options: TuneOptions) -> TaskData:
             "a search trains in one process: start it without accelerate launch, as often as there are devices, "
             "and all of them share its trials"
         )
-    material = TaskData(options)
+    material = TaskData(find(options.task_name), options)
     material.read()
-    blank = blank_model(options.checkpoint, tasks.find(options.task_name).n_outputs)
+    blank = material.task.blank(options.checkpoint)
     if options.param_budget is not None:
         fit_to_budget(method, options.param_budget, blank)
     with contextlib.suppress(DoesNotFit):  # other values may fit

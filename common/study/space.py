@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from common import tasks
-from common.checkpoints import blank_model
+from common.classification import find
 from common.fitting import fit_to_budget
 from common.methods import Method
 from common.options import TuneOptions
@@ -127,8 +126,8 @@ def configuration(
     method = dataclasses.replace(method, **{name: value for name, value in values.items() if name in own})
     options = dataclasses.replace(options, **{name: value for name, value in values.items() if name not in own})
     if options.param_budget is not None:
-        n_outputs = tasks.find(options.task_name).n_outputs
-        method = fit_to_budget(method, options.param_budget, blank_model(options.checkpoint, n_outputs))
+        blank = find(options.task_name).blank(options.checkpoint)
+        method = fit_to_budget(method, options.param_budget, blank)
     for name, what in space.items():
         if isinstance(what, Same):
             followed = getattr(method, what.option)

@@ -1,0 +1,74 @@
+"""GLUE's tasks as the loop sees them: a text or a pair of texts is classified or scored."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common import data, metrics, tasks
+from common.checkpoints import blank_model, load_model
+from common.evaluation import COLLAPSED, predict_logits
+from common.tokens import Tokens, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def find(name: str) -> "TextClassification":
+    """The task of that name. Raises InputError for an unknown one."""
+    return TextClassification(tasks.find(name))
+
+
+class TextClassification:
+    """A `tasks.Task` for a line of the GLUE table."""
+
+    def __init__(self, glue: tasks.GlueTask):
+        self.glue, self.name, self.metrics, self.validations = glue, glue.name, glue.metrics, glue.validations
+
+    def load(self, checkpoint: str) -> nn.Module:
+        """An encoder with a new head. Raises InputError as `load_model` does."""
+        return load_model(checkpoint, self.glue.targets.n_outputs)
+
+    def blank(self, checkpoint: str) -> nn.Module:
+        """The same on the meta device."""
+        return blank_model(checkpoint, self.glue.targets.n_outputs)
+
+    def read(self, split: str, source: str) -> data.Examples:
+        """The rows of a split. Raises InputError as `data.read` does."""
+        return data.read(self.glue, split, source)
+
+    def is_there(self, split: str, source: str) -> bool:
+        """Whether the source has a split."""
+        return data.is_there(self.glue, split, source)
+
+    def encode(
+        self, examples: data.Examples, tokenizer: "PreTrainedTokenizerBase", max_length: int, cache: Path | None = None
+    ) -> Tokens:
+        """The rows as tokens."""
+        return tokenize(examples, tokenizer, max_length, cache)
+
+    def loss(self, model: nn.Module, batch: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+        """Sum over the rows of a batch; a row is one target."""
+        return self.glue.targets.losses(model(**batch).logits, labels).sum()
+
+    def score(
+        self, model: nn.Module, tokens: Tokens, batch_size: int, accelerator: Any
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """The official metrics, and whether all answers are the same; the logits that they are of, (rows, outputs)."""
+        logits = predict_logits(model, tokens, batch_size, accelerator)
+        answers = self.glue.targets.answers(logits)
+        values = self.metric.compute(predictions=answers, references=tokens.labels.numpy())
+        return values | {COLLAPSED: float(np.ptp(answers) < 1e-3)}, logits  # of classes 0, of scores from 0 to 5 little
+
+    def floor(self, train: Tokens, validation: Tokens) -> dict[str, float]:
+        """The metrics of the majority class, or of the mean score."""
+        unread = self.glue.targets.floor(train.labels.tolist(), len(validation))
+        return self.metric.compute(predictions=unread, references=validation.labels.numpy())
+
+    @cached_property
+    def metric(self) -> Any:
+        """The official metrics as an evaluate.Metric."""
+        return metrics.load(self.glue)
