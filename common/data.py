@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,9 +13,6 @@ from common import synthetic
 from common.errors import InputError
 from common.runtime import hub
 from common.tasks import GlueTask, Source
-
-if TYPE_CHECKING:
-    pass
 
 LONGEST_LINE = 1_000_000
 """Characters of a line; the longest of GLUE has a few thousand."""

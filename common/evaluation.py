@@ -1,19 +1,17 @@
 """Scores of a model, for the training loop and for prediction alike."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from common.tasks import Task
-from common.tokens import Tokens
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 from common.encoders import n_outputs
+from common.metrics import mean_score
 from common.runtime.shards import reshard
+from common.task_data import Task
+from common.tokens import Tokens
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,12 +34,6 @@ def evaluate(
         suffix = "_" + split.removeprefix("validation_") if scores else ""
         scores |= {name + suffix: value for name, value in values.items() if not suffix or name != COLLAPSED}
     return scores | {"score": mean_score(scores[name] for name in task.metrics)}, outputs
-
-
-def mean_score(values: Iterable[float]) -> float:
-    """The one number of a run: the mean of its task's metrics, as in the GLUE average."""
-    every = list(values)
-    return sum(every) / len(every)
 
 
 @torch.no_grad()

@@ -18,12 +18,10 @@ from common.options import SweepOptions, TuneOptions, parse
 from common.runs import append_once, read_rows, run_folder
 from common.runtime import launching
 from common.runtime.processes import destroy_group_at_end
-from common.tokens import TaskData
+from common.task_data import TaskData
 from common.training import train
 
 ROWS = "experiment.jsonl"
-
-
 WAIT = 1.0
 """Seconds between two looks at runs that other workers are at work on."""
 

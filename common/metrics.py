@@ -1,6 +1,6 @@
 """The official GLUE metrics, computed locally (evaluate.load would download code at run time)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +9,12 @@ from common.tasks import GlueTask
 
 if TYPE_CHECKING:
     import evaluate
+
+
+def mean_score(values: Iterable[float]) -> float:
+    """The one number of a run: the mean of its task's metrics, as in the GLUE average."""
+    every = list(values)
+    return sum(every) / len(every)
 
 
 def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:

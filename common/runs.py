@@ -1,46 +1,33 @@
-"""A run: its folder, its result row and provenance; and the rows of many runs."""
+"""A run: the files in its folder, its name, its predictions; and rows of results in files of JSON lines."""
 
 import dataclasses
+import hashlib
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from common import tasks
 from common.errors import InputError
-from common.methods import REPOSITORY, Method, Tensors
+from common.methods import Method, Tensors
+from common.options import TuneOptions
+from common.runtime import files, locks
+from common.runtime.files import read_tensors, write_tensors
+from common.runtime.locks import LOCK
 
 if TYPE_CHECKING:
     import numpy as np
-import hashlib
 
-import numpy as np
-
-from common.options import TuneOptions
-from common.runtime import files, locks
-
-if TYPE_CHECKING:
-    pass
-from common.runtime.files import read_json, read_tensors, require, write_tensors
-from common.runtime.locks import LOCK
-
+ADAPTER = "adapter.safetensors"
+CONFIG = "adapter.json"
+RESUMABLE = "resumable"
 RESULT = "result.json"
-
-
 CHECKPOINT = "checkpoint.safetensors"
-
-
 PREDICTIONS = "predictions.safetensors"
-
-
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
 
 
 def clear(folder: Path, pattern: str = "*") -> None:
@@ -81,36 +68,6 @@ def read_predictions(folder: Path) -> "dict[str, tuple[np.ndarray, np.ndarray]]"
         raise InputError(f"{folder / PREDICTIONS} is damaged: it has no {error}") from error
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """The result of a finished run. Raises InputError if there is none, or it is damaged."""
-    path = folder / RESULT
-    result = read_json(path)
-    require(path, result, **dict.fromkeys(("method", "run", "task_name", "data", "checkpoint", "frozen_dtype"), str))
-    require(path, result, **dict.fromkeys(("seed", "n_epochs", "best_epoch", "validation_examples"), int))
-    require(path, result, **dict.fromkeys(("trainable_params_without_head", "trainable_params", "total_params"), int))
-    require(path, result, **dict.fromkeys(("best_score", "majority_score", "examples_per_second"), float))
-    scores = [f"{kind}_{name}" for name in tasks.find(result["task_name"]).metrics for kind in ("best", "majority")]
-    require(path, result, **dict.fromkeys(scores, float))
-    return result
-
-
-def provenance() -> dict[str, Any]:
-    """Versions and the state of the code, without which a number is not a result."""
-    facts: dict[str, Any] = {"python_version": platform.python_version()}
-    facts |= {f"{package}_version": version(package) for package in PACKAGES}
-    changes = _git("status", "--porcelain", "--untracked-files=no")  # an output folder does not make code dirty
-    return facts | {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changes is None else changes != ""}
-
-
-def _git(*words: str) -> str | None:
-    """What git says about the repository; None where there is no git or no commit."""
-    try:
-        done = subprocess.run(("git", "-C", REPOSITORY, *words), capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
 # Options that change where a run goes and what is said about it, not what it computes.
 _NOT_THE_RUN: tuple[str, ...] = ("output_dir", "report_to", "resume", "checkpoint_every", "time_limit", "max_bad_steps")
 
@@ -143,23 +100,6 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
     words = [Path(options.checkpoint).name, *(f"{k}{v:g}" for k, v in shown.items()), digest]
     name = re.sub(r"[^\w.+-]", "_", "-".join(words))
     return Path(options.output_dir) / method.name / options.task_name / name
-
-
-def summary(result: dict[str, Any]) -> str:
-    """A run in one line: its best scores beside what the majority class gives, what it trained and how fast."""
-    task = tasks.find(result["task_name"])
-    scores = ", ".join(
-        f"{name} {result[f'best_{name}']:.4f} (majority class {result[f'majority_{name}']:.4f})"
-        for name in task.metrics
-    )
-    return (
-        f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}: {scores}; "
-        f"epoch {result['best_epoch']} of {result['n_epochs']}"
-        f"{', which gives all rows one answer' if result.get('best_collapsed') else ''}; "
-        f"{result['trainable_params']:,} parameters trained, {result['trainable_params_without_head']:,} without the "
-        f"head ({result['trainable_params_without_head'] / result['total_params']:.3%} of the encoder); "
-        f"{result['examples_per_second']:.1f} examples/s"
-    )
 
 
 def append_once(path: Path, row: dict[str, Any]) -> None:

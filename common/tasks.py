@@ -1,55 +1,9 @@
 """The GLUE tasks (Wang et al., 2019): the one table that knows them, and nothing else in the code does."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import InputError
 from common.targets import Classes, Score
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy as np
-    import torch
-    from torch import nn
-
-    from common.data import Examples
-    from common.tokens import Tokens
-
-
-class Task(Protocol):
-    """What the training loop asks of a task, and all that it asks. A class for each kind of work."""
-
-    name: str
-    metrics: tuple[str, ...]
-    """Names of scores; a run's score is their mean on the first validation split."""
-    validations: tuple[str, ...]
-
-    def load(self, checkpoint: str) -> "nn.Module":
-        """A pretrained model with the head of the task, which is new: what lies outside the encoder is trained."""
-
-    def blank(self, checkpoint: str) -> "nn.Module":
-        """The same on the meta device: shapes without numbers, in no time."""
-
-    def read(self, split: str, source: str) -> "Examples":
-        """The rows of a split."""
-
-    def is_there(self, split: str, source: str) -> bool:
-        """Whether the source has a split."""
-
-    def encode(self, examples: "Examples", tokenizer: Any, max_length: int, cache: "Path | None") -> "Tokens":
-        """The rows as tokens, at most `max_length` of each."""
-
-    def loss(self, model: "nn.Module", batch: dict[str, Any], labels: "torch.Tensor") -> "torch.Tensor":
-        """The sum over the targets of a batch; the loop divides by the targets of the whole step."""
-
-    def score(
-        self, model: "nn.Module", tokens: "Tokens", batch_size: int, accelerator: Any
-    ) -> "tuple[dict[str, float], np.ndarray]":
-        """Scores by name, and the outputs that they are of."""
-
-    def floor(self, train: "Tokens", validation: "Tokens") -> dict[str, float]:
-        """The scores of answering without reading; empty where there is no such answer."""
 
 
 @dataclass(frozen=True)

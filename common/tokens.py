@@ -14,17 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from common.data import Examples
 from common.errors import InputError
 from common.runtime import files
+from common.runtime.device import send
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-from common.checkpoints import load_tokenizer
-from common.data import Examples
-from common.options import TuneOptions
-from common.runtime.device import send
-from common.tasks import Task
 
 
 class Layout(Protocol):
@@ -145,56 +141,3 @@ def shares(rows: torch.Tensor, batch_size: int, process: int, n_processes: int) 
     mine = rows[process::n_processes]
     n_batches = math.ceil(len(rows) / (batch_size * n_processes))
     return list(mine.tensor_split(n_batches))
-
-
-HOLDOUT = "holdout"
-"""Rows of the training set that select the best epoch, in the place of the validation splits."""
-
-
-DECISIVE = ("checkpoint", "task_name", "data", "select", "max_train_samples", "max_eval_samples", "output_dir")
-"""The options that it depends on."""
-
-
-class TaskData:
-    """Read when the first run asks for it, and kept for the others."""
-
-    def __init__(self, task: Task, options: TuneOptions):
-        self.task, self.options = task, options
-        self._tokens: tuple[int, dict[str, Tokens]] | None = None
-
-    def serves(self, options: TuneOptions) -> bool:
-        """Whether a run with these options needs just this."""
-        return all(getattr(self.options, name) == getattr(options, name) for name in DECISIVE)
-
-    def read(self) -> None:
-        """Read the rows now: most bad input is there. Raises InputError as `rows` does."""
-        _ = self.rows
-
-    @cached_property
-    def rows(self) -> dict[str, Examples]:
-        """Those of the training set, under "train", of each validation split that is there, and held out.
-
-        Raises:
-            InputError: they cannot be read, or not be used.
-        """
-        options, task = self.options, self.task
-        rows = {"train": task.read("train", options.data).draw(options.max_train_samples)}
-        for split in task.validations:
-            if split == task.validations[0] or task.is_there(split, options.data):
-                rows[split] = task.read(split, options.data).draw(options.max_eval_samples)
-        if options.select == "holdout":
-            rows["train"], rows[HOLDOUT] = rows["train"].hold_out()
-        return rows
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """That of the checkpoint. Raises InputError if it cannot be loaded."""
-        return load_tokenizer(self.options.checkpoint)
-
-    def tokens(self, max_length: int, layout: Layout | None) -> dict[str, Tokens]:
-        """Split -> its rows as tokens, at most `max_length` of each; they are on disk too, for later runs."""
-        if self._tokens is None or self._tokens[0] != max_length:
-            cache = Path(self.options.output_dir) / "tokens"
-            made = {n: self.task.encode(some, self.tokenizer, max_length, cache) for n, some in self.rows.items()}
-            self._tokens = max_length, made
-        return {split: tokens.laid_out(layout) for split, tokens in self._tokens[1].items()}

@@ -13,36 +13,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from common import saving
+from common import loading, runs, saving
 from common.checkpointing import Progress, Trained
 from common.checkpoints import base_of
 from common.classification import TextClassification, find
 from common.encoders import encoder, layers
 from common.errors import InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
-from common.evaluation import COLLAPSED, evaluate, mean_score
+from common.evaluation import COLLAPSED, evaluate
 from common.fast import Prepared, prepare
 from common.fitting import check_fit, fit_to_budget
 from common.methods import Method, apply, count, count_without_head, table, trainable
+from common.metrics import mean_score
 from common.options import TuneOptions, parse
-from common.runs import (
-    CHECKPOINT,
-    RESULT,
-    clear,
-    decisive,
-    provenance,
-    read_result,
-    run_folder,
-    summary,
-    write_predictions,
-)
+from common.results import provenance, read_result, summary
+from common.runs import CHECKPOINT, RESULT, clear, decisive, run_folder, write_predictions
 from common.runtime import files, launching, locks, shards, trackers
 from common.runtime.device import device_name, release_memory, reset_peak_memory, use_all_cores
 from common.runtime.processes import broadcast_from_main, destroy_group_at_end
 from common.runtime.stopping import Stop
-from common.tokens import HOLDOUT, TaskData, Tokens, shares, shuffled
+from common.task_data import HOLDOUT, TaskData
+from common.tokens import Tokens, shares, shuffled
 
 LOG_EVERY = 10
 """Optimizer steps between two points of a curve: fetching a scalar makes the host wait for the device."""
+
 
 AfterEpoch = Callable[[int, float], bool]
 """Epoch, counted from 1, and its validation score -> whether to end the run there."""
@@ -403,7 +397,7 @@ def finish(run: Run) -> dict[str, Any]:
     """Score the best epoch on the development set where that selected nothing; write and return the result."""
     dev_scores: dict[str, float] = {}
     if run.untouched:
-        saving.restore(run.folder, run.model)
+        loading.restore(run.folder, run.model)
         dev_scores, outputs = run.evaluate(run.untouched)
         if run.accelerator.is_main_process:
             write_predictions(run.folder, outputs, {split: run.untouched[split].labels for split in outputs})
@@ -411,7 +405,7 @@ def finish(run: Run) -> dict[str, Any]:
     sizes = {name: result[name] for name in ("trainable_params_without_head", "trainable_params")}
     trackers.finish(run.accelerator, run.settings | sizes, run.progress.history[result["best_epoch"] - 1])
     if run.accelerator.is_main_process:
-        result["stored_bytes"] = (run.folder / saving.ADAPTER).stat().st_size
+        result["stored_bytes"] = (run.folder / runs.ADAPTER).stat().st_size
         files.write_json(run.folder / RESULT, result)
         (run.folder / CHECKPOINT).unlink()
     run.accelerator.wait_for_everyone()

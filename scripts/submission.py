@@ -7,51 +7,10 @@ import argparse
 import zipfile
 from pathlib import Path
 
-from common import data, prediction, tasks
 from common.errors import InputError, one_line_errors
 from common.methods import find
 from common.options import PredictOptions
-from common.runs import read_result
-
-
-def problem(task: tasks.GlueTask, text: str, n_rows: int) -> str:
-    """What is wrong with a task's file, in words; empty = nothing."""
-    lines = text.splitlines()
-    if not lines or lines[0] != "index\tprediction":
-        return f"its first line is {(lines or [''])[0]!r}, wanted index<TAB>prediction"
-    if len(lines) - 1 != n_rows:
-        return f"it has {len(lines) - 1:,} rows, wanted {n_rows:,}"
-    for number, line in enumerate(lines[1:]):
-        index, _, answer = line.partition("\t")
-        if index != str(number):
-            return f"line {number + 2} has the index {index!r}, wanted {number}"
-        if task.targets.parse(answer) is None:
-            return f"line {number + 2} answers {answer!r}, wanted {task.targets.wanted}"
-    return ""
-
-
-def collect(method: str, options: PredictOptions) -> tuple[dict[str, str], list[str]]:
-    """Contents of the files that are right, by name, and what is missing or wrong, in words."""
-    files, missing = {}, []
-    for task in tasks.TASKS.values():
-        if not task.submission:
-            continue
-        trained = task.trained_as or task.name
-        try:
-            run = prediction.find_run(method, PredictOptions(**vars(options) | {"task_name": trained}))
-            path = run / task.submission
-            if not path.is_file():
-                raise InputError(f"{path} is not there: run {method}.test --task_name {trained}")
-            source = read_result(run)["data"]
-            n_rows = len(data.read(task, "test", "demo")) if source == "demo" else task.test_rows
-            text = path.read_text(encoding="utf-8")
-            wrong = problem(task, text, n_rows)
-            if wrong:
-                raise InputError(f"{path}: {wrong}")
-            files[task.submission] = text
-        except InputError as error:
-            missing.append(f"{task.submission}: {error}")
-    return files, missing
+from common.submission import collect
 
 
 def main() -> None:
@@ -84,7 +43,3 @@ def main() -> None:
 
         files.write_atomically(args.out, write)
         print(f"{args.out}: {', '.join(files)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -22,8 +22,8 @@ from common.encoders import first_position
 from common.fast import prepare
 from common.fast.packing import Layout
 from common.methods import apply, trainable
+from common.study.curves import read_curves
 from common.synthetic import AGENTS, LOOKS, PLACES, THINGS
-from scripts.plot import read_curves
 
 hypothesis.settings.register_profile("quick", max_examples=400, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("torture", max_examples=100_000, deadline=20_000)  # milliseconds: no hang

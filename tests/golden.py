@@ -26,7 +26,8 @@ def runs() -> dict[str, tuple[Any, dict[str, Any]]]:
     """Name -> method and options of a run, for every method of the repository and the forms that it has."""
     from adapters.method import Adapters
     from baseline.method import Baseline
-    from common.methods import Combined, find, names
+    from common.combined import Combined
+    from common.methods import find, names
     from prefix.method import PrefixTuning
     from prompt.method import PromptTuning
 

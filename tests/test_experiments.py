@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import saving
+from common import runs
 from common.classification import TextClassification
 from common.errors import DoesNotFit, InputError
 from common.experiments import ROWS, of_sizes, run_all, table
@@ -54,7 +54,7 @@ def test_shared_task_data_changes_no_result(options, tmp_path):
     single = [train(Lora(rank=1), options(seed=seed, output_dir=str(tmp_path / "other")))[0] for seed in (42, 43)]
     for row, folder in zip(shared, single, strict=True):
         home = run_folder(Lora(rank=1), options(seed=row["seed"]))
-        assert (home / saving.ADAPTER).read_bytes() == (folder / saving.ADAPTER).read_bytes()
+        assert (home / runs.ADAPTER).read_bytes() == (folder / runs.ADAPTER).read_bytes()
 
 
 def test_a_run_leaves_no_model_behind_for_the_next_one(options, monkeypatch):

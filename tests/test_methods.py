@@ -7,9 +7,11 @@ import torch
 from conftest import HIDDEN, INTERMEDIATE, KINDS, LAYERS, REPOSITORY, perturb, random_batch
 
 from common import methods
+from common.combined import Combined
 from common.encoders import encoder, head_parameters, layers, pooler
-from common.methods import Combined, apply, count, count_without_head, find, trainable
-from common.saving import load_adapter, save_adapter
+from common.loading import load_adapter
+from common.methods import apply, count, count_without_head, find, trainable
+from common.saving import save_adapter
 
 METHODS = methods.names()
 every_method = pytest.mark.parametrize("name", METHODS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common import metrics
-from common.evaluation import mean_score
+from common.metrics import mean_score
 from common.tasks import TASKS, find
 
 

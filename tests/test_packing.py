@@ -8,9 +8,9 @@ from common import methods
 from common.encoders import layers, linear
 from common.fast.packing import Layout, take_packed
 from common.methods import find
+from common.study.curves import read_curves
 from common.training import train
 from lora.method import Lora
-from scripts.plot import read_curves
 
 # Lengths of a batch in which some are equal, some are not, and the longest is not the first.
 LENGTHS = (3, 7, 3, 9, 7, 1, 3)

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY, exits_with_one_line
 from test_aggregation import row
 
-from common.study import aggregation, figures
+from common.study import aggregation, curves, figures
 from common.training import train
 from lora.method import Lora
 from scripts import plot
@@ -258,11 +258,11 @@ def test_the_curve_of_several_seeds_is_their_mean(options, run):
     folders = [folder for folder, _ in pairs]
     printed = run(*folders)
     assert printed == [str(folders[0] / f"learning_curve.{form}") for form in figures.FORMATS]
-    figure = plot.learning_curves(folders)
+    figure = curves.learning_curves(folders)
     _, right = figure.axes
     line, majority = right.lines
-    curves = [dict(zip(*plot.read_curves(folder)["validation/score"], strict=True)) for folder in folders]
-    wanted = [(epoch, math.fsum(curve[epoch] for curve in curves) / 2) for epoch in (1, 2)]
+    read = [dict(zip(*curves.read_curves(folder)["validation/score"], strict=True)) for folder in folders]
+    wanted = [(epoch, math.fsum(curve[epoch] for curve in read) / 2) for epoch in (1, 2)]
     assert line.get_xydata() == pytest.approx(np.array(wanted))
     assert majority.get_ydata()[0] == pairs[0][1]["majority_score"]
     said = " ".join(text.get_text() for text in figure.legends[0].texts)

@@ -5,7 +5,7 @@ import torch
 from conftest import random_batch
 from safetensors.torch import load_file
 
-from common import saving
+from common import runs
 from common.fast import precision, prepare
 from common.methods import apply, trainable
 from common.options import PredictOptions
@@ -61,7 +61,7 @@ def test_a_run_is_trained_stored_and_tested_the_same_way(options):
     settings = options(frozen_dtype="bfloat16")
     folder, result = train(Lora(rank=2), settings)
     assert result["frozen_dtype"] == "bfloat16"
-    assert {tensor.dtype for tensor in load_file(folder / saving.ADAPTER).values()} == {torch.float32}
-    assert files.read_json(folder / saving.CONFIG)["frozen_dtype"] == "bfloat16"
+    assert {tensor.dtype for tensor in load_file(folder / runs.ADAPTER).values()} == {torch.float32}
+    assert files.read_json(folder / runs.CONFIG)["frozen_dtype"] == "bfloat16"
     (path,) = answer("lora", PredictOptions(run=str(folder)))
     assert len(path.read_text().splitlines()) == 251

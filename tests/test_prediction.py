@@ -9,7 +9,9 @@ import pytest
 from common import tasks
 from common.errors import InputError
 from common.options import PredictOptions
-from common.prediction import answer, find_run, submission_lines
+from common.prediction import answer
+from common.results import find_run
+from common.submission import submission_lines
 from common.training import train
 from lora.method import Lora
 

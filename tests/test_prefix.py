@@ -5,8 +5,9 @@ import torch
 from conftest import KINDS, assert_packed_equals_padded, bert_base, copy_head_to_peft, perturbed, random_batch
 
 from common.errors import InputError
+from common.loading import load_adapter
 from common.methods import apply, count, count_without_head, trainable
-from common.saving import load_adapter, save_adapter
+from common.saving import save_adapter
 from prefix.method import Prefix, PrefixTuning
 
 

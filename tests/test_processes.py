@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from common import saving
+from common import loading
 from common.methods import trainable
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
@@ -106,4 +106,4 @@ def test_dropped_adapters_and_a_prefix_network_train_on_two_processes(method, ow
     folder = Path(launch(2, f"{method}.tune", *words.split(), *own)[-1])
     result = json.loads((folder / "result.json").read_text())
     assert (result["n_processes"], result["bad_steps"]) == (2, 0)
-    assert trainable(saving.load_adapter(folder)[0])
+    assert trainable(loading.load_adapter(folder)[0])

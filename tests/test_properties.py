@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import data, saving, tasks
+from common import data, loading, runs, saving, tasks
 from common.checkpointing import Progress, Trained
 from common.checkpoints import load_model
 from common.errors import InputError
 from common.methods import apply, find, names, trainable
 from common.options import TuneOptions, parse
-from common.runs import CHECKPOINT, RESULT, read_result, read_rows, run_folder
+from common.results import read_result
+from common.runs import CHECKPOINT, RESULT, read_rows, run_folder
 from common.training import train
 from lora.method import Lora
 from prefix.method import PrefixTuning
@@ -188,7 +189,7 @@ def test_any_change_to_an_adapter_loads_or_is_one_clear_error(home, adapters, nu
     folder = home / "changed"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(adapters[number], folder)
-    config, stored = folder / saving.CONFIG, folder / saving.ADAPTER
+    config, stored = folder / runs.CONFIG, folder / runs.ADAPTER
     if where == "values":
         config.write_bytes(change(config.read_text()))
     elif where == "bytes":
@@ -196,10 +197,10 @@ def test_any_change_to_an_adapter_loads_or_is_one_clear_error(home, adapters, nu
     else:
         stored.write_bytes(others(stored.read_bytes()))
     with nothing_outside(home), contextlib.suppress(InputError):
-        model, method = saving.load_adapter(folder)
+        model, method = loading.load_adapter(folder)
         assert method.name in names()
         assert trainable(model)
-        assert stored.read_bytes() == (adapters[number] / saving.ADAPTER).read_bytes()  # else it is told
+        assert stored.read_bytes() == (adapters[number] / runs.ADAPTER).read_bytes()  # else it is told
 
 
 @st.composite

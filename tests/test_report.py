@@ -16,14 +16,15 @@ from test_aggregation import row
 from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common.methods import Combined, find
+from common.combined import Combined
+from common.methods import find
 from common.options import TuneOptions, parse
 from common.runs import read_rows
-from common.study import aggregation
+from common.study import aggregation, report
 from lora.method import Lora
 from prefix.method import PrefixTuning
 from prompt.method import PromptTuning
-from scripts import report, table
+from scripts.report import main
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'&\ud800"
 
@@ -132,7 +133,7 @@ def make(tmp_path, monkeypatch, capsys):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(each) + "\n" for each in rows))
         monkeypatch.setattr(sys, "argv", ["report", str(path), "--out", str(tmp_path / "page.html"), *arguments])
-        report.main()
+        main()
         assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
         return tmp_path / "page.html"
 
@@ -149,8 +150,8 @@ def test_the_page_holds_the_tables_and_their_notes(make):
     page = make(some_rows(), "--compare", "lora", "bitfit")
     text = page.read_text()
     tables = aggregation.group(aggregation.read([page.with_name("rows.jsonl")]))
-    wanted = [table.of_task(*each, "score") for each in tables.items()]
-    wanted += [*table.averages(tables), table.comparison(tables, ["lora", "bitfit"], "score")]
+    wanted = [tables.of_task(*each, "score") for each in tables.items()]
+    wanted += [*tables.averages(tables), tables.comparison(tables, ["lora", "bitfit"], "score")]
     for one in wanted:
         for note in [one.title, *one.notes]:
             assert report.escaped(note) in text
@@ -219,7 +220,7 @@ def test_bad_input_leaves_no_page(tmp_path, capfd):
         (["--out", str(path / "page.html")], "cannot write"),
     ):
         arguments = [str(path), "--out", str(out), *words]
-        assert said in exits_with_one_line(capfd, *arguments, program=report.main)
+        assert said in exits_with_one_line(capfd, *arguments, program=main)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["rows"]
 
 

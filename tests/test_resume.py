@@ -20,12 +20,13 @@ from common.classification import TextClassification
 from common.errors import INTERRUPTED, Busy, InputError, Interrupted
 from common.methods import find, names
 from common.options import TuneOptions, parse
-from common.runs import CHECKPOINT, run_folder, summary
+from common.results import summary
+from common.runs import CHECKPOINT, run_folder
 from common.runtime import locks
+from common.study.curves import read_curves
 from common.training import train
 from lora.method import Lora
 from prefix.method import PrefixTuning
-from scripts.plot import read_curves
 
 METHODS = [find(name)() for name in names()] + [Adapters(drop_layers="random"), PrefixTuning(hidden_dim=8)]
 

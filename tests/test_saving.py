@@ -6,7 +6,7 @@ import pytest
 from conftest import perturb
 from safetensors.torch import load_file
 
-from common import saving
+from common import loading, runs, saving
 from common.errors import InputError
 from common.methods import apply, trainable
 from common.runtime import files
@@ -23,19 +23,19 @@ def saved(make_model, tmp_path):
 
 def test_only_trained_tensors_are_stored(saved):
     folder, model = saved
-    assert set(load_file(folder / saving.ADAPTER)) == set(trainable(model))
+    assert set(load_file(folder / runs.ADAPTER)) == set(trainable(model))
     bytes_of_tensors = sum(4 * parameter.numel() for parameter in trainable(model).values())
-    assert (folder / saving.ADAPTER).stat().st_size < bytes_of_tensors + 8192
+    assert (folder / runs.ADAPTER).stat().st_size < bytes_of_tensors + 8192
 
 
 def test_tuples_come_back_as_tuples(saved):
-    _, method = saving.load_adapter(saved[0])
+    _, method = loading.load_adapter(saved[0])
     assert method == Lora(rank=3, targets=("key", "output"))
     assert isinstance(method.targets, tuple)
 
 
 def test_provenance_is_stored_beside_it(saved):
-    config = json.loads((saved[0] / saving.CONFIG).read_text())
+    config = json.loads((saved[0] / runs.CONFIG).read_text())
     keys = {"method", "options", "base_checkpoint", "base_sha256", "base_revision", "git_commit", "git_dirty"}
     assert keys | {"torch_version", "transformers_version", "task_name"} <= set(config)
 
@@ -71,16 +71,16 @@ def test_not_a_number_is_no_result(tmp_path):
     ],
 )
 def test_a_damaged_config_is_refused(saved, change, message):
-    path = saved[0] / saving.CONFIG
+    path = saved[0] / runs.CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=message):
-        saving.load_adapter(saved[0])
+        loading.load_adapter(saved[0])
 
 
 def test_a_config_that_is_no_json_is_refused(saved):
-    (saved[0] / saving.CONFIG).write_text("{")
+    (saved[0] / runs.CONFIG).write_text("{")
     with pytest.raises(InputError, match=r"adapter.json is damaged"):
-        saving.load_adapter(saved[0])
+        loading.load_adapter(saved[0])
 
 
 def test_a_model_from_elsewhere_is_not_saved(make_model, tmp_path):

@@ -28,7 +28,7 @@ from common.study import trials
 from common.study.search import REASON, ROWS, Search, facts_of, front, search
 from common.study.space import Range, Same, SearchOptions, configuration, own_space, space_of, usual
 from common.study.trials import check_journal, open_study
-from common.tokens import TaskData
+from common.task_data import TaskData
 from lora.method import Lora
 from prompt.method import PromptTuning
 from scripts.search import main

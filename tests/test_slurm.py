@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY
 
 from common.runs import CHECKPOINT
-from scripts.grid import commands
+from common.study.grid import commands
 
 JOBS = sorted((REPOSITORY / "scripts" / "slurm").glob("*.sbatch"))
 

@@ -9,9 +9,8 @@ import pytest
 from conftest import exits_with_one_line
 
 from common import data, tasks
-from common.prediction import submission_lines
+from common.submission import problem, submission_lines
 from scripts import submission
-from scripts.submission import problem
 
 SUBMITTED = [task for task in tasks.TASKS.values() if task.submission]
 

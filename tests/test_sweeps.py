@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 
 from common import methods, tasks
 from common.runs import CHECKPOINT
-from scripts.grid import commands
+from common.study.grid import commands
 
 
 def sweep(script: str, *words: str) -> subprocess.Popen:

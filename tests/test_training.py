@@ -11,22 +11,24 @@ from safetensors.torch import load_file
 
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import classification, data, evaluation, saving, tasks, training
+from common import classification, data, evaluation, loading, runs, tasks, training
 from common.checkpoints import fingerprint, load_model, load_tokenizer
+from common.combined import Combined
 from common.errors import InputError, Pruned
-from common.methods import Combined, apply, find, names, trainable
+from common.methods import apply, find, names, trainable
 from common.options import PredictOptions
-from common.prediction import find_run
-from common.runs import read_predictions, run_folder, summary
-from common.tokens import TaskData, tokenize
+from common.results import find_run, summary
+from common.runs import read_predictions, run_folder
+from common.study.curves import read_curves
+from common.task_data import TaskData
+from common.tokens import tokenize
 from common.training import schedule, train
 from lora.method import Lora
 from prefix.method import PrefixTuning
-from scripts.plot import read_curves
 
 
 def weights(folder):
-    return load_file(folder / saving.ADAPTER)
+    return load_file(folder / runs.ADAPTER)
 
 
 @pytest.mark.parametrize("method", names())
@@ -243,7 +245,7 @@ def test_combined_methods_are_trained_like_one(options):
     folder, result = train(Combined((Lora(), BitFit())), options(max_train_samples=16))
     assert (result["method"], result["lora"]["rank"], result["bitfit"]["terms"]) == ("lora+bitfit", 8, ("all",))
     assert folder.parent.parent.name == "lora+bitfit"
-    assert saving.load_adapter(folder)[1] == Combined((Lora(), BitFit()))
+    assert loading.load_adapter(folder)[1] == Combined((Lora(), BitFit()))
 
 
 @pytest.mark.parametrize("method", [Lora(rank=2), PrefixTuning(hidden_dim=4)])
@@ -266,7 +268,7 @@ def test_the_development_set_is_looked_at_once_where_a_tenth_of_train_selects(me
         split: tokenize(data.read(task, split, "demo").draw(20), load_tokenizer(bert), result["max_length"])
         for split in task.validations
     }
-    model, _ = saving.load_adapter(folder)
+    model, _ = loading.load_adapter(folder)
     again, outputs = usual(classification.find("mnli"), model, tokens, 64, Accelerator())
     assert again["accuracy"] == result["dev_accuracy"]
     stored = read_predictions(folder)

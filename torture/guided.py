@@ -22,7 +22,7 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["common"]):
-        from common import data, saving, tasks
+        from common import data, loading, runs, tasks
         from common.errors import InputError
         from common.runs import read_rows
         from common.runtime import files
@@ -31,7 +31,7 @@ def main() -> None:
     for folder in ("RTE", "STS-B", "CoLA"):
         (home / folder).mkdir(parents=True)
     files = {name: home / tasks.find(name).splits["train"].file for name in ("rte", "stsb", "cola")}
-    adapter, rows = home / saving.CONFIG, home / "rows.jsonl"
+    adapter, rows = home / runs.CONFIG, home / "rows.jsonl"
 
     def feed(content: bytes) -> None:
         kind, content = content[:1], content[1:]
@@ -43,13 +43,13 @@ def main() -> None:
             elif kind < b"\xa0":
                 adapter.write_bytes(content)
                 config: Any = files.read_json(adapter)
-                saving.read_method(home, config)
+                loading.read_method(home, config)
             elif kind < b"\xd0":
                 rows.write_bytes(content)
                 read_rows(rows)
             else:
-                (home / saving.ADAPTER).write_bytes(content)
-                files.read_tensors(home / saving.ADAPTER)
+                (home / runs.ADAPTER).write_bytes(content)
+                files.read_tensors(home / runs.ADAPTER)
 
     seeds = home / "seeds"
     seeds.mkdir()

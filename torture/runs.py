@@ -15,8 +15,9 @@ import safetensors.torch
 import torch
 
 from adapters.method import Adapters
+from common.combined import Combined
 from common.errors import one_line_errors
-from common.methods import Combined, Method, find, names
+from common.methods import Method, find, names
 from common.options import TuneOptions
 from common.training import train
 from prefix.method import PrefixTuning

@@ -1,25 +1,20 @@
 """Files: written atomically, read with checks, known again by their SHA-256."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from common.errors import InputError
-from common.methods import Tensors
 
-if TYPE_CHECKING:
-    pass
-import hashlib
-
-if TYPE_CHECKING:
-    pass
+Tensors = dict[str, torch.Tensor]
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -5,15 +5,11 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import filelock
 
 from common.errors import Busy, InputError
 from common.runtime.processes import broadcast_from_main
-
-if TYPE_CHECKING:
-    pass
 
 LOCK = ".lock"
 

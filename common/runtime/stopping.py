@@ -9,8 +9,6 @@ from typing import Any
 import psutil
 import torch
 
-pass
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What asks a run to save and stop: a shell's or a scheduler's polite end, and SLURM's warning before its limit."""
 

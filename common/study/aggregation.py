@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from common import metrics, tasks
+from common.combined import Combined
 from common.errors import InputError
-from common.evaluation import mean_score
-from common.methods import Combined, find
+from common.methods import find
+from common.metrics import mean_score
 from common.options import TuneOptions
 from common.runs import PREDICTIONS, read_predictions, read_rows
 from common.runtime import files

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from common import methods, tasks
+from common import combined, methods, tasks
 from common.runtime import files
 from common.study import significance
 from common.study.aggregation import Configuration, Setting
@@ -144,7 +144,7 @@ def joined(configurations: Iterable[Configuration], metric: str) -> list[list[Co
     """
     lines: dict[tuple[str, str], dict[str, Configuration]] = defaultdict(dict)
     for each in sorted(configurations, key=lambda each: each.selecting(metric)):
-        kind = methods.find(each.method) if each.method in methods.names() else methods.Combined
+        kind = methods.find(each.method) if each.method in methods.names() else combined.Combined
         if kind.size is None:
             continue
         options = {name: each.rows[0].get(name, usual) for name, usual in kind().options().items()}

@@ -31,11 +31,9 @@ from common.runs import append_once, decisive, read_rows, run_folder
 from common.runtime import stopping
 from common.study.space import Range, Same, SearchOptions, Space, _label, configuration, space_of, suggest, usual
 from common.study.trials import Keeper, Release, open_study
-from common.tokens import TaskData
+from common.task_data import TaskData
 
 ROWS = "search.jsonl"
-
-
 SHOWN = 5
 """Configurations in the table at the end."""
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.classification import find
+from common.errors import check
 from common.fitting import fit_to_budget
 from common.methods import Method
 from common.options import TuneOptions
 
 if TYPE_CHECKING:
     import optuna
-from common.errors import check
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""The result of a run: what result.json holds, where the numbers come from, and which run is the best."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from common import tasks
+from common.errors import InputError
+from common.methods import REPOSITORY
+from common.options import PredictOptions
+from common.runs import CONFIG, RESULT
+from common.runtime.files import read_json, require
+
+
+def find_run(method: str, options: PredictOptions) -> Path:
+    """The folder of the run to test: the one named, or the best one of the task.
+
+    Scores on validation sets of different sizes cannot be compared: the runs on the largest one come first.
+
+    Raises:
+        InputError: no such run, or runs on different data or selected differently without a word which is meant.
+    """
+    if not options.run and not options.task_name:
+        raise InputError("neither a task nor a run is named: give --task_name, or --run FOLDER")
+    if options.run:
+        if not (Path(options.run) / CONFIG).is_file():
+            raise InputError(f"{options.run} is no run folder: wanted one with {CONFIG} in it")
+        return Path(options.run)
+    task = tasks.find(options.task_name or "")
+    home = Path(options.output_dir) / method / (task.trained_as or task.name)
+    found = {path.parent: read_result(path.parent) for path in sorted(home.glob(f"*/{RESULT}"))}
+    if options.data is not None:
+        found = {run: result for run, result in found.items() if _same_data(str(result["data"]), options.data)}
+    if options.checkpoint is not None:
+        found = {run: result for run, result in found.items() if result["checkpoint"] == options.checkpoint}
+    if options.select is not None:
+        found = {run: result for run, result in found.items() if result.get("select", "dev") == options.select}
+    if not found:
+        asked = {"data": options.data, "base": options.checkpoint, "select": options.select}
+        wanted = "".join(f", {name} {value}" for name, value in asked.items() if value)
+        raise InputError(
+            f"no finished {method} run for {task.name}{wanted} under {home}: train one with {method}.tune, "
+            "or name a folder with --run"
+        )
+    used = sorted({str(result["data"]) for result in found.values()})
+    if len(used) > 1:
+        raise InputError(f"the runs under {home} were trained on different data ({', '.join(used)}): say which, --data")
+    if len({result.get("select", "dev") for result in found.values()}) > 1:
+        raise InputError(f"the runs under {home} were selected on dev and on holdout: say which, --select")
+    return max(found, key=lambda run: (found[run]["validation_examples"], found[run]["best_score"]))
+
+
+def _same_data(one: str, other: str) -> bool:
+    named = ("hub", "demo")
+    return one == other or (one not in named and other not in named and Path(one).resolve() == Path(other).resolve())
+
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result of a finished run. Raises InputError if there is none, or it is damaged."""
+    path = folder / RESULT
+    result = read_json(path)
+    require(path, result, **dict.fromkeys(("method", "run", "task_name", "data", "checkpoint", "frozen_dtype"), str))
+    require(path, result, **dict.fromkeys(("seed", "n_epochs", "best_epoch", "validation_examples"), int))
+    require(path, result, **dict.fromkeys(("trainable_params_without_head", "trainable_params", "total_params"), int))
+    require(path, result, **dict.fromkeys(("best_score", "majority_score", "examples_per_second"), float))
+    scores = [f"{kind}_{name}" for name in tasks.find(result["task_name"]).metrics for kind in ("best", "majority")]
+    require(path, result, **dict.fromkeys(scores, float))
+    return result
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and the state of the code, without which a number is not a result."""
+    facts: dict[str, Any] = {"python_version": platform.python_version()}
+    facts |= {f"{package}_version": version(package) for package in PACKAGES}
+    changes = _git("status", "--porcelain", "--untracked-files=no")  # an output folder does not make code dirty
+    return facts | {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changes is None else changes != ""}
+
+
+def _git(*words: str) -> str | None:
+    """What git says about the repository; None where there is no git or no commit."""
+    try:
+        done = subprocess.run(("git", "-C", REPOSITORY, *words), capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A run in one line: its best scores beside what the majority class gives, what it trained and how fast."""
+    task = tasks.find(result["task_name"])
+    scores = ", ".join(
+        f"{name} {result[f'best_{name}']:.4f} (majority class {result[f'majority_{name}']:.4f})"
+        for name in task.metrics
+    )
+    return (
+        f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}: {scores}; "
+        f"epoch {result['best_epoch']} of {result['n_epochs']}"
+        f"{', which gives all rows one answer' if result.get('best_collapsed') else ''}; "
+        f"{result['trainable_params']:,} parameters trained, {result['trainable_params_without_head']:,} without the "
+        f"head ({result['trainable_params_without_head'] / result['total_params']:.3%} of the encoder); "
+        f"{result['examples_per_second']:.1f} examples/s"
+    )

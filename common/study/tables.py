@@ -1,0 +1,297 @@
+"""Rows of results as tables over their seeds, and tests between methods."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from math import isnan
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from common import tasks
+from common.errors import InputError
+from common.study import aggregation, significance
+from common.study.aggregation import Configuration, Setting, Tables
+
+Cells = tuple[str | int, ...]
+
+
+SELECTION = {
+    "dev": "dev, by the very scores below: the more was tried, the more the best one flatters",
+    "holdout": "holdout, a tenth of the training set; the development set was looked at once, in the end",
+}
+
+
+LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\~{}", "^": r"\^{}"})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table and what has to be known to read it."""
+
+    title: str
+    notes: list[str]
+    header: Cells = ()
+    rows: tuple[Cells, ...] = ()
+
+
+def about(setting: Setting, configurations: list[Configuration]) -> list[str]:
+    """What the numbers come from, for the notes above a table."""
+    data = "demo (synthetic)" if setting.data == "demo" else setting.data
+    seeds = sorted({seed for each in configurations for seed in each.scores("score")})
+    searched: dict[str, dict[str, int]] = {}
+    for row in (row for each in configurations for row in each.rows if row.get("search_trials") is not None):
+        studies = searched.setdefault(row["method"], {})
+        name = str(row.get("search_study"))
+        studies[name] = max(row["search_trials"], studies.get(name, 0))
+    trials = [f"{name} {sum(studies.values())}" for name, studies in searched.items()]
+    tried = []
+    for method in dict.fromkeys(each.method for each in configurations):
+        runs = [str(len(each.rows)) for each in configurations if each.method == method]
+        tried.append(f"{method} {len(runs)} ({', '.join(runs)})")
+    return [
+        f"variant: {setting.variant}; data: {data}; split: development",
+        f"configurations and epochs selected on: {SELECTION.get(setting.select, setting.select)}",
+        f"encoder: {setting.checkpoint} (SHA-256 {setting.base_sha256[:12]}); seeds: {', '.join(map(str, seeds))}",
+        f"configurations tried in these rows (seeds of each): {', '.join(tried)}",
+        *([f"trials of the searches that rows come from, pruned ones too: {', '.join(trials)}"] if trials else []),
+    ]
+
+
+def title(setting: Setting) -> str:
+    """What stands over its table."""
+    return f"{setting.task_name}, {setting.variant}, {setting.checkpoint}"
+
+
+def having(tables: Tables, metric: str) -> Tables:
+    """The tables whose rows have the metric. Raises InputError if there is none."""
+    found = {
+        setting: some
+        for setting, some in tables.items()
+        if metric in ("score", *aggregation.measures(setting.task_name))
+        and all(aggregation.on_dev(row, metric) in row for each in some for row in each.rows)
+    }
+    if not found:
+        names = {name for setting in tables for name in aggregation.measures(setting.task_name)}
+        raise InputError(f"no rows have the metric {metric!r}: choose score, {', '.join(sorted(names))}")
+    return found
+
+
+def of_task(setting: Setting, configurations: list[Configuration], metric: str) -> Table:
+    """One line per configuration, over its seeds."""
+    metrics = tasks.find(setting.task_name).metrics
+    of = f"score, the mean of {' and '.join(metrics)}" if len(metrics) > 1 else metrics[0]
+    devices = sorted({str(row.get("device", "unknown")) for each in configurations for row in each.rows})
+    notes = [
+        f"rows: {setting.train_examples:,} to train, {setting.validation_examples:,} to validate",
+        *about(setting, configurations),
+        f"scores: {of if metric == 'score' else metric}, at the epoch of each run that is best by score",
+        f"times on: {'; '.join(devices)}",
+    ]
+    header = ("method", "training", "seeds", "mean", "standard deviation", "95 % interval", "best", "majority class")
+    lines: list[Cells] = []
+    for each in sorted(configurations, key=lambda each: (each.method, -each.mean(metric))):
+        scores, first = list(each.scores(metric).values()), each.rows[0]
+        deviation = interval = "n/a"
+        if len(scores) > 1:
+            deviation = f"{stdev(scores):.4f}"
+            interval = "{:.4f} to {:.4f}".format(*significance.confidence_interval(scores))
+        known = setting.select == "dev" and f"majority_{metric}" in first  # else it is that of the held-out rows
+        majority = f"{first[f'majority_{metric}']:.4f}" if known else "n/a"
+        spread = (len(scores), f"{fmean(scores):.4f}", deviation, interval, f"{max(scores):.4f}", majority)
+        seconds = fmean(row["train_seconds"] for row in each.rows)
+        mib = each.peak_memory()
+        cost = (first["trainable_params_without_head"], round(seconds), "n/a" if isnan(mib) else round(mib))
+        lines.append((each.label, each.training, *spread, *cost))
+    return Table(title(setting), notes, (*header, "trained without head", "seconds", "peak MiB"), tuple(lines))
+
+
+def averages(tables: Tables) -> Iterator[Table]:
+    """The GLUE average of every method that has all tasks; what is missing, of the others."""
+    for setting, methods in aggregation.glue_scores(tables).items():
+        pool = [each for other, some in tables.items() if other.without_task() == setting for each in some]
+        lines: list[Cells] = []
+        for method, scores in methods.items():
+            cells = [f"{100 * fmean(scores[name]):.1f}" if scores.get(name) else "-" for name in tasks.TRAINED]
+            missing = ", ".join(aggregation.glue_missing(scores))
+            average = "n/a" if missing else f"{100 * aggregation.glue_average(scores):.1f}"
+            lines.append((method, average, *cells, missing or "nothing"))
+        notes = [
+            *about(setting, pool),
+            "of each method and task: the configuration of the best mean score, 100 x its mean",
+        ]
+        notes.append("a task is the mean of its metrics, mnli of matched and mismatched; ax does not count")
+        header = ("method", "GLUE average", *tasks.TRAINED, "missing")
+        yield Table(f"GLUE average, {setting.variant}, {setting.checkpoint}", notes, header, tuple(sorted(lines)))
+
+
+def comparison(tables: Tables, methods: list[str], metric: str) -> Table:
+    """Paired permutation tests between the best configurations of all pairs of methods, in every setting.
+
+    Raises:
+        InputError: fewer than two methods, or one that the rows do not know.
+    """
+    known = sorted({each.method for some in tables.values() for each in some})
+    for name in methods:
+        if name not in known:
+            raise InputError(f"no rows of {name} to compare: there are {', '.join(known)}")
+    if len(set(methods)) < 2:
+        raise InputError(f"{methods[0]} alone is nothing to compare: name two methods or more")
+    found: list[tuple[Cells, float]] = []
+    notes = []
+    for setting, configurations in tables.items():
+        chosen = aggregation.best(configurations, metric)
+        for pair in combinations(dict.fromkeys(methods), 2):
+            sides = [chosen[name] for name in pair if name in chosen]
+            scores = [each.scores(metric) for each in sides]
+            seeds = sorted(set.intersection(*map(set, scores))) if len(sides) == 2 else []
+            if len(seeds) < 2:  # one pair has p = 1, whatever it is
+                why = f"common seeds: {len(seeds)}, wanted 2" if len(sides) == 2 else "not both there"
+                notes.append(f"not compared: {' and '.join(pair)} on {title(setting)} ({why})")
+                continue
+            a, b = ([side[seed] for seed in seeds] for side in scores)
+            names = (f"{each.label}, {each.training}" for each in sides)
+            cells: Cells = (
+                title(setting),
+                *names,
+                len(seeds),
+                f"{fmean(a) - fmean(b):+.4f}",
+                f"{2 / 2 ** len(seeds):.3g}",
+            )
+            found.append((cells, significance.permutation_test(a, b)))
+    adjusted = significance.holm([p for _, p in found])
+    lines = tuple((*cells, f"{p:.3g}", f"{q:.3g}") for (cells, p), q in zip(found, adjusted, strict=True))
+    how = "paired permutation tests over common seeds, two-sided, of each method's best configuration, which was chosen"
+    notes = [f"{how} by the same {metric}", f"comparisons that Holm's correction is for: {len(found)}", *notes]
+    notes.insert(0, "of each task, what the numbers come from stands above its own table")
+    header = ("task", "first", "second", "common seeds", "difference", "smallest p there could be", "p", "p (Holm)")
+    return Table("Comparisons", notes, header if lines else (), lines)
+
+
+def by_example(tables: Tables, methods: list[str], metric: str, home: Path, n: int) -> Table:
+    """Paired tests over the examples of the development set, between the best configurations of all pairs of methods.
+
+    Args:
+        home: the --output_dir of the runs, which hold their predictions.
+        n: resamples of the bootstrap.
+
+    Raises:
+        InputError: predictions are missing, damaged, or not those of the row.
+    """
+    found: list[tuple[Cells, float, float | None]] = []
+    notes = []
+    pairs = [
+        (setting, aggregation.best(configurations, metric), pair)
+        for setting, configurations in tables.items()
+        for pair in combinations(dict.fromkeys(methods), 2)
+    ]
+    for setting, chosen, pair in tqdm(pairs, desc="tests by example", unit="pair", leave=False, delay=1):
+        if not all(name in chosen for name in pair):
+            notes.append(f"not compared: {' and '.join(pair)} on {title(setting)} (not both there)")
+            continue
+        first, second = (aggregation.predictions(chosen[name], metric, home) for name in pair)
+        if not np.array_equal(first.labels, second.labels):
+            raise InputError(f"{' and '.join(pair)} on {title(setting)} have other examples: train one of them again")
+        p, (low, high) = significance.paired_bootstrap(first.answers, second.answers, first.labels, first.metric, n)
+        seeds = sorted(first.seeds.keys() & second.seeds.keys())
+        mcnemar = None
+        if tasks.find(setting.task_name).targets.has_classes and seeds:
+            sides = (each.answers[each.seeds[seeds[0]]] == each.labels for each in (first, second))
+            mcnemar = significance.mcnemar(*sides)
+        difference = first.mean() - second.mean()
+        cells: Cells = (
+            title(setting),
+            *(f"{chosen[name].label}, {chosen[name].training}" for name in pair),
+            len(first.labels),
+            f"{len(first.answers)} and {len(second.answers)}",
+            f"{difference:+.4f}",
+            f"{low:+.4f} to {high:+.4f}",
+        )
+        found.append(((*cells, f"seed {seeds[0]}" if mcnemar is not None else "n/a"), p, mcnemar))
+    boot = significance.holm([p for _, p, _ in found])
+    known = iter(significance.holm([p for *_, p in found if p is not None]))
+    lines: list[Cells] = []
+    for (cells, p, mcnemar), adjusted in zip(found, boot, strict=True):
+        *first_cells, seed = cells
+        tested = ("n/a", "n/a") if mcnemar is None else (f"{mcnemar:.3g}", f"{next(known):.3g}")
+        lines.append((*first_cells, f"{p:.3g}", f"{adjusted:.3g}", seed, *tested))
+    notes = [
+        f"paired bootstrap over examples ({n:,} resamples, percentile interval) of the mean {metric} over seeds: what "
+        "another draw of examples would change, not what other seeds would",
+        "McNemar's exact test on whether an example is answered rightly, by one run of each method",
+        f"comparisons that Holm's correction is for: {len(found)}",
+        *notes,
+    ]
+    header: Cells = (
+        "task",
+        "first",
+        "second",
+        "examples",
+        "runs",
+        "difference",
+        "95 % interval",
+        "p (bootstrap)",
+        "p (bootstrap, Holm)",
+    )
+    header += ("McNemar of", "p (McNemar)", "p (McNemar, Holm)")
+    return Table("Comparisons by example", notes, header if lines else (), tuple(lines))
+
+
+def render(table: Table, form: str) -> str:
+    """As text in one of the formats."""
+    notes = [" ".join(line.split()) for line in (table.title, *table.notes)]  # a path can hold anything
+    if form == "csv":
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([table.header, *table.rows] if table.header else [])
+        return "\n".join(f"# {line}" for line in notes) + "\n" + out.getvalue()
+    rows = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in (table.header, *table.rows)]
+    if form == "markdown":
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        lines = ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]) if row]
+        return "\n".join([f"### {notes[0]}", "", *(f"- {note}" for note in notes[1:]), "", *lines, ""])
+    notes = [line.translate(LATEX) for line in notes]
+    lines = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in rows if row]
+    if lines:
+        begin = rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}"
+        lines = [begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"]
+    items = [r"\begin{itemize}", *(rf"\item {note}" for note in notes[1:]), r"\end{itemize}"]
+    return "\n".join([rf"\paragraph{{{notes[0]}}}", *items, *lines, ""])
+
+
+def runs_table(rows: list[dict[str, Any]]) -> str:
+    """One Markdown line per run: the method with its options that are no defaults, its training, scores and cost."""
+    lines = [
+        "| method | task | training | seed | scores (majority class) | trained without head | examples/s | MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(rows, key=lambda row: (row["task_name"], row["method"], row["frozen_dtype"], row["seed"])):
+        scores = ", ".join(
+            f"{name} {row[f'best_{name}']:.4f} ({row[f'majority_{name}']:.4f})"
+            for name in tasks.find(row["task_name"]).metrics
+        )
+        settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs of batches of {row['batch_size']}"
+        settings += ", frozen in bfloat16" if row["frozen_dtype"] == "bfloat16" else ""
+        settings += ", padded" if row["padding"] == "batch" else ""
+        method = aggregation.describe(row)[1]
+        lines.append(
+            f"| {method} | {row['task_name']} | {settings} | {row['seed']} | {scores} "
+            f"| {row['trainable_params_without_head']:,} | {row['examples_per_second']:.0f} "
+            f"| {'n/a' if row.get('peak_memory_mib') is None else round(row['peak_memory_mib'])} |"
+        )
+    return "\n".join(lines)
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """A header of all the keys, then one line per row; lists and objects are JSON, and what a row lacks is empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()})
+    return out.getvalue()
