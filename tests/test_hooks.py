@@ -1,0 +1,203 @@
+"""The hooks that a method may override are called where they say, and what they do is stored, counted and resumed."""
+
+import dataclasses
+import os
+import signal
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import outcome, random_batch
+from safetensors.torch import load_file
+from torch import nn
+
+from adapters.method import Adapters
+from baseline.method import Baseline
+from common import classification, methods, training
+from common.checkpoints import load_tokenizer
+from common.encoders import Branch, hidden, layers
+from common.errors import Interrupted
+from common.loading import load_adapter
+from common.methods import Method, apply, own_buffers, trainable
+from common.runs import CHECKPOINT
+from common.runtime.files import read_tensors, write_tensors
+from common.saving import save_adapter
+from common.study.curves import read_curves
+from common.training import train
+from lora.method import Lora
+from prefix.method import PrefixTuning
+from prompt.method import PromptTuning
+
+
+class Masked(Branch):
+    """Adds a vector through a mask, which is all ones until it is fixed; counts steps in an integer buffer."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.vector = nn.Parameter(0.1 * torch.randn(width))
+        self.register_buffer("mask", torch.ones(width))
+        self.register_buffer("fixed_at", torch.tensor(-1))
+
+    def forward(self, x, out, host):
+        return (self.vector * self.mask).expand_as(out)
+
+
+@dataclass(frozen=True)
+class Sparse(Method):
+    """Half-way through the run, the smaller half of a vector's entries is masked out for good."""
+
+    pull: float = 0.0
+    """Weight of the penalty (vector - 1)^2 / 2."""
+
+    default_lr: ClassVar[float] = 1e-2
+
+    def branches(self, model):
+        yield hidden(layers(model)[0]), Masked(model.config.hidden_size)
+
+    def penalty(self, model):
+        return self.pull * 0.5 * (branch_of(model).vector - 1).square().sum()
+
+    def on_step(self, model, done):
+        branch = branch_of(model)
+        if done >= 0.5 and branch.fixed_at < 0:
+            half = branch.vector.abs().sort().values[len(branch.vector) // 2]
+            branch.mask.copy_((branch.vector.abs() >= half).float())
+            branch.fixed_at.fill_(round(1000 * done))
+
+    def stored(self, model):
+        return self, trainable(model) | own_buffers(model)
+
+
+def branch_of(model):
+    return next(module for module in model.modules() if isinstance(module, Masked))
+
+
+@pytest.fixture
+def sparse(monkeypatch):
+    """Sparse as if it lived in a folder of its own, so that a saved run finds it again."""
+    usual = methods.find
+    name = Sparse().name
+    find = lambda wanted: Sparse if wanted == name else usual(wanted)  # noqa: E731
+    monkeypatch.setattr(methods, "find", find)
+    monkeypatch.setattr("common.loading.find", find)
+    return Sparse
+
+
+def vector_of(folder):
+    (vector,) = (tensor for name, tensor in load_file(folder / "adapter.safetensors").items() if "vector" in name)
+    return vector
+
+
+def test_the_hooks_do_nothing_by_default(make_model):
+    @dataclass(frozen=True)
+    class Nothing(Method):
+        default_lr: ClassVar[float] = 1e-3
+
+    method, model = Nothing(), make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    apply(method, model)
+    method.on_step(model, 0.5)
+    assert method.penalty(model) == 0.0
+    assert method.stored(model) == (method, trainable(model))
+    assert list(method.variants(model)) == []
+    assert method.positions() == 0
+    assert method.uses_all()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_penalty_moves_the_optimum_to_where_it_is_by_hand(options):
+    """Beside a penalty of weight 10^6 the loss counts for nothing: the minimum is the vector of ones."""
+    long = {"max_train_samples": 400, "batch_size": 2, "lr": 5e-2, "weight_decay": 0.0, "max_grad_norm": 0.0}
+    pulled, _ = train(Sparse(pull=1e6), options(**long))
+    free, _ = train(Sparse(), options(**long))
+    assert (vector_of(pulled) - 1).abs().max() < 0.05
+    assert (vector_of(free) - 1).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_penalty_is_added_once_to_a_step_whatever_it_is_made_of(accumulation, options):
+    """One step of plain gradient size: the gradient norm that is logged is that of the penalty, w (v - 1)."""
+    settings = options(batch_size=32 // accumulation, gradient_accumulation_steps=accumulation, max_train_samples=32)
+    folder, _ = train(Sparse(pull=1e6), dataclasses.replace(settings, lr=1e-12))
+    norm = read_curves(folder)["train/grad_norm"][1][-1]
+    assert norm == pytest.approx(1e6 * (vector_of(folder) - 1).norm().item(), rel=1e-4)
+
+
+def test_what_a_step_fixes_holds_to_the_end(options):
+    """Of 6 steps the fourth fixes the mask, of which half is zero from there on."""
+    folder, _ = train(Sparse(), options())
+    tensors = {name.rpartition(".")[2]: tensor for name, tensor in load_file(folder / "adapter.safetensors").items()}
+    assert tensors["fixed_at"].item() == 500
+    assert tensors["mask"].tolist().count(0.0) == len(tensors["mask"]) // 2
+
+
+@pytest.mark.parametrize("step", [2, 8])
+def test_a_mask_that_is_fixed_half_way_survives_a_kill(step, options, tmp_path, monkeypatch):
+    """Killed before and after the step that fixes it."""
+    settings = {"n_epochs": 2, "checkpoint_every": 1, "seed": 11}
+    whole, _ = train(Sparse(), options(**settings, output_dir=str(tmp_path / "whole")))
+    usual = training.schedule
+
+    def stop(now, *others):
+        if now == step:
+            monkeypatch.setattr(training, "schedule", usual)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return usual(now, *others)
+
+    monkeypatch.setattr(training, "schedule", stop)
+    with pytest.raises(Interrupted):
+        train(Sparse(), options(**settings))
+    (kept,) = (path for path in tmp_path.rglob(CHECKPOINT))
+    fixed = next(tensor for name, tensor in load_file(kept).items() if name.endswith("fixed_at"))
+    assert (fixed >= 0) == (step == 8)
+    folder, result = train(Sparse(), options(**settings))
+    assert result["n_resumed"] == 1
+    assert outcome(folder) == outcome(whole)
+
+
+def test_integers_and_buffers_are_saved_counted_and_loaded(options, sparse):
+    folder, result = train(Sparse(), options(n_epochs=2))
+    tensors = load_file(folder / "adapter.safetensors")
+    assert result["stored_params"] == sum(tensor.numel() for tensor in tensors.values())
+    assert result["stored_params"] == result["trainable_params"] + 32 + 1  # mask and count
+    model, method = load_adapter(folder)
+    assert method == Sparse()
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
+    assert model.eval()(**random_batch(model)).logits.isfinite().all()
+
+
+def test_the_development_set_is_scored_with_the_buffers_of_the_best_epoch(options, sparse):
+    """The mask is fixed in the second of three epochs; the run's own score is that of the adapter loaded again."""
+    settings = options(n_epochs=3, select="holdout", max_train_samples=60, lr=0.1)
+    folder, result = train(Sparse(), settings)
+    model, _ = load_adapter(folder)
+    task = classification.find("sst2")
+    rows = task.read("validation", "demo").draw(20)
+    tokens = task.encode(rows, load_tokenizer(settings.checkpoint), result["max_length"])
+    values, _ = task.score(model, tokens, 64, Accelerator())
+    assert values["accuracy"] == result["dev_accuracy"]
+
+
+def test_adapters_of_earlier_versions_load(make_model, tmp_path):
+    """Their parameters had other names."""
+    old = {
+        Lora(): lambda name: name.replace(".lora.A", ".lora_A").replace(".lora.B", ".lora_B"),
+        Adapters(): lambda name: name.replace(".adapters.", ".adapter."),
+        Baseline(random_params=9): lambda name: name.replace(".baseline.delta", ".delta"),
+        PrefixTuning(): lambda name: name.replace(".embeddings.prefix.", ".encoder.prefix."),
+        PromptTuning(): lambda name: name.replace(".embeddings.prompt.vectors", ".embeddings.word_embeddings.prompt"),
+    }
+    for method, renamed in old.items():
+        model = apply(method, make_model()).eval()
+        folder = tmp_path / method.name
+        save_adapter(folder, model, method)
+        tensors, notes = read_tensors(folder / "adapter.safetensors")
+        before = {renamed(name): tensor for name, tensor in tensors.items()}
+        assert set(before) != set(tensors)
+        write_tensors(folder / "adapter.safetensors", before, **notes)
+        loaded, _ = load_adapter(folder)
+        batch = random_batch(model)
+        assert torch.equal(loaded.eval()(**batch).logits, model(**batch).logits), method
