@@ -1,0 +1,1 @@
+"""LN tuning: training the LayerNorms alone (Qi et al., 2022)."""
