@@ -87,7 +87,7 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
         raise InputError(f"peft has no {args.method}: choose {', '.join(configs)} or baseline, or sides of ours alone")
     if args.method in configs:
         model = get_peft_model(model, configs[args.method])
-    rows = data.read(task, "train", args.data).draw(args.rows)
+    rows = data.read(task, "train", args.data).sample(args.rows)
     encoded = tokenizer(*rows.texts, truncation=True, max_length=512)
     dataset = [{n: encoded[n][i] for n in encoded} | {"labels": rows.labels[i]} for i in range(len(rows))]  # type: ignore[index]
     settings = TrainingArguments(
@@ -184,7 +184,7 @@ def padding_factor(args: argparse.Namespace) -> tuple[float, float, float]:
     from common.tokens import shuffled, tokenize
 
     task = tasks.find(args.task_name)
-    rows = data.read(task, "train", args.data).draw(args.rows)
+    rows = data.read(task, "train", args.data).sample(args.rows)
     lengths = tokenize(rows, load_tokenizer(args.checkpoint), 512).lengths.float()
     batches = lengths[shuffled(len(lengths), 42, 0)].split(args.batch_size)
     padded = sum(float(batch.max()) * len(batch) for batch in batches)

@@ -50,7 +50,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingState:
     """What changes in training, beside the progress: the contents of a checkpoint."""
 
     model: nn.Module
@@ -102,7 +102,7 @@ class Trained:
         except InputError as error:
             raise InputError(f"{error}; --no_resume begins the run anew") from error
         try:
-            return self._put_back(path, tensors, notes)
+            return self._restore(path, tensors, notes)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -110,7 +110,7 @@ class Trained:
                 f"{path} was written by other code ({error!r}): --no_resume begins the run anew"
             ) from error
 
-    def _put_back(self, path: Path, tensors: Tensors, notes: dict[str, Any]) -> Progress:
+    def _restore(self, path: Path, tensors: Tensors, notes: dict[str, Any]) -> Progress:
         changed = [key for key, value in self.facts.items() if notes["facts"].get(key) != value]
         if changed:
             found = ", ".join(f"{key} was {notes['facts'].get(key)} and is {self.facts[key]}" for key in changed)

@@ -175,7 +175,7 @@ def _revision(source: str) -> str | None:
     return Path(path).parent.name if isinstance(path, str) else None
 
 
-def blank_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
+def meta_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
     """A model of a checkpoint's shapes on the device "meta", which holds no numbers: to count, in no time.
 
     Raises:

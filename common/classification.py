@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common import data, metrics, tasks
-from common.checkpoints import blank_model, load_model
+from common.checkpoints import load_model, meta_model
 from common.evaluation import COLLAPSED, predict_logits
 from common.tokens import Tokens, tokenize
 
@@ -32,9 +32,9 @@ class TextClassification:
         """An encoder with a new head. Raises InputError as `load_model` does."""
         return load_model(checkpoint, self.glue.targets.n_outputs)
 
-    def blank(self, checkpoint: str) -> nn.Module:
+    def meta(self, checkpoint: str) -> nn.Module:
         """The same on the meta device."""
-        return blank_model(checkpoint, self.glue.targets.n_outputs)
+        return meta_model(checkpoint, self.glue.targets.n_outputs)
 
     def read(self, split: str, source: str) -> data.Examples:
         """The rows of a split. Raises InputError as `data.read` does."""

@@ -30,7 +30,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.texts[0])
 
-    def draw(self, n: int | None) -> Examples:
+    def sample(self, n: int | None) -> Examples:
         """n random rows, the same ones each time (files may be sorted, as STS-B is); all of them for None."""
         if n is None or n >= len(self):
             return self

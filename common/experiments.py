@@ -36,7 +36,7 @@ def sweep(grid: Iterable[Method]) -> None:
     name, lr = methods[0].name, type(methods[0]).default_lr
     options, chosen = parse(f"{name}.experiment", options=TuneOptions(lr=lr), sweep=SweepOptions())
     with one_line_errors(options.debug):
-        methods = of_sizes(methods, chosen.sizes)
+        methods = select_sizes(methods, chosen.sizes)
         if options.param_budget is not None:
             raise InputError("param_budget decides the size that the grid varies: leave it out, or use tune")
         launching.start_cpu_processes()
@@ -47,7 +47,7 @@ def sweep(grid: Iterable[Method]) -> None:
             print(Path(options.output_dir) / name / options.task_name / ROWS)
 
 
-def of_sizes(methods: list[Method], sizes: tuple[str, ...]) -> list[Method]:
+def select_sizes(methods: list[Method], sizes: tuple[str, ...]) -> list[Method]:
     """Those of the grid that have one of these sizes; all for none. Raises InputError for a size that is not there."""
     there = [str(getattr(method, method.size)) if method.size else "" for method in methods]
     for size in sizes:

@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def try_on(method: Method, blank: Model) -> Model:
+def apply_on_meta(method: Method, blank: Model) -> Model:
     """`apply` to a model that holds no numbers (on the device "meta"): whether the method fits, at no cost.
 
     Raises:
         DoesNotFit: the options are not for this encoder, leave it no room for a text, or are beyond all memory.
     """
-    leave_room(method, n_positions(blank))
+    positions_left(method, n_positions(blank))
     try:
         return apply(method, blank)
     except (RuntimeError, OverflowError) as error:
         raise DoesNotFit(f"{method.name} is too large to be built ({str(error).splitlines()[0]})") from error
 
 
-def leave_room(method: Method, limit: int) -> int:
+def positions_left(method: Method, limit: int) -> int:
     """Tokens of text that the method leaves of `limit`. Raises DoesNotFit if that is not [CLS], a token and [SEP]."""
     left = limit - method.positions()
     if left < 3:
@@ -60,7 +60,7 @@ def fit_to_budget(method: Method, budget: int, blank: nn.Module) -> Method:
         return dataclasses.replace(method, **{option: size})
 
     def needed(size: int) -> int:
-        return count_without_head(try_on(sized(size), copy.deepcopy(blank)))
+        return count_without_head(apply_on_meta(sized(size), copy.deepcopy(blank)))
 
     def fits(size: int) -> bool:
         try:
@@ -86,14 +86,14 @@ def check_fit(method: Method, options: TuneOptions, blank: nn.Module, tokenizer:
         DoesNotFit: the method's options are not for this encoder, or its parameters not for this machine.
         InputError: `options.max_length` is more than the encoder takes.
     """
-    trackers.chosen(options.report_to)
+    trackers.resolve(options.report_to)
     if max(tokenizer.get_vocab().values()) >= vocabulary_size(blank):
         sizes = f"a tokenizer of {len(tokenizer)} tokens and an encoder of {vocabulary_size(blank)}"
         raise InputError(f"{options.checkpoint} has {sizes}: wanted those that belong together")
-    limit = leave_room(method, longest_input(blank, tokenizer))
+    limit = positions_left(method, longest_input(blank, tokenizer))
     if options.max_length is not None and options.max_length > limit:
         raise InputError(f"max_length is {options.max_length}, but {options.checkpoint} takes at most {limit} tokens")
-    n_trained = count(trainable(try_on(method, blank)))
+    n_trained = count(trainable(apply_on_meta(method, blank)))
     needed, there = 16 * n_trained, host_memory()  # values, gradients and two moments of 4 bytes each
     if needed > there:
         raise DoesNotFit(

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from common.checkpoints import base_of, blank_model, load_model
+from common.checkpoints import base_of, load_model, meta_model
 from common.combined import Combined
 from common.errors import DoesNotFit, InputError
-from common.fitting import try_on
+from common.fitting import apply_on_meta
 from common.methods import Method, apply, find, trainable
 from common.runs import ADAPTER, CONFIG, RESUMABLE
 from common.runtime import shards
@@ -88,9 +88,9 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
     if not 1 <= config["n_outputs"] <= at_least:
         raise InputError(f"{path} does not fit {CONFIG} beside it: n_outputs is {config['n_outputs']}")
     checkpoint = checkpoint or config["base_checkpoint"]
-    blank = blank_model(checkpoint, config["n_outputs"])
+    blank = meta_model(checkpoint, config["n_outputs"])
     try:
-        wanted = {name: _shape(tensor) for name, tensor in _loaded_by(method, try_on(method, blank)).items()}
+        wanted = {name: _shape(tensor) for name, tensor in _loaded_by(method, apply_on_meta(method, blank)).items()}
     except DoesNotFit as error:
         raise InputError(f"{folder / CONFIG} does not fit {checkpoint}: {error}") from error
     now = {name: _name_now(name, method) if name not in wanted else name for name in found}

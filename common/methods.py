@@ -130,7 +130,7 @@ def count_without_head(model: nn.Module) -> int:
     return count({name: parameter for name, parameter in trainable(model).items() if name not in head})
 
 
-def table(model: nn.Module) -> dict[str, int]:
+def count_by_kind(model: nn.Module) -> dict[str, int]:
     """What `apply` has made trained, in scalars: the method's own parameters and each kind of the model's.
 
     Keys: own, weights (matrices of the encoder), biases, layer_norms, pooler, head.

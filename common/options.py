@@ -182,7 +182,7 @@ def given(words: Sequence[str]) -> set[str]:
     return found | {name.removeprefix("no_") for name in found}
 
 
-def odd(values: Any, usual: Any) -> dict[str, Any]:
+def non_default(values: Any, usual: Any) -> dict[str, Any]:
     """The options of a dataclass that are not those of another one of its kind."""
     return {name: value for name, value in vars(values).items() if value != getattr(usual, name)}
 

@@ -8,7 +8,7 @@ from common.encoders import longest_input, n_outputs
 from common.errors import InputError, one_line_errors
 from common.evaluation import predict_logits
 from common.fast import prepare
-from common.fitting import leave_room
+from common.fitting import positions_left
 from common.methods import Method, names
 from common.options import PredictOptions, parse
 from common.results import find_run
@@ -55,7 +55,7 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     accelerator = Accelerator()
     model, used = loading.load_adapter(folder, options.checkpoint)
     tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
-    limit = leave_room(used, longest_input(model, tokenizer))
+    limit = positions_left(used, longest_input(model, tokenizer))
     if not 3 <= config["max_length"] <= limit or n_outputs(model) != tests[0].targets.n_outputs:
         found = f"max_length is {config['max_length']} and n_outputs {n_outputs(model)}"
         raise InputError(f"{folder} is damaged: {found}, wanted 3 to {limit} and {tests[0].targets.n_outputs}")
@@ -65,7 +65,7 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     paths = []
     with tqdm(total=total, desc=f"{method} {trained} test", disable=not accelerator.is_main_process) as bar:
         for task, rows in zip(tests, examples, strict=True):
-            tokens = tokenize(rows, tokenizer, config["max_length"]).laid_out(prepared.layout)
+            tokens = tokenize(rows, tokenizer, config["max_length"]).with_layout(prepared.layout)
             outputs = predict_logits(model, tokens, options.batch_size, accelerator, bar.update)
             if accelerator.is_main_process:
                 paths.append(write_submission(folder, task, outputs, len(rows)))

@@ -30,7 +30,7 @@ class Task(Protocol):
     def load(self, checkpoint: str) -> nn.Module:
         """A pretrained model with the head of the task, which is new: what lies outside the encoder is trained."""
 
-    def blank(self, checkpoint: str) -> nn.Module:
+    def meta(self, checkpoint: str) -> nn.Module:
         """The same on the meta device: shapes without numbers, in no time."""
 
     def read(self, split: str, source: str) -> Examples:
@@ -85,10 +85,10 @@ class TaskData:
             InputError: they cannot be read, or not be used.
         """
         options, task = self.options, self.task
-        rows = {"train": task.read("train", options.data).draw(options.max_train_samples)}
+        rows = {"train": task.read("train", options.data).sample(options.max_train_samples)}
         for split in task.validations:
             if split == task.validations[0] or task.is_there(split, options.data):
-                rows[split] = task.read(split, options.data).draw(options.max_eval_samples)
+                rows[split] = task.read(split, options.data).sample(options.max_eval_samples)
         if options.select == "holdout":
             rows["train"], rows[HOLDOUT] = rows["train"].hold_out()
         return rows
@@ -104,4 +104,4 @@ class TaskData:
             cache = Path(self.options.output_dir) / "tokens"
             made = {n: self.task.encode(some, self.tokenizer, max_length, cache) for n, some in self.rows.items()}
             self._tokens = max_length, made
-        return {split: tokens.laid_out(layout) for split, tokens in self._tokens[1].items()}
+        return {split: tokens.with_layout(layout) for split, tokens in self._tokens[1].items()}

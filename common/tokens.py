@@ -58,7 +58,7 @@ class Tokens:
         """(rows,), the place of each row's first token."""
         return self.lengths.cumsum(0) - self.lengths
 
-    def laid_out(self, layout: Layout | None) -> Tokens:
+    def with_layout(self, layout: Layout | None) -> Tokens:
         """The same rows, for batches that are packed in this way, or padded."""
         return replace(self, layout=layout)
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common import loading, runs, saving
-from common.checkpointing import Progress, Trained
+from common.checkpointing import Progress, TrainingState
 from common.checkpoints import base_of
 from common.classification import TextClassification, find
 from common.encoders import encoder, layers
@@ -22,7 +22,7 @@ from common.errors import InputError, Interrupted, Pruned, is_out_of_memory, one
 from common.evaluation import COLLAPSED, evaluate
 from common.fast import Prepared, prepare
 from common.fitting import check_fit, fit_to_budget
-from common.methods import Method, apply, count, count_without_head, table, trainable
+from common.methods import Method, apply, count, count_by_kind, count_without_head, trainable
 from common.metrics import mean_score
 from common.options import TuneOptions, parse
 from common.results import provenance, read_result, summary
@@ -81,7 +81,7 @@ def train(
     """
     task = find(options.task_name)
     if options.param_budget is not None:
-        method = fit_to_budget(method, options.param_budget, task.blank(options.checkpoint))
+        method = fit_to_budget(method, options.param_budget, task.meta(options.checkpoint))
     folder = run_folder(method, options)
 
     def is_finished() -> bool:
@@ -96,7 +96,7 @@ def train(
     if task_data is None or not task_data.serves(options):
         task_data = TaskData(task, options)
     task_data.read()
-    max_length = check_fit(method, options, task.blank(options.checkpoint), task_data.tokenizer)
+    max_length = check_fit(method, options, task.meta(options.checkpoint), task_data.tokenizer)
 
     with locks.lock_folder(folder):
         if broadcast_from_main(is_finished):  # by another process, just now
@@ -195,7 +195,7 @@ class Run:
         self.recent = torch.zeros(3, device=self.accelerator.device)  # sums of losses, tokens, bad steps since a log
         facts = {"base_sha256": base_of(self.model).sha256, "train_examples": len(self.tokens)}
         facts |= {"n_steps": self.n_steps, "n_processes": n_processes}
-        self.state = Trained(self.model, self.optimizer, self.recent, self.accelerator, facts)
+        self.state = TrainingState(self.model, self.optimizer, self.recent, self.accelerator, facts)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -232,7 +232,7 @@ class Run:
             self.log_training(float(norm))
         now = time.perf_counter()
         progress.train_seconds, self.clock = progress.train_seconds + now - self.clock, now
-        reason = self.stop.asked()
+        reason = self.stop.reason()
         if reason or (options.checkpoint_every and progress.step % options.checkpoint_every == 0):
             self.state.save(self.folder, progress)
             self.clock = time.perf_counter()
@@ -355,7 +355,7 @@ def make_accelerator(method: Method, options: TuneOptions, folder: Path) -> Any:
     # An encoder's buffers are constants: sending them to all before every forward pass would be for nothing.
     settings = {"broadcast_buffers": False, "find_unused_parameters": not method.uses_all()}
     return Accelerator(
-        log_with=trackers.chosen(options.report_to) or None,
+        log_with=trackers.resolve(options.report_to) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder.parent)),
         kwargs_handlers=[DistributedDataParallelKwargs(**settings)],
     )
@@ -374,7 +374,7 @@ def make_optimizer(model: nn.Module, options: TuneOptions) -> torch.optim.AdamW:
 def begin(run: Run) -> None:
     """Say what is trained, resume where there is a checkpoint, else empty the folder; open the trackers."""
     accelerator, folder = run.accelerator, run.folder
-    kinds = "\n".join(f"{kind:>14} {n:>12,}" for kind, n in table(run.model).items())
+    kinds = "\n".join(f"{kind:>14} {n:>12,}" for kind, n in count_by_kind(run.model).items())
     accelerator.print(f"trained parameters\n{kinds}")
     own = run.method.positions()
     if own:
@@ -439,7 +439,7 @@ def result_of(run: Run, dev_scores: dict[str, float]) -> dict[str, Any]:
         "trainable_params": count(trainable(model)),
         "trainable_params_without_head": count_without_head(model),
         "stored_params": count(run.method.stored(model)[1]),
-        **{f"trained_{kind}": n for kind, n in table(model).items()},
+        **{f"trained_{kind}": n for kind, n in count_by_kind(model).items()},
         "total_params": run.total_params,
         "train_seconds": round(seconds, 3),
         "examples_per_second": round(len(run.tokens) * run.options.n_epochs / seconds, 2),

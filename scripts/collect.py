@@ -26,3 +26,7 @@ def main() -> None:
             text = as_csv(rows)
             files.write_atomically(args.csv, lambda part: part.write_text(text, encoding="utf-8", newline=""))
         print(runs_table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -18,3 +18,7 @@ def main() -> None:
     with one_line_errors():
         for words in commands(args.verb, args.method, args.tasks, args.checkpoints, args.seeds, further):
             print(shlex.join(words))
+
+
+if __name__ == "__main__":
+    main()

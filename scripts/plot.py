@@ -64,3 +64,7 @@ def main() -> None:
             for path in [args.out] if one_file else [folder / f"{stem}.{form}" for form in dict.fromkeys(args.format)]:
                 figures.save(figure, path)
                 print(path)
+
+
+if __name__ == "__main__":
+    main()

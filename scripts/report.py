@@ -27,3 +27,7 @@ def main() -> None:
         text = page(every, args.by, args.compare, (path.name for path in args.rows))
         files.write_atomically(args.out, lambda part: part.write_text(text, encoding="utf-8"))
         print(args.out)
+
+
+if __name__ == "__main__":
+    main()

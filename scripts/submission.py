@@ -43,3 +43,7 @@ def main() -> None:
 
         files.write_atomically(args.out, write)
         print(f"{args.out}: {', '.join(files)}")
+
+
+if __name__ == "__main__":
+    main()

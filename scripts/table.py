@@ -32,3 +32,7 @@ def main() -> None:
                 raise InputError("--predictions needs --compare METHOD METHOD, and --resamples of 1 at least")
             found.append(by_example(tables, args.compare, args.by, args.predictions, args.resamples))
         print("\n".join(render(table, args.format) for table in found), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,10 +10,10 @@ from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
 from common import methods
-from common.checkpoints import blank_model
+from common.checkpoints import meta_model
 from common.errors import DoesNotFit, InputError
-from common.fitting import fit_to_budget, try_on
-from common.methods import apply, count, count_without_head, find, table, trainable
+from common.fitting import apply_on_meta, fit_to_budget
+from common.methods import apply, count, count_by_kind, count_without_head, find, trainable
 from common.runs import run_folder
 from common.training import train
 from lora.method import Lora
@@ -43,14 +43,14 @@ def test_the_largest_size_within_the_budget_of_bert_base(method, budget, wanted)
 
 @pytest.mark.parametrize("name", SIZED)
 def test_the_size_fits_and_the_next_one_would_not(name, bert, make_model):
-    method, blank = find(name)(), blank_model(bert, 2)
+    method, blank = find(name)(), meta_model(bert, 2)
     smallest = dataclasses.replace(method, **{method.size: 1})
     budget = count_without_head(apply(smallest, make_model())) + 100_000
     found = fit_to_budget(method, budget, blank)
     assert count_without_head(apply(found, make_model())) <= budget
     larger = dataclasses.replace(found, **{found.size: getattr(found, found.size) + 1})
     with contextlib.suppress(DoesNotFit):
-        assert count_without_head(try_on(larger, blank)) > budget
+        assert count_without_head(apply_on_meta(larger, blank)) > budget
 
 
 def test_a_budget_below_the_smallest_size_is_refused():
@@ -74,7 +74,7 @@ def test_a_run_takes_the_size_and_records_it(options):
 def test_the_table_counts_every_trained_parameter_once(make_model):
     for name in methods.names():
         model = apply(find(name)(), make_model())
-        assert sum(table(model).values()) == count(trainable(model))
+        assert sum(count_by_kind(model).values()) == count(trainable(model))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_table_counts_every_trained_parameter_once(make_model):
 )
 def test_the_table_of_bert_base(method, wanted):
     kinds = dict.fromkeys(("own", "weights", "biases", "layer_norms", "pooler", "head"), 0)
-    assert table(apply(method, bert_base())) == kinds | wanted | {"head": 1_538}
+    assert count_by_kind(apply(method, bert_base())) == kinds | wanted | {"head": 1_538}
 
 
 def test_the_table_is_printed_and_stored(options, capsys):

@@ -188,11 +188,11 @@ def test_the_real_files_have_the_rows_of_the_benchmark():
 
 def test_drawn_rows_are_a_fixed_random_part():
     rows = data.Examples((list("abcdefgh"),), list(range(8)))
-    some = rows.draw(3)
-    assert some == rows.draw(3)
+    some = rows.sample(3)
+    assert some == rows.sample(3)
     assert some.labels != [0, 1, 2]
     assert ["abcdefgh"[label] for label in some.labels] == some.texts[0]
-    assert rows.draw(None) == rows.draw(9) == rows
+    assert rows.sample(None) == rows.sample(9) == rows
 
 
 def test_a_tenth_is_held_out_with_every_label_in_its_share_and_always_the_same():

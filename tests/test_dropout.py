@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from common.fast.dropout import FastDropout, keep, keeps, use_fast_dropout
+from common.fast.dropout import FastDropout, keep_mask, keep_masks, use_fast_dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("probability", [0.0, 0.001, 0.1, 0.5, 0.9, 0.998])
 def test_the_rate_is_the_probability_asked_for(probability, dtype):
     torch.manual_seed(0)
-    kept = keep((1000, 1001), probability, dtype)
+    kept = keep_mask((1000, 1001), probability, dtype)
     assert set(kept.unique().tolist()) <= {0.0, float(torch.tensor(1 / (1 - probability), dtype=dtype))}
     assert (kept != 0).double().mean().item() == pytest.approx(1 - probability, abs=1e-3)
 
@@ -23,7 +23,7 @@ def test_the_mean_stays():
 
 def test_neighbouring_units_are_dropped_independently():
     torch.manual_seed(0)
-    dropped = (keep((2000, 500), 0.3, torch.float32) == 0).flatten().float()
+    dropped = (keep_mask((2000, 500), 0.3, torch.float32) == 0).flatten().float()
     for distance in (1, 2, 3, 4, 5, 7, 8, 9, 64, 500):
         both = (dropped[:-distance] * dropped[distance:]).mean().item()
         assert both == pytest.approx(0.09, abs=2e-3)
@@ -31,7 +31,7 @@ def test_neighbouring_units_are_dropped_independently():
 
 def test_several_tensors_are_drawn_at_once_and_share_nothing():
     torch.manual_seed(0)
-    one, two = keeps([(300, 500), (500, 300)], 0.5, torch.int16)
+    one, two = keep_masks([(300, 500), (500, 300)], 0.5, torch.int16)
     assert (one.shape, two.shape) == ((300, 500), (500, 300))
     assert (one.flatten() * two.flatten()).double().mean().item() == pytest.approx(0.25, abs=5e-3)
 

@@ -15,7 +15,7 @@ from bitfit.method import BitFit
 from common import runs
 from common.classification import TextClassification
 from common.errors import DoesNotFit, InputError
-from common.experiments import ROWS, of_sizes, run_all, table
+from common.experiments import ROWS, run_all, select_sizes, table
 from common.runs import append_once, read_rows, run_folder
 from common.runtime import locks
 from common.training import train
@@ -92,13 +92,13 @@ def test_the_bar_tells_the_place_in_the_grid_and_the_time_left(options, capsys):
 
 def test_some_sizes_of_a_grid_can_be_chosen():
     grid = [Lora(rank=rank, alpha=rank) for rank in (1, 2, 4)]
-    assert of_sizes(grid, ("4", "1")) == [grid[0], grid[2]]
-    assert of_sizes(grid, ()) == grid
-    assert of_sizes([Baseline(top_k=1), Baseline()], ("None",)) == [Baseline()]
+    assert select_sizes(grid, ("4", "1")) == [grid[0], grid[2]]
+    assert select_sizes(grid, ()) == grid
+    assert select_sizes([Baseline(top_k=1), Baseline()], ("None",)) == [Baseline()]
     with pytest.raises(InputError, match="no size 3 in the grid of lora: there are 1, 2, 4"):
-        of_sizes(grid, ("3",))
+        select_sizes(grid, ("3",))
     with pytest.raises(InputError, match="no size 3 in the grid of bitfit: there are none"):
-        of_sizes([BitFit()], ("3",))
+        select_sizes([BitFit()], ("3",))
 
 
 def test_configurations_that_do_not_fit_are_left_out_and_named(options, capsys):

@@ -175,7 +175,7 @@ def test_the_development_set_is_scored_with_the_buffers_of_the_best_epoch(option
     folder, result = train(Sparse(), settings)
     model, _ = load_adapter(folder)
     task = classification.find("sst2")
-    rows = task.read("validation", "demo").draw(20)
+    rows = task.read("validation", "demo").sample(20)
     tokens = task.encode(rows, load_tokenizer(settings.checkpoint), result["max_length"])
     values, _ = task.score(model, tokens, 64, Accelerator())
     assert values["accuracy"] == result["dev_accuracy"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from common.runtime.device import device_name, joined, parted
+from common.runtime.device import concatenate_bytes, device_name, split_bytes
 
 
 def test_what_is_sent_to_a_gpu_in_one_piece_comes_apart_again():
@@ -15,9 +15,9 @@ def test_what_is_sent_to_a_gpu_in_one_piece_comes_apart_again():
         "none": torch.zeros(0),
         "place": torch.ones(1),
     }
-    row = joined(tensors)
+    row = concatenate_bytes(tensors)
     assert (row.dtype, row.shape) == (torch.uint8, (3 * 4 + 10 * 8 + 4,))
-    apart = parted(row, tensors)
+    apart = split_bytes(row, tensors)
     assert apart.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(apart[name], tensor)

@@ -114,7 +114,7 @@ def test_the_head_alone_stands_left_of_all_others():
     left, right = axes.get_window_extent().x0, axes.get_window_extent().x1
     assert left < places[0] < places[7] < places[10**8] < right
     assert "0: head alone" in axes.get_xlabel()
-    figure.canvas.draw()
+    figure.canvas.sample()
     assert {"0", "10k", "100M"} <= {label.get_text() for label in axes.get_xticklabels()}
 
 
@@ -133,7 +133,7 @@ def test_lines_join_what_differs_in_size_alone():
     rows += [row(rank=8, alpha=99, trainable_params_without_head=80, score=0.5)]
     rows += [row(method="baseline", random_params=n, trainable_params_without_head=n) for n in (5, 6)]
     _, configurations = grouped([*rows, row(method="lora+bitfit")])
-    (line,) = figures.joined(configurations, "score")
+    (line,) = figures.concatenate_bytes(configurations, "score")
     assert [each.label for each in line] == ["lora (rank 2, alpha 2)", "lora (rank 4, alpha 4)", "lora"]
 
 
@@ -182,7 +182,7 @@ def test_nothing_lies_on_something_else_or_outside(rows, cost):
     setting, configurations = grouped(rows)
     with figures.look():
         figure = figures.draw(setting, configurations, "score", cost)
-        figure.canvas.draw()
+        figure.canvas.sample()
         (axes,) = figure.axes
         outer = figure.bbox
         legend = axes.get_legend()

@@ -75,7 +75,7 @@ def test_two_processes_give_the_validation_score_of_one(runs):
         "from common.checkpoints import load_tokenizer\n"
         f"model, _ = saving.load_adapter({str(runs[1])!r})\n"
         "task = classification.find('mrpc')\n"
-        "rows = task.read('validation', 'demo').draw(47)\n"
+        "rows = task.read('validation', 'demo').sample(47)\n"
         "tokens = tokenize(rows, load_tokenizer(model.base.checkpoint), 64)\n"
         "accelerator = Accelerator(cpu=True)\n"
         "found, _ = evaluation.evaluate(task, model, {'validation': tokens}, 8, accelerator)\n"

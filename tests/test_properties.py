@@ -23,7 +23,7 @@ from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
 from common import data, loading, runs, saving, tasks
-from common.checkpointing import Progress, Trained
+from common.checkpointing import Progress, TrainingState
 from common.checkpoints import load_model
 from common.errors import InputError
 from common.methods import apply, find, names, trainable
@@ -256,7 +256,7 @@ def unfinished(home, adapters):
     for parameter in trainable(model).values():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    state = Trained(model, optimizer, torch.zeros(3), Accelerator(), {"n_steps": 8})
+    state = TrainingState(model, optimizer, torch.zeros(3), Accelerator(), {"n_steps": 8})
     state.save(home, Progress(step=3, scalars=[(1, 2.0, {"train/loss": 0.5})]))
     return state, Content((home / CHECKPOINT).read_bytes())
 

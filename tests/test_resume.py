@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_run_is_refused(options, monkeypatch):
     with pytest.raises(Interrupted):
         train(Lora(rank=2), options())
     usual = data.read
-    fewer = lambda *place: usual(*place).draw(40)  # noqa: E731
+    fewer = lambda *place: usual(*place).sample(40)  # noqa: E731
     monkeypatch.setattr(data, "read", fewer)
     with pytest.raises(InputError, match="is of another run: train_examples was 48 and is 40"):
         train(Lora(rank=2), options())

@@ -21,12 +21,12 @@ from bitfit.method import BitFit
 from common import methods, training
 from common.errors import InputError, Interrupted
 from common.methods import find
-from common.options import TuneOptions, command_line, given, odd, parse
+from common.options import TuneOptions, command_line, given, non_default, parse
 from common.runs import CHECKPOINT, RESULT, read_rows, run_folder
 from common.runtime import files, locks
 from common.study import trials
 from common.study.search import REASON, ROWS, Search, facts_of, front, search
-from common.study.space import Range, Same, SearchOptions, configuration, own_space, space_of, usual
+from common.study.space import Range, Same, SearchOptions, configuration, defaults, own_space, space_of
 from common.study.trials import check_journal, open_study
 from common.task_data import TaskData
 from lora.method import Lora
@@ -64,7 +64,7 @@ def opened(place, options, n, settings=SETTINGS) -> Search:
     method = METHOD
     space = space_of(method, options, settings, FEW)
     facts = facts_of(method, options, settings, space)
-    found, keeper = open_study(str(place), "s", facts, usual(method, options, space), True, ["maximize"])
+    found, keeper = open_study(str(place), "s", facts, defaults(method, options, space), True, ["maximize"])
     return Search(found, keeper, n, method, options, TaskData(options), space, False, time.monotonic(), 0)
 
 
@@ -92,7 +92,7 @@ def test_every_method_has_the_same_training_to_search_and_its_defaults_are_the_f
     options = TuneOptions(lr=lr)
     space = space_of(kind(), options, SearchOptions(), set())
     assert set(space) == {"lr", "n_epochs", "batch_size", *own_space(kind().name)}
-    first = usual(kind(), options, space)
+    first = defaults(kind(), options, space)
     assert set(first) == {option for option, what in space.items() if not isinstance(what, Same)}
     assert configuration(kind(), options, space, first) == (kind(), options)
 
@@ -133,8 +133,10 @@ def test_a_learning_rate_has_three_digits_and_ends_that_are_whole_give_whole_num
     ids=str,
 )
 def test_the_command_line_of_a_configuration_is_read_as_that_configuration(method):
-    changed = TuneOptions(lr=1.5e-7, betas=(0.8, 0.9), max_length=12, reference=True, resume=False, report_to=("none",))
-    words = command_line(odd(changed, TuneOptions()) | odd(method, type(method)()), TuneOptions, type(method))
+    changed = TuneOptions(lr=1.5e-7, betas=(0.8, 0.9), max_length=12, reference=True, resume=False)
+    words = command_line(
+        non_default(changed, TuneOptions()) | non_default(method, type(method)()), TuneOptions, type(method)
+    )
     assert parse("program", words, options=TuneOptions(), method=type(method)()) == [changed, method]
     assert {"lr", "reference", "resume"} <= given(words)
 
@@ -241,7 +243,7 @@ def test_a_full_disk_is_no_fault_of_the_trial(options, tmp_path, monkeypatch):
 
 def test_a_configuration_that_another_process_trains_is_waited_for(options, monkeypatch, capsys):
     space = space_of(METHOD, options(), SETTINGS, FEW)
-    method, first = configuration(METHOD, options(), space, usual(METHOD, options(), space))
+    method, first = configuration(METHOD, options(), space, defaults(METHOD, options(), space))
     holder = locks.lock_folder(run_folder(method, first))
     holder.__enter__()
     monkeypatch.setattr("common.study.search.time.sleep", lambda _seconds: holder.__exit__(None, None, None))
@@ -344,7 +346,7 @@ def test_a_trial_that_was_left_before_its_values_were_chosen_gets_them(options, 
 
 
 def test_in_a_database_a_trial_without_a_sign_of_life_is_taken_up_again(options, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "BEAT", 0.05)
+    monkeypatch.setattr(trials, "HEARTBEAT", 0.05)
     monkeypatch.setattr(trials, "GRACE", 1.0)
     one, other = (opened(f"sqlite:///{tmp_path}/study.db", options(), 2) for _ in range(2))
     alive, release = one.claim()

@@ -32,7 +32,7 @@ def test_short_sequences_share_lines_where_more_groups_would_cost_more():
 def test_every_token_of_every_sequence_has_a_slot_of_its_own(seed):
     lengths, heads = some_lengths(seed), 3
     text = Slots(grouped(lengths), lengths)
-    for slots, n_tokens in ((text, sum(lengths)), (text.lone, len(lengths))):
+    for slots, n_tokens in ((text, sum(lengths)), (text.single, len(lengths))):
         places = slots.places(heads)
         assert sum(slots.sizes) * heads == len(places.sources)
         assert torch.equal(places.sources[places.rows], torch.arange(n_tokens * heads))
@@ -45,7 +45,7 @@ def test_every_token_of_every_sequence_has_a_slot_of_its_own(seed):
 def test_a_query_sees_the_keys_of_its_sequence_and_those_before_all(seed, first):
     lengths, heads = some_lengths(seed), 2
     text = Slots(grouped(lengths), lengths)
-    for asking in (text, text.lone):
+    for asking in (text, text.single):
         parts = zip(asking.sequences.split(asking.sizes), text.sequences.split(text.sizes), strict=True)
         for number, (queries, keys) in enumerate(parts):
             n_lines = len(text.groups[number].lines)

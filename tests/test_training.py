@@ -265,7 +265,7 @@ def test_the_development_set_is_looked_at_once_where_a_tenth_of_train_selects(me
     assert result["dev_accuracy_mismatched"] == looks[-1][1]["accuracy_mismatched"]
     task = tasks.find("mnli")
     tokens = {
-        split: tokenize(data.read(task, split, "demo").draw(20), load_tokenizer(bert), result["max_length"])
+        split: tokenize(data.read(task, split, "demo").sample(20), load_tokenizer(bert), result["max_length"])
         for split in task.validations
     }
     model, _ = loading.load_adapter(folder)

@@ -5,7 +5,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from common.fast.dropout import INTEGERS, keeps
+from common.fast.dropout import INTEGERS, keep_masks
 from common.fast.slots import Slots
 
 
@@ -26,15 +26,15 @@ class PackedAttention(torch.autograd.Function):
         """
         heads, kind, n_first = key.shape[1], value.dtype, first_key.shape[1]
         exact = torch.promote_types(kind, torch.float32)
-        asking = text if len(query) == len(key) else text.lone
-        q, k, v = _laid(query, asking), _laid(key, text), _laid(value, text)
+        asking = text if len(query) == len(key) else text.single
+        q, k, v = _to_slots(query, asking), _to_slots(key, text), _to_slots(value, text)
         out = torch.empty_like(q)
         exact_first = first_key.to(exact)
         parts = [_groups(x, asking, heads) for x in (q.to(exact), out)]
         parts += [_groups(x, text, heads) for x in (k.to(exact), v)]
         shapes = [(*queries.shape[:2], n_first + keys.shape[1]) for queries, _, keys, _ in zip(*parts, strict=True)]
         integer = INTEGERS[kind.itemsize]
-        kept = keeps(shapes, dropout, integer) if dropout > 0 else itertools.repeat(None)
+        kept = keep_masks(shapes, dropout, integer) if dropout > 0 else itertools.repeat(None)
         ctx.weights = []
         for number, (queries, o, keys, values, keep) in enumerate(zip(*parts, kept, strict=False)):
             keys, values = _behind(exact_first, keys), _behind(first_value, values)
@@ -45,7 +45,7 @@ class PackedAttention(torch.autograd.Function):
             ctx.weights.append((weights, dropped))
         ctx.save_for_backward(q, k, v, first_key, first_value)
         ctx.settings = text, asking, heads, len(query), len(key), scaling, 1 / (1 - dropout)
-        return _packed(out, asking, heads, len(query))
+        return _from_slots(out, asking, heads, len(query))
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
@@ -53,7 +53,7 @@ class PackedAttention(torch.autograd.Function):
         text, asking, heads, n_queries, n_keys, scaling, kept_as = ctx.settings
         q, k, v, first_key, first_value = ctx.saved_tensors
         n_first = first_key.shape[1]
-        gradient = _laid(gradient, asking).index_fill_(0, asking.places(heads).idle, 0)
+        gradient = _to_slots(gradient, asking).index_fill_(0, asking.places(heads).idle, 0)
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         firsts = [torch.zeros_like(x) for x in (first_key, first_value)]
         parts = [ctx.weights, *(_groups(x, asking, heads) for x in (q, gradient, dq))]
@@ -71,8 +71,8 @@ class PackedAttention(torch.autograd.Function):
             for whole, to_text, first in zip(wholes, (to_keys, to_values), firsts, strict=True):
                 to_text.copy_(whole[:, n_first:])
                 first += whole[:, :n_first].unflatten(0, (-1, heads)).sum(0)
-        dk, dv = (_packed(x, text, heads, n_keys) for x in (dk, dv))
-        return _packed(dq, asking, heads, n_queries), dk, dv, *firsts, None, None, None
+        dk, dv = (_from_slots(x, text, heads, n_keys) for x in (dk, dv))
+        return _from_slots(dq, asking, heads, n_queries), dk, dv, *firsts, None, None, None
 
 
 def _product(
@@ -87,12 +87,12 @@ def _product(
     return torch.baddbmm(left.new_empty(1) if added is None else added, left, right, beta=beta, alpha=factor, out=out)
 
 
-def _laid(x: torch.Tensor, slots: Slots) -> torch.Tensor:
+def _to_slots(x: torch.Tensor, slots: Slots) -> torch.Tensor:
     """x: (tokens, heads, size) -> (slots * heads, size): each group as (lines, heads, width), anything in idle slots"""
     return x.reshape(-1, x.shape[2]).index_select(0, slots.places(x.shape[1]).sources)
 
 
-def _packed(laid: torch.Tensor, slots: Slots, heads: int, n_tokens: int) -> torch.Tensor:
+def _from_slots(laid: torch.Tensor, slots: Slots, heads: int, n_tokens: int) -> torch.Tensor:
     """The way back: (slots * heads, size) -> (tokens, heads, size), zeros at idle tokens, the last ones"""
     rows = slots.places(heads).rows
     out = laid.new_empty(n_tokens * heads, laid.shape[1])

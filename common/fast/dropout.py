@@ -35,7 +35,7 @@ BITS = Bits()
 """What all dropout of this process is drawn from; every forward pass in training seeds it."""
 
 
-def keeps(shapes: Sequence[tuple[int, ...]], probability: float, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+def keep_masks(shapes: Sequence[tuple[int, ...]], probability: float, dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """Tensors of these shapes that are 0 where a unit is dropped and 1 where it is kept, of a type of whole numbers.
 
     A unit is dropped where its 8 random bits are below 256 * probability, rounded up or down at random for each row
@@ -55,9 +55,9 @@ def keeps(shapes: Sequence[tuple[int, ...]], probability: float, dtype: torch.dt
         yield torch.ge(own_bits.view(shape), own_least.view(*shape[:-1], 1), out=into)
 
 
-def keep(shape: tuple[int, ...], probability: float, dtype: torch.dtype) -> torch.Tensor:
+def keep_mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype) -> torch.Tensor:
     """A tensor of this shape that is 0 where a unit is dropped and 1 / (1 - probability) where it is kept."""
-    kept = next(keeps([shape], probability, INTEGERS[dtype.itemsize]))
+    kept = next(keep_masks([shape], probability, INTEGERS[dtype.itemsize]))
     return kept.mul_(_kept_as(probability, dtype)).view(dtype)
 
 
@@ -74,7 +74,7 @@ class FastDropout(nn.Dropout):
         """x: any shape -> the same"""
         if not self.training or self.p == 0 or x.device.type != "cpu":
             return super().forward(x)
-        return x * keep(x.shape, self.p, x.dtype)
+        return x * keep_mask(x.shape, self.p, x.dtype)
 
 
 def use_fast_dropout(model: nn.Module) -> None:

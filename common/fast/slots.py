@@ -107,7 +107,7 @@ class Slots:
         self.kept: dict[Any, Any] = {}
 
     @cached_property
-    def lone(self) -> "Slots":
+    def single(self) -> "Slots":
         """The same lines with one token of each sequence."""
         widest = (max(len(line) for line in group.lines) for group in self.groups)
         groups = [Group(width, group.lines) for width, group in zip(widest, self.groups, strict=True)]
@@ -163,7 +163,7 @@ class Slots:
         if key not in self.kept:
             lines = len(self.groups[number].lines)
             queries, keys = (x.sequences.split(x.sizes)[number].view(lines, -1) for x in (self, text))
-            if self.lone.groups[number].width == 1:
+            if self.single.groups[number].width == 1:
                 others = (keys < 0)[:, None]
             else:  # an idle slot sees everything: without anything to see there is no softmax
                 others = (queries[:, :, None] != keys[:, None]) & (queries >= 0)[:, :, None]

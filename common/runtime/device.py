@@ -29,16 +29,16 @@ def send(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, to
     """Tensors on a device: to a GPU in one transfer, during which the host goes on."""
     if device.type != "cuda":
         return {name: tensor.to(device) for name, tensor in tensors.items()}
-    return parted(joined(tensors).pin_memory().to(device, non_blocking=True), tensors)
+    return split_bytes(concatenate_bytes(tensors).pin_memory().to(device, non_blocking=True), tensors)
 
 
-def joined(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+def concatenate_bytes(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """The bytes of some tensors, (bytes,) of uint8: those of wide types first, so that each begins where it may."""
     widest = sorted(tensors.values(), key=lambda tensor: -tensor.element_size())
     return torch.cat([tensor.flatten().view(torch.uint8) for tensor in widest])
 
 
-def parted(row: torch.Tensor, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def split_bytes(row: torch.Tensor, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors that `joined` put into a row of bytes, as views of it, in the types and shapes of `like`."""
     names = sorted(like, key=lambda name: -like[name].element_size())
     parts = row.split([like[name].numel() * like[name].element_size() for name in names])

@@ -47,7 +47,7 @@ class Stop:
     def _note(self, number: int, _frame: object) -> None:
         self.found = self.reasons.index(signal.Signals(number).name)
 
-    def asked(self) -> str:
+    def reason(self) -> str:
         """Why the run should end, the same on all processes; empty = it should not."""
         if self.found == 0 and self.ends is not None and time.time() > self.ends:
             self.found = len(self.reasons) - 1

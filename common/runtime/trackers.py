@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def chosen(report_to: tuple[str, ...]) -> list[str]:
+def resolve(report_to: tuple[str, ...]) -> list[str]:
     """The trackers to log with. Raises InputError for one that is unknown or not installed."""
     from accelerate.tracking import get_available_trackers
 

@@ -161,14 +161,14 @@ def describe(row: Row) -> tuple[str, str, str, str]:
     launch = {field.name: field.default for field in dataclasses.fields(TuneOptions) if field.name not in elsewhere}
     launch |= {"frozen_dtype": "float32", "mixed_precision": "no", "n_processes": 1}  # a row has what came of auto
     held = {name: row.get(name, value) for name, value in launch.items()}
-    label = row["method"] + f" ({', '.join(_odd(own, usual))})".replace(" ()", "")
+    label = row["method"] + f" ({', '.join(_non_default(own, usual))})".replace(" ()", "")
     training = [f"lr {row['lr']:g}", f"{row['n_epochs']} epochs of batches of {row['batch_size']}"]
     # What is said anyway, or came of the encoder.
     said = launch | {name: row.get(name) for name in ("lr", "n_epochs", "batch_size", "max_length")}
-    return row["method"], label, ", ".join(training + _odd(held, said)), _same(own | held)
+    return row["method"], label, ", ".join(training + _non_default(held, said)), _same(own | held)
 
 
-def _odd(values: Row, usual: Row) -> list[str]:
+def _non_default(values: Row, usual: Row) -> list[str]:
     return [f"{name} {value}" for name, value in values.items() if _same(value) != _same(usual[name])]
 
 

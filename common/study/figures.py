@@ -137,7 +137,7 @@ def shown(configurations: Iterable[Configuration], metric: str) -> list[Configur
     return list({each.label: each for each in some}.values())
 
 
-def joined(configurations: Iterable[Configuration], metric: str) -> list[list[Configuration]]:
+def concatenate_bytes(configurations: Iterable[Configuration], metric: str) -> list[list[Configuration]]:
     """Those of one method that differ in its size, by trained parameters; of one size, the best is taken.
 
     Other options that are numbers may differ with the size, as alpha does with the rank; the rest is the same.
@@ -198,7 +198,7 @@ def draw(setting: Setting, configurations: Sequence[Configuration], metric: str,
     """
     some, look_of = shown(known(configurations, cost), metric), styles(configurations)
     points = [(cost.of(each), each.mean(metric)) for each in some]
-    lines = joined(some, metric)
+    lines = concatenate_bytes(some, metric)
     with look():
         handles = _handles(setting, some, metric, {line[0].method for line in lines})
         figure, axes = _page(title(setting), _notes(setting, some, metric, cost), handles)

@@ -33,7 +33,7 @@ def command(row: Row) -> str:
     if row["method"] not in methods.names():
         return _python(row)
     kind = methods.find(row["method"])
-    told = _odd(TuneOptions(lr=kind.default_lr), row) | _odd(kind(), row)
+    told = _non_default(TuneOptions(lr=kind.default_lr), row) | _non_default(kind(), row)
     return shlex.join([*_launcher(row), "-m", f"{row['method']}.tune", *command_line(told, TuneOptions, kind)])
 
 
@@ -45,7 +45,7 @@ def _launcher(row: Row) -> list[str]:
     return ["accelerate", "launch", *words] if words else ["python"]
 
 
-def _odd(usual: Any, row: Row) -> dict[str, Any]:
+def _non_default(usual: Any, row: Row) -> dict[str, Any]:
     """The options of a row that are not those of `usual`, a method or TuneOptions, or that are always given."""
     values = {field.name: getattr(usual, field.name) for field in dataclasses.fields(usual)}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -56,7 +56,7 @@ def _python(row: Row) -> str:
     """The Python that trains a combination of methods as a row says."""
 
     def made(usual: Any, values: Row) -> str:
-        odd = {name: tuple(v) if isinstance(v, list) else v for name, v in _odd(usual, values).items()}
+        odd = {name: tuple(v) if isinstance(v, list) else v for name, v in _non_default(usual, values).items()}
         return f"{type(usual).__name__}({', '.join(f'{name}={value!r}' for name, value in odd.items())})"
 
     parts = [methods.find(name)() for name in row["method"].split("+")]

@@ -26,10 +26,10 @@ from common.errors import Busy, DoesNotFit, InputError, Interrupted, Pruned, is_
 from common.experiments import WAIT
 from common.fitting import fit_to_budget
 from common.methods import Method
-from common.options import TuneOptions, command_line, odd
+from common.options import TuneOptions, command_line, non_default
 from common.runs import append_once, decisive, read_rows, run_folder
 from common.runtime import stopping
-from common.study.space import Range, Same, SearchOptions, Space, _label, configuration, space_of, suggest, usual
+from common.study.space import Range, Same, SearchOptions, Space, _label, configuration, defaults, space_of, suggest
 from common.study.trials import Keeper, Release, open_study
 from common.task_data import TaskData
 
@@ -190,7 +190,7 @@ def check_first(method: Method, options: TuneOptions) -> TaskData:
         )
     material = TaskData(find(options.task_name), options)
     material.read()
-    blank = material.task.blank(options.checkpoint)
+    blank = material.task.meta(options.checkpoint)
     if options.param_budget is not None:
         fit_to_budget(method, options.param_budget, blank)
     with contextlib.suppress(DoesNotFit):  # other values may fit
@@ -262,12 +262,12 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
     place = settings.storage or str(run_folder(method, options).parent / f"search-{name}.journal")
     directions = ["maximize", "minimize"] if settings.pareto else ["maximize"]
     prune = settings.pruner == "median" and not settings.pareto
-    study, keeper = open_study(place, name, facts, usual(method, options, space), prune, directions)
+    study, keeper = open_study(place, name, facts, defaults(method, options, space), prune, directions)
     n, now = settings.trials, time.monotonic()
     this = Search(study, keeper, n, method, options, material, space, settings.pareto, began=now, done_before=0)
     this = dataclasses.replace(this, done_before=this.n_done())
     for name, what in space.items():
-        print(f"searching {name}: {_told(what)}")
+        print(f"searching {name}: {_describe(what)}")
     with _stoppable(), _storage_there():
         while this.n_done() < settings.trials:
             claimed = this.claim()
@@ -282,7 +282,7 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
     report(this)
 
 
-def _told(what: Range | Same | tuple[Any, ...]) -> str:
+def _describe(what: Range | Same | tuple[Any, ...]) -> str:
     if isinstance(what, Same):
         return f"the same as {what.option}"
     if isinstance(what, Range):
@@ -333,6 +333,6 @@ def report(this: Search) -> None:
     method, options = configuration(this.method, this.options, this.space, ranked[0].params)
     options = dataclasses.replace(options, overwrite=False, time_limit=None, debug=False)
     kind = type(method)
-    chosen = odd(options, TuneOptions(lr=kind.default_lr)) | odd(method, kind())
+    chosen = non_default(options, TuneOptions(lr=kind.default_lr)) | non_default(method, kind())
     words = command_line(chosen, TuneOptions, kind)
     print(shlex.join(["python", "-m", f"{method.name}.tune", *words]))

@@ -126,7 +126,7 @@ def configuration(
     method = dataclasses.replace(method, **{name: value for name, value in values.items() if name in own})
     options = dataclasses.replace(options, **{name: value for name, value in values.items() if name not in own})
     if options.param_budget is not None:
-        blank = find(options.task_name).blank(options.checkpoint)
+        blank = find(options.task_name).meta(options.checkpoint)
         method = fit_to_budget(method, options.param_budget, blank)
     for name, what in space.items():
         if isinstance(what, Same):
@@ -144,7 +144,7 @@ def _label(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def usual(method: Method, options: TuneOptions, space: Space) -> dict[str, Any]:
+def defaults(method: Method, options: TuneOptions, space: Space) -> dict[str, Any]:
     """The defaults as a trial's parameters, as far as the space has them."""
     found = {}
     for name, what in space.items():

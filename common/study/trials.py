@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 from common.errors import InputError
 from common.runtime import locks
 
-BEAT = 30.0
+HEARTBEAT = 30.0
 """Seconds between two signs of life of a trial, where a database holds the study."""
 GRACE = 120.0
 """Seconds without one after which it is taken up again."""
@@ -26,7 +26,7 @@ WARM_UP = 2
 """The first epoch after which a trial may be pruned."""
 SAID = 3
 """Differences from a study of other options that are told."""
-BEATS, FACTS = "beats", "facts"
+HEARTBEATS, FACTS = "beats", "facts"
 """Notes with a trial, its last sign of life, and with a study, all that decides its scores."""
 
 Release = Callable[[], None]
@@ -68,7 +68,7 @@ class Locks:
         return release
 
 
-class Beats:
+class Heartbeats:
     """Which trials of a database are at work: those that show a new sign of life within GRACE seconds.
 
     Each worker measures with its own clock, so that those of several machines need not agree.
@@ -83,7 +83,7 @@ class Beats:
 
     def is_lost(self, trial: FrozenTrial) -> bool:
         """As that of `Locks`."""
-        sign, now = trial.user_attrs.get(BEATS), time.monotonic()
+        sign, now = trial.user_attrs.get(HEARTBEATS), time.monotonic()
         last, since = self.seen.get(trial.number, (None, now))
         if trial.number not in self.seen or last != sign:
             self.seen[trial.number] = sign, now
@@ -97,11 +97,11 @@ class Beats:
         def beat(n: int) -> None:
             # A database that does not answer is met by the worker itself, sooner or later.
             with contextlib.suppress(optuna.exceptions.OptunaError):
-                trial.set_user_attr(BEATS, f"{socket.gethostname()} {os.getpid()} {time.time()} {n}")
+                trial.set_user_attr(HEARTBEATS, f"{socket.gethostname()} {os.getpid()} {time.time()} {n}")
 
         def go_on() -> None:
             n = 0
-            while not ended.wait(BEAT):
+            while not ended.wait(HEARTBEAT):
                 n += 1
                 beat(n)
 
@@ -143,7 +143,7 @@ class JournalLock:
         self.lock.release()
 
 
-Keeper = Locks | Beats
+Keeper = Locks | Heartbeats
 
 
 def open_study(
@@ -165,7 +165,7 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shown = re.sub(r"://[^@/]*@", "://...@", place)  # without a password
     is_file = "://" not in place
-    keeper: Keeper = Locks(Path(place).resolve(), name) if is_file else Beats()
+    keeper: Keeper = Locks(Path(place).resolve(), name) if is_file else Heartbeats()
     if is_file:
         check_journal(Path(place))
     with keeper.claiming(), _storage_named(shown):
