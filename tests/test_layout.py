@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import re
 import subprocess
 import sys
 
@@ -17,13 +18,27 @@ METHODS = methods.names()
 PACKAGES = ["benchmarks", "common", "parity", "scripts", "torture", *METHODS]
 
 
+MODULES = {
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (REPOSITORY / "common").rglob("*.py")
+}
+WINGS = ("common.fast", "common.runtime", "common.study")
+PARSED = {path: ast.parse(path.read_text()) for path in MODULES.values()}
+
+
 def imports(path):
-    """Modules that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Modules that a file imports, wherever in it: of ours, those that it takes names from."""
+    for node in ast.walk(PARSED.get(path) or ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else node.module for name in full)
+
+
+def wing(module):
+    """The part of common/ that a module belongs to: a wing, or the face."""
+    return next((name for name in WINGS if module == name or module.startswith(f"{name}.")), "common")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -31,11 +46,74 @@ def test_our_packages_win_over_others_of_the_same_name(package):
     assert importlib.import_module(package).__file__ == str(REPOSITORY / package / "__init__.py")
 
 
-def test_common_names_and_imports_no_method():
-    for path in (REPOSITORY / "common").rglob("*.py"):
+def test_common_names_and_imports_no_method_and_none_of_its_options():
+    """An option of the loop may have a method's word in its help; a method's own option is nowhere."""
+    options = {field.name for name in METHODS for field in dataclasses.fields(methods.find(name))}
+    for path, tree in PARSED.items():
         assert not {name.partition(".")[0] for name in imports(path)} & set(METHODS), path
-        strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
-        assert not strings & set(METHODS), path
+        constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        texts = {text for text in constants if isinstance(text, str)}
+        assert not texts & set(METHODS), path
+        words = {word for text in texts for word in re.findall(r"\w+", text)}
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not (words | names) & {option for option in options if "_" in option}, path
+
+
+def test_arrows_point_one_way():
+    """Below all: errors and runtime. Above all: study. fast is reached through its door, by training and prediction."""
+    allowed = {
+        "common.runtime": lambda name: wing(name) == "common.runtime" or name == "common.errors",
+        "common.fast": lambda name: wing(name) == "common.fast" or name in FACE_FOR_FAST,
+        "common": lambda name: wing(name) in ("common", "common.runtime"),
+        "common.study": lambda name: name != "common.fast" and wing(name) != "common.fast",
+    }
+    for module, path in MODULES.items():
+        for name in imports(path):
+            if name.startswith("common"):
+                door = name == "common.fast" and module in ("common.training", "common.prediction")
+                assert door or allowed[wing(module)](name), f"{module} imports {name}"
+
+
+FACE_FOR_FAST = ("common.encoders", "common.errors", "common.places")
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {module: {name for name in imports(path) if name in MODULES} - {module} for module, path in MODULES.items()}
+
+    def visit(module, above):
+        assert module not in above, " -> ".join([*above, module])
+        if module not in done:
+            for name in graph[module]:
+                visit(name, [*above, module])
+            done.add(module)
+
+    done = set()
+    for module in graph:
+        visit(module, [])
+
+
+def test_no_function_of_common_is_longer_than_sixty_lines():
+    for path, tree in PARSED.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, (path, node.name)
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("common.data", {"common.methods", "common.training", "common.encoders"}),
+        ("common.runs", {"common.training", "common.checkpoints", "common.tokens"}),
+        ("common.study.aggregation", {"common.training", "common.checkpoints", "common.tokens"}),
+        ("common.study.tables", {"common.training", "common.checkpoints", "common.tokens"}),
+    ],
+)
+def test_reading_data_or_rows_imports_no_method_no_loop_and_no_transformers(module, without):
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    found = set(done.stdout.split())
+    heavy = {"transformers", "datasets", "accelerate", "evaluate", "optuna"}
+    assert not found & (without | heavy | {f"{name}.method" for name in METHODS})
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,15 +1,20 @@
-"""What the README says to type is understood, and its Python runs."""
+"""What the README and docs/ say to type is understood, and their Python runs."""
 
 import re
 import sys
 from dataclasses import fields
+from statistics import fmean
 
 from conftest import REPOSITORY
 
 from common.methods import find
 from common.options import PredictOptions, SweepOptions, TuneOptions, parse
+from common.study import aggregation
+from common.study.significance import confidence_interval
 
-TEXT = (REPOSITORY / "README.md").read_text()
+README = (REPOSITORY / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"))}
+TEXT = "\n".join(PAGES.values())
 
 
 def test_the_python_lines_run(tmp_path, monkeypatch):
@@ -20,7 +25,9 @@ def test_the_python_lines_run(tmp_path, monkeypatch):
 
 
 def test_the_options_that_it_lists_exist():
-    listed = set(re.findall(r"`--(\w+)`", TEXT.partition("### All of GLUE from the shell")[0]))
+    page = PAGES[REPOSITORY / "docs" / "options.md"]
+    listed = {name.removeprefix("no_") for name in re.findall(r"`--(\w+)`", page)}
+    assert len(listed) > 15
     assert listed - {field.name for field in fields(TuneOptions)} == {"help"}
 
 
@@ -36,6 +43,25 @@ def test_its_commands_are_understood(monkeypatch):
         parse("program", **parts[verb])
 
 
-def test_its_links_into_the_repository_lead_somewhere():
-    for path in re.findall(r"\]\(([\w./-]+)\)", TEXT):
-        assert (REPOSITORY / path).exists(), path
+def test_links_into_the_repository_lead_somewhere():
+    for page, text in PAGES.items():
+        for path in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
+            assert (page.parent / path).exists(), (page.name, path)
+
+
+def test_the_readme_has_at_most_a_thousand_words():
+    assert len(README.split()) <= 1000
+
+
+def test_the_answer_is_that_of_the_committed_rows():
+    """Score, interval and parameters of every method in the first table."""
+    tables = aggregation.group(aggregation.read([REPOSITORY / "results" / "sizes.jsonl"]))
+    ((_, configurations),) = tables.items()
+    best = aggregation.best(configurations, "score")
+    lines = re.findall(r"^\| [\w ,-]+ \| (0\.\d+) \| (0\.\d+) to (0\.\d+) \| ([\d,]+) \|", README, re.MULTILINE)
+    found = {int(trained.replace(",", "")): (score, low, high) for score, low, high, trained in lines}
+    assert len(found) == len(best)
+    for each in best.values():
+        scores = list(each.scores("score").values())
+        wanted = (fmean(scores), *confidence_interval(scores))
+        assert found[each.rows[0]["trainable_params_without_head"]] == tuple(f"{value:.3f}" for value in wanted)
