@@ -201,3 +201,45 @@ def test_adapters_of_earlier_versions_load(make_model, tmp_path):
         loaded, _ = load_adapter(folder)
         batch = random_batch(model)
         assert torch.equal(loaded.eval()(**batch).logits, model(**batch).logits), method
+
+
+class Scaled(Branch):
+    """Adds a vector times a factor, 1 but in one of the variants."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.vector, self.factor = nn.Parameter(torch.ones(width)), 1.0
+
+    def forward(self, x, out, host):
+        return None if self.factor == 0 else (self.factor * self.vector).expand_as(out)
+
+
+@dataclass(frozen=True)
+class WithVariants(Method):
+    """Scores the model with its branch and without it."""
+
+    default_lr: ClassVar[float] = 1e-2
+
+    def branches(self, model):
+        yield hidden(layers(model)[0]), Scaled(model.config.hidden_size)
+
+    def variants(self, model):
+        branch = next(module for module in model.modules() if isinstance(module, Scaled))
+        for branch.factor in (1.0, 0.0):
+            yield f"factor_{branch.factor:g}"
+        branch.factor = 1.0
+
+    def uses_all(self):
+        return False
+
+
+def test_every_variant_of_the_best_epoch_has_a_score(options):
+    _, result = train(WithVariants(), options(n_epochs=2))
+    assert result["factor_1_accuracy"] == result["best_accuracy"]
+    assert {"factor_0_accuracy", "factor_0_score"} <= set(result)
+
+
+def test_processes_look_for_unused_parameters_where_a_method_says_that_there_may_be_some(options, tmp_path):
+    for method, wanted in ((WithVariants(), True), (Sparse(), False)):
+        accelerator = training.make_accelerator(method, options(), tmp_path / "run")
+        assert accelerator.ddp_handler.find_unused_parameters is wanted
