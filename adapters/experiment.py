@@ -5,7 +5,7 @@ from common.experiments import sweep
 from common.study.space import Range
 
 TUNING = {"lr": (1e-4, 1e-3), "n_epochs": (3, 20), "bottleneck_size": (64, 256)}
-"""What scripts/run_tune.sh tries, as the mirrored repository does."""
+"""What scripts/run_tune.sh tries: the values of the mirrored repository."""
 
 SPACE = {"bottleneck_size": Range(4, 256, log=True), "placement": ("houlsby", "pfeiffer", "parallel")}
 """What scripts.search tries of the method's own options."""

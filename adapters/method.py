@@ -1,7 +1,7 @@
 """Adapters: h <- h + W_up f(W_down x + b_down) + b_up inside every layer (Houlsby et al., 2019, figure 2)."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -9,31 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import (
-    Branch,
-    Place,
-    Sublayer,
-    embedding_layer_norm,
-    embeddings,
-    hidden_size,
-    layer_norm,
-    layers,
-    sublayer,
-)
+from common.encoders import Branch, Place, Sublayer, embedding_layer_norm, embeddings, hidden_size, layers, sublayer
 from common.errors import DoesNotFit, check
 from common.methods import Method
 
-Placement = Literal["houlsby", "pfeiffer", "parallel"]
-SUBLAYERS: dict[Placement, tuple[Sublayer, ...]] = {
-    "houlsby": ("attention", "feedforward"),
-    "pfeiffer": ("feedforward",),
-    "parallel": ("feedforward",),
-}
-ACTIVATIONS: dict[str, Callable[..., torch.Tensor]] = {"gelu": F.gelu, "relu": F.relu}
-
 
 class Dropped(Branch):
-    """How many of the lowest layers go without their adapters: one for all layers, drawn anew in each forward pass."""
+    """n, the number of lowest layers without adapters: one for all layers, sampled in every training forward pass."""
 
     def __init__(self, n_layers: int):
         super().__init__()
@@ -41,21 +23,15 @@ class Dropped(Branch):
         self.n = self.in_evaluation = 0
 
     def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> None:
-        """Draw, below the lowest layer; nothing is added there."""
+        """Sample n before the lowest layer and add nothing."""
         self.n = int(torch.randint(self.n_layers, ())) if self.training else self.in_evaluation
 
 
 class Adapter(Branch):
-    """A bottleneck beside one sublayer's output, which it leaves as it is until it is trained."""
+    """s (W_up f(W_down h + b_down) + b_up) of one sublayer, 0 at the start. W_down: (m, hidden), W_up: (hidden, m)."""
 
     def __init__(self, method: "Adapters", width: int, layer: int, dropped: Dropped | None):
-        """
-        Args:
-            method: the options.
-            width: features of a token.
-            layer: number of the layer, lowest first.
-            dropped: shared by the adapters of a model; None = no adapter is dropped.
-        """
+        """layer: its index, lowest first. dropped: shared by all adapters of a model; None = none is dropped."""
         super().__init__()
         self.down = nn.Linear(width, method.bottleneck_size)
         self.up = nn.Linear(method.bottleneck_size, width)
@@ -63,17 +39,18 @@ class Adapter(Branch):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
         self.placement = method.placement
-        self.activation = ACTIVATIONS[method.nonlinearity()]
+        self.activation = getattr(F, method.activation or ("gelu" if method.placement == "houlsby" else "relu"))
         self.scaling = method.scaling if method.placement == "parallel" else 1.0
-        self.layer, self.dropped = layer, (dropped,)  # a tuple, so that it is not registered with every adapter
+        self.layer, self.dropped = layer, (dropped,)  # in a tuple, so that it is not registered with every adapter
 
     def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> torch.Tensor | None:
-        """x (the sublayer's input), out (its output): (..., hidden) -> (..., hidden). host: the LayerNorm behind."""
+        """x: input of the sublayer, out: its output, host: the LayerNorm after it. (..., hidden) -> (..., hidden)"""
         (dropped,) = self.dropped
         if dropped is not None and self.layer < dropped.n:
             return None
-        source = {"houlsby": out, "parallel": x}.get(self.placement)
-        h = host(out + x) if source is None else source
+        h = x if self.placement == "parallel" else out
+        if self.placement == "pfeiffer":
+            h = host(out + x)
         return self.scaling * self.up(self.activation(self.down(h)))
 
 
@@ -82,48 +59,36 @@ class Adapters(Method):
     """Small bottleneck networks inside frozen layers (Houlsby et al., 2019)."""
 
     bottleneck_size: int = 64
-    """m: units of each adapter."""
-    placement: Placement = "houlsby"
-    """houlsby: on the output of both sublayers; pfeiffer: after the feed-forward LayerNorm, with the skip taken before
-    it; parallel: beside the feed-forward sublayer, from its input."""
+    """m: hidden units of each adapter."""
+    placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
+    """houlsby: on the output of both sublayers; parallel: beside the feed-forward sublayer, on the same input;
+    pfeiffer: after the feed-forward LayerNorm, with the skip connection taken before it."""
     activation: Literal["gelu", "relu"] | None = None
-    """f. None = as in the placement's paper: gelu for houlsby, relu for the others."""
+    """f. None = as in the paper of the placement: gelu for houlsby, relu for the others."""
     scaling: float = 4.0
-    """s: factor of a parallel adapter's output; the others have none."""
+    """s: factor on the output of a parallel adapter; the other placements have none."""
     train_layernorm: bool | None = None
-    """Train the encoder's LayerNorms too. None = as in the placement's paper: houlsby yes, but not with
-    dropped layers."""
+    """Train the LayerNorms too. None = as in the placement's paper: yes for houlsby without dropped layers; else no."""
     drop_layers: int | Literal["random"] = 0
-    """AdapterDrop: no adapters in so many of the lowest layers; random: another number in every training batch."""
+    """AdapterDrop: the number of lowest layers without adapters; random: another number in every training batch."""
 
     default_lr: ClassVar[float] = 1e-3
     size: ClassVar[str] = "bottleneck_size"
     old_names: ClassVar[dict[str, str]] = {r"\.adapter\.": ".adapters."}
 
     def __post_init__(self) -> None:
+        n = self.drop_layers
         check(
             {
                 f"bottleneck_size is {self.bottleneck_size}: choose at least 1": self.bottleneck_size < 1,
                 f"scaling is {self.scaling}: choose a number above 0": not 0 < self.scaling < math.inf,
-                f"drop_layers is {self.drop_layers}: choose at least 0, or random": (
-                    self.drop_layers != "random" and self.drop_layers < 0
-                ),
-                "drop_layers is random and train_layernorm is on: the LayerNorms below the lowest adapter would bring "
-                "back the work that dropping saves; choose one of the two": (
-                    self.drop_layers == "random" and bool(self.train_layernorm)
+                f"drop_layers is {n}: choose at least 0, or random": n != "random" and n < 0,
+                "drop_layers is random and train_layernorm is on: training the LayerNorms below the lowest adapter "
+                "would cost the work that dropping saves; choose one of the two": (
+                    n == "random" and bool(self.train_layernorm)
                 ),
             }
         )
-
-    def nonlinearity(self) -> str:
-        """Name of f."""
-        return self.activation or ("gelu" if self.placement == "houlsby" else "relu")
-
-    def trains_layernorm(self) -> bool:
-        """Whether the LayerNorms of the layers that have adapters are trained."""
-        if self.train_layernorm is None:
-            return self.placement == "houlsby" and self.drop_layers == 0
-        return self.train_layernorm
 
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
         stack, lowest = layers(model), self.lowest()
@@ -133,21 +98,25 @@ class Adapters(Method):
         if self.drop_layers == "random":
             dropped = Dropped(len(stack))
             yield embeddings(model), dropped
-        for number, layer in enumerate(stack):
-            for name in SUBLAYERS[self.placement] if number >= lowest else ():
+        names: tuple[Sublayer, ...] = ("attention", "feedforward") if self.placement == "houlsby" else ("feedforward",)
+        for number, layer in enumerate(stack[lowest:], start=lowest):
+            for name in names:
                 yield sublayer(layer, name), Adapter(self, hidden_size(model), number, dropped)
 
     def inject(self, model: nn.Module) -> None:
         super().inject(model)
-        if self.trains_layernorm():
+        train = self.train_layernorm
+        if train is None:
+            train = self.placement == "houlsby" and self.drop_layers == 0
+        if train:
             for layer in layers(model)[self.lowest() :]:
                 for name in get_args(Sublayer):
-                    layer_norm(layer, name).requires_grad_(True)
+                    sublayer(layer, name).host.requires_grad_(True)  # its LayerNorm
             if self.lowest() == 0:
                 embedding_layer_norm(model).requires_grad_(True)
 
     def lowest(self) -> int:
-        """Number of the lowest layer that has adapters."""
+        """Index of the lowest layer with adapters."""
         return 0 if self.drop_layers == "random" else self.drop_layers
 
     def uses_all(self) -> bool:

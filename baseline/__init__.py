@@ -1,1 +1,1 @@
-"""Baselines: full fine-tuning, the top layers only, or the head alone."""
+"""Baselines: full fine-tuning, the top layers, random entries, or the head alone."""

@@ -4,7 +4,7 @@ from baseline.method import Baseline
 from common.experiments import sweep
 
 TUNING = {"batch_size": (16, 32), "lr": (1e-5, 2e-5, 3e-5, 5e-5), "n_epochs": (2, 3, 4)}
-"""What scripts/run_tune.sh tries, as the mirrored repository does."""
+"""What scripts/run_tune.sh tries: the values of the mirrored repository."""
 
 if __name__ == "__main__":
     sweep(Baseline(top_k=top_k) for top_k in (0, 1, 2, 3, 4, 6, 8, 10, 12, None))

@@ -1,4 +1,4 @@
-"""Baselines: train the whole encoder, its top k layers and pooler, nothing but the head, or weights drawn at random."""
+"""Baselines: train the whole encoder, its top k layers and pooler, the head alone, or random entries."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,15 +16,12 @@ from common.methods import Method
 
 
 class SparseUpdate(Branch):
-    """D x + e beside W x + b, where D and e are zero but for a few trained entries."""
+    """D x + e beside W x + b, where a few entries of D and e are trained and the others are 0."""
 
     places: torch.Tensor
 
     def __init__(self, places: torch.Tensor):
-        """
-        Args:
-            places: (n,), trained entries, counted row by row through W and on through b.
-        """
+        """places: (n,), indices of the trained entries in W, flattened row by row and followed by b."""
         super().__init__()
         self.delta = nn.Parameter(torch.zeros(len(places)))
         self.register_buffer("places", places, persistent=False)
@@ -38,15 +35,14 @@ class SparseUpdate(Branch):
 
 @dataclass(frozen=True)
 class Baseline(Method):
-    """Fine-tuning of the encoder's own parameters (Devlin et al., 2019), all of them, the top ones or random ones."""
+    """Fine-tuning of the encoder's own parameters: all, the top layers, or random ones (Devlin et al., 2019)."""
 
     top_k: int | None = None
     """Train this many layers from the top, and the pooler; 0 = the head alone, None = everything."""
-
     random_params: int | None = None
-    """Train this many entries of the linear layers, drawn at random: BitFit's control."""
+    """Train this many random entries of the linear layers: the control of the BitFit paper."""
     random_seed: int = 0
-    """Decides which ones, apart from --seed, so that a saved run finds them again."""
+    """Seed that selects these entries. It is separate from --seed, so that a saved run finds them again."""
 
     default_lr: ClassVar[float] = 5e-5
     size: ClassVar[str] = "top_k"
@@ -58,29 +54,25 @@ class Baseline(Method):
             {
                 f"top_k is {k}: choose at least 0, or None for full fine-tuning": k is not None and k < 0,
                 f"random_params is {n}: choose at least 1": n is not None and n < 1,
-                "top_k (which param_budget sets) and random_params are both given: choose one": n is not None
-                and k is not None,
+                "top_k (which param_budget sets) and random_params are both given: choose one": None not in (k, n),
                 f"random_seed is {self.random_seed}: choose at least 0": self.random_seed < 0,
             }
         )
 
     def inject(self, model: nn.Module) -> None:
         super().inject(model)
-        if self.random_params is not None or self.top_k == 0:
-            return
-        if self.top_k is None:
+        k, stack = self.top_k, layers(model)
+        if k is None and self.random_params is None:
             encoder(model).requires_grad_(True)
-            return
-        stack = layers(model)
-        if self.top_k > len(stack):
-            raise DoesNotFit(f"top_k is {self.top_k}, but the encoder has {len(stack)} layers: choose at most that")
-        stack[-self.top_k :].requires_grad_(True)
-        pool = pooler(model)
-        if pool is not None:
-            pool.requires_grad_(True)
+        elif k:
+            if k > len(stack):
+                raise DoesNotFit(f"top_k is {k}, but the encoder has {len(stack)} layers: choose at most that")
+            stack[-k:].requires_grad_(True)
+            if (pool := pooler(model)) is not None:
+                pool.requires_grad_(True)
 
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
-        """n entries of the linear layers, weights and biases, each as likely as any other."""
+        """n entries of the linear layers, weights and biases, sampled uniformly."""
         n = self.random_params
         if n is None:
             return

@@ -1,1 +1,1 @@
-"""Measurements of speed and memory: python -m benchmarks.speed"""
+"""Speed and memory benchmarks: python -m benchmarks.speed"""

@@ -1,8 +1,8 @@
-"""Examples per second, memory and bytes of our methods beside peft + transformers' Trainer: make bench
+"""Compare speed, memory and stored bytes of our methods with peft + transformers' Trainer: make bench
 
-Each measurement is a process of its own, ours and theirs in turn (A B A B ...), so that the machine's drift falls on
-both and peak memory is that of one run. Model, task, batch size, rows and precision are the same; Trainer keeps its
-defaults. What is printed are ratios, medians over the pairs.
+Each measurement is a new process, and the sides take turns (A B A B ...): drift of the machine affects both, and peak
+memory is that of one run. Model, task, batch size, examples and precision are the same; Trainer keeps its defaults. The
+output are ratios: medians over the pairs.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 from common import tasks
 from common.errors import InputError, one_line_errors
 from common.methods import names
+from common.results import provenance
 
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
@@ -29,12 +30,12 @@ OURS: dict[str, dict[str, Any]] = {
     "padded": {"padding": "batch"},
     "reference": {"reference": True},
 }
-"""Sides that are our own loop, and the options that make them."""
+"""Sides with our training loop -> their options."""
 SIDES = (*OURS, "peft", "peft_bf16")
 
 
 def ours(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]:
-    """One run of our loop."""
+    """Measure a run of our training loop."""
     import torch
 
     from baseline.method import Baseline
@@ -43,7 +44,7 @@ def ours(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]:
     from common.training import train
 
     if torch.cuda.is_available() and side == "ours_bf16":
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"  # what `accelerate launch --mixed_precision bf16` sets
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"  # as `accelerate launch --mixed_precision bf16` does
     method = Baseline(top_k=args.top_k) if args.method == "top_k" else find(args.method)()
     options = TuneOptions(
         checkpoint=args.checkpoint,
@@ -63,7 +64,7 @@ def ours(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]:
 
 
 def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]:
-    """The same rows through peft and Trainer, with Trainer's defaults."""
+    """Measure a run on the same examples with peft and Trainer, with Trainer's defaults."""
     import torch
     import transformers
     from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
@@ -84,7 +85,7 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
         "prompt": PromptTuningConfig(num_virtual_tokens=20, task_type="SEQ_CLS"),
     }
     if args.method not in (*configs, "baseline"):
-        raise InputError(f"peft has no {args.method}: choose {', '.join(configs)} or baseline, or sides of ours alone")
+        raise InputError(f"peft has no {args.method}: choose {', '.join(configs)} or baseline, or only sides of ours")
     if args.method in configs:
         model = get_peft_model(model, configs[args.method])
     rows = data.read(task, "train", args.data).sample(args.rows)
@@ -121,9 +122,9 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
 
 
 def matrix_peak(dtype: str) -> float:
-    """FLOP/s of the encoder's feed-forward product at a good size, the best of many: what the machine can do.
+    """Peak FLOP/s of the machine: a matrix product of the encoder's feed-forward layer at a good size, best of many.
 
-    By torch's own product and, on a CPU, by oneDNN's with the weight laid out before: the faster of the two counts.
+    The faster of torch's own product and, on a CPU, oneDNN's with a prepacked weight.
     """
     import torch
 
@@ -134,12 +135,12 @@ def matrix_peak(dtype: str) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens, inner, outer = (8192, 4096, 4096) if device == "cuda" else (2048, 384, 1536)
     plain = torch.nn.Linear(inner, outer, bias=False, dtype=getattr(torch, dtype), device=device).requires_grad_(False)
-    laid_out = copy.deepcopy(plain)
-    use_fast_linear(laid_out)
+    prepacked = copy.deepcopy(plain)
+    use_fast_linear(prepacked)
     x = torch.randn(tokens, inner, dtype=getattr(torch, dtype), device=device)
     best = math.inf
     for _ in range(50):
-        for multiply in (plain, laid_out):
+        for multiply in (plain, prepacked):
             began = time.perf_counter()
             multiply(x)
             if device == "cuda":
@@ -149,11 +150,11 @@ def matrix_peak(dtype: str) -> float:
 
 
 def flops_per_token(checkpoint: str, mean_square_length: float, mean_length: float) -> float:
-    """What LoRA's forward and backward pass cannot do without, for one real token.
+    """Minimum FLOPs of LoRA's forward and backward pass, per real token.
 
-    Counted: the linear maps of every layer and the two attention products, forward and, for the gradients of their
-    inputs, backward; without the gradients of the lowest layer's query, key and value maps, below which nothing is
-    trained, and of the top layer, of which [CLS] alone is wanted, the keys and values alone.
+    Counted: the linear layers and the two attention products, forward and, for the gradients of their inputs, backward.
+    Exceptions: no gradients of query, key and value in the lowest layer, since nothing below it is trained; only keys
+    and values in the top layer, since only its output at [CLS] is used.
     Not counted: embeddings, LayerNorms, activations, LoRA's own small products, the head.
     """
     from common.checkpoints import load_model
@@ -168,7 +169,7 @@ def flops_per_token(checkpoint: str, mean_square_length: float, mean_length: flo
 
 
 def device() -> str:
-    """What was measured on."""
+    """Name of the device of the measurements."""
     import torch
 
     from common.runtime.device import device_name, use_all_cores
@@ -178,21 +179,21 @@ def device() -> str:
 
 
 def padding_factor(args: argparse.Namespace) -> tuple[float, float, float]:
-    """Tokens of random padded batches over real ones; mean length and mean squared length."""
+    """Tokens of random padded batches divided by real tokens; mean length and mean squared length."""
     from common import data
     from common.checkpoints import load_tokenizer
     from common.tokens import shuffled, tokenize
 
     task = tasks.find(args.task_name)
-    rows = data.read(task, "train", args.data).sample(args.rows)
-    lengths = tokenize(rows, load_tokenizer(args.checkpoint), 512).lengths.float()
+    examples = data.read(task, "train", args.data).sample(args.rows)
+    lengths = tokenize(examples, load_tokenizer(args.checkpoint), 512).lengths.float()
     batches = lengths[shuffled(len(lengths), 42, 0)].split(args.batch_size)
     padded = sum(float(batch.max()) * len(batch) for batch in batches)
     return padded / float(lengths.sum()), float(lengths.mean()), float(lengths.square().mean())
 
 
 def measure(side: str, words: list[str]) -> dict[str, float]:
-    """One side in a fresh process."""
+    """Measure one side in a new process."""
     command = [sys.executable, "-m", "benchmarks.speed", "--side", side, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -201,7 +202,7 @@ def measure(side: str, words: list[str]) -> dict[str, float]:
 
 
 def compare(args: argparse.Namespace, words: list[str]) -> dict[str, Any]:
-    """Run the sides in turn and put medians together, and the ratios of each side to every side named after it."""
+    """Run the sides in turn; medians of each side, and ratios of each side to every side named after it."""
     print(f"measuring on {device()}", file=sys.stderr, flush=True)
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in args.sides}
     for pair in range(args.pairs):
@@ -228,11 +229,10 @@ def compare(args: argparse.Namespace, words: list[str]) -> dict[str, Any]:
             done = row[f"{side}_real_tokens_per_second"] * flops_per_token(args.checkpoint, square, length)
             peak = matrix_peak(dtype)
             row |= {f"matrix_peak_{dtype}_gflops": round(peak / 1e9), f"{side}_share_of_peak": round(done / peak, 3)}
-    return row | runs.provenance()
+    return row | provenance()
 
 
 def main() -> None:
-    """Read the command line, measure, print one JSON line and append it to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task_name", default="rte", choices=tasks.TRAINED)
     parser.add_argument("--method", default="lora", choices=("top_k", *names()), help="baseline = full fine-tuning")
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="minilm")
     parser.add_argument("--data", default="demo", help="hub, a folder with the official GLUE download, or demo")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=512, help="training rows of one measurement")
+    parser.add_argument("--rows", type=int, default=512, help="training examples of one measurement")
     parser.add_argument("--n_epochs", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument(

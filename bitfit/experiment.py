@@ -1,4 +1,4 @@
-"""Score of the bias terms, all or by group: accelerate launch -m bitfit.experiment --task_name mrpc"""
+"""Score of training all biases, or one group of them: accelerate launch -m bitfit.experiment --task_name mrpc"""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from bitfit.method import SETS, BitFit
 from common.experiments import sweep
 
 TUNING = {"lr": (4e-4, 1e-3, 2e-3, 3e-3), "n_epochs": (3, 20)}
-"""What scripts/run_tune.sh tries: as many as of the other methods."""
+"""What scripts/run_tune.sh tries: as many settings as for the other methods."""
 
 SPACE = {"terms": (("all",), ("query_mlp",))}
 """What scripts.search tries of the method's own options."""

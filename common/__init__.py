@@ -1,1 +1,1 @@
-"""What every method shares, so that the comparison is fair. Nothing in here names a method."""
+"""The code that all methods share, so that the comparison is fair. Nothing here depends on a particular method."""

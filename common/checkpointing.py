@@ -1,4 +1,4 @@
-"""A run's checkpoint: everything that the loop needs to go on as if it had never been interrupted."""
+"""The checkpoint of a run: everything that is needed to resume it with the same result."""
 
 import dataclasses
 import random
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps for each parameter in its shape, beside a count of steps."""
+"""State of AdamW that has the shape of a parameter; the other part is a count of steps."""
 
 
 @dataclass
 class Progress:
-    """How far a run has come. The epoch is the number of scores in `history`: one is added at the end of each."""
+    """The progress of a run. The epoch is len(history)."""
 
     step: int = 0
     """Optimizer steps done."""
     bad_steps: int = 0
-    """Those of them that were skipped, since a gradient was no number."""
+    """Steps skipped because of a non-finite gradient."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Validation scores of each epoch."""
+    """Validation scores of each finished epoch."""
     variant_scores: dict[str, float] = field(default_factory=dict)
-    """Of the method's variants, in the best epoch."""
+    """Scores of the method's variants in the best epoch."""
     scalars: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
-    """Everything logged so far, as (step, time of day in seconds, name -> value)."""
+    """All logged values, as (step, Unix time, name -> value)."""
     recent_steps: int = 0
     """Steps since training scalars were last logged."""
     logged_at: float = 0.0
@@ -44,28 +44,28 @@ class Progress:
     train_seconds: float = 0.0
     train_tokens: int = 0
     peak_memory: int = 0
-    """Bytes, the most of all processes that have worked on the run one after the other."""
+    """Bytes, the maximum over all launches of the run."""
     n_resumed: int = 0
-    """How often the run was taken up again."""
+    """How often the run was resumed."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What changes in training, beside the progress: the contents of a checkpoint."""
+    """What training changes besides the progress. Saves and loads both as a checkpoint."""
 
     model: nn.Module
     optimizer: Any
     recent: torch.Tensor
-    """Sums since the last log, of this process."""
+    """This process's sums since the last log."""
     accelerator: "Accelerator"
     facts: dict[str, Any]
-    """What has to be the same for a run to go on: base model, rows, processes."""
+    """What must be the same when a run is resumed: base model, number of examples, steps and processes."""
 
     def save(self, folder: Path, progress: Progress) -> None:
-        """Replace the checkpoint in a run's folder; every process has to call it.
+        """Replace the checkpoint in a run's folder; all processes must call this.
 
         Raises:
-            InputError: it cannot be written; the one before is as it was.
+            InputError: it cannot be written; the previous checkpoint is kept.
         """
         from accelerate.utils import gather_object
 
@@ -91,36 +91,36 @@ class TrainingState:
         self.accelerator.wait_for_everyone()
 
     def load(self, folder: Path) -> Progress:
-        """Put everything back as the checkpoint in a run's folder has it; every process has to call it.
+        """Restore the state from the checkpoint in a run's folder; all processes must call this.
 
         Raises:
-            InputError: it is damaged, or the run is another one now.
+            InputError: it is damaged, or belongs to another run.
         """
         path = folder / CHECKPOINT
         try:
             tensors, notes = files.read_tensors(path)
         except InputError as error:
-            raise InputError(f"{error}; --no_resume begins the run anew") from error
+            raise InputError(f"{error}; --no_resume restarts the run") from error
         try:
             return self._restore(path, tensors, notes)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"{path} was written by other code ({error!r}): --no_resume begins the run anew"
+                f"{path} was written by another version ({error!r}): --no_resume restarts the run"
             ) from error
 
     def _restore(self, path: Path, tensors: Tensors, notes: dict[str, Any]) -> Progress:
         changed = [key for key, value in self.facts.items() if notes["facts"].get(key) != value]
         if changed:
             found = ", ".join(f"{key} was {notes['facts'].get(key)} and is {self.facts[key]}" for key in changed)
-            raise InputError(f"{path} is of another run: {found}; put back what it was, or say --no_resume")
+            raise InputError(f"{path} belongs to another run: {found}; change it back, or use --no_resume")
         progress = Progress(**notes["progress"])
         progress.n_resumed += 1
         for name, parameter in trainable(self.model).items():
             parameter.data.copy_(shards.shard_like(tensors[f"weights.{name}"], parameter))
-            if f"optimizer.step.{name}" in tensors:  # no state yet where no gradient has arrived yet
-                # Copied, into memory of their own: views of a file's bytes would lie anywhere.
+            if f"optimizer.step.{name}" in tensors:  # a parameter without a gradient so far has no state
+                # Copied, since the tensors are views of the file's bytes and may not be aligned.
                 state = {
                     k: tensors[f"optimizer.{k}.{name}"].to(parameter.device, copy=True) for k in ("step", *MOMENTS)
                 }
@@ -128,21 +128,21 @@ class TrainingState:
                 self.optimizer.state[parameter] = state
         for name, buffer in own_buffers(self.model).items():
             buffer.copy_(tensors[f"buffers.{name}"])
-        own = f"process.{self.accelerator.process_index}."
-        self.recent.copy_(tensors[f"{own}recent"])
-        _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})
+        prefix = f"process.{self.accelerator.process_index}."
+        self.recent.copy_(tensors[f"{prefix}recent"])
+        _set_random_states({n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(notes["scaler"])
         return progress
 
 
 def _random_states(device: torch.device) -> Tensors:
-    """The states of all random generators of this process: torch's, and those that a method may use beside them."""
-    _, words_np, place, has_gauss, gauss_np = np.random.get_state(legacy=True)
+    """The states of this process's random generators: torch's, numpy's and Python's, which a method may use."""
+    _, words_np, position, has_gauss, gauss_np = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
     states = {
         "torch": torch.get_rng_state(),
-        "numpy": torch.tensor([*words_np, place, has_gauss], dtype=torch.int64),
+        "numpy": torch.tensor([*words_np, position, has_gauss], dtype=torch.int64),
         "numpy_gauss": torch.tensor(gauss_np, dtype=torch.float64),
         "python": torch.tensor([version, *words], dtype=torch.int64),
         "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
@@ -153,10 +153,10 @@ def _random_states(device: torch.device) -> Tensors:
 
 
 def _set_random_states(states: Tensors) -> None:
-    """The way back."""
     torch.set_rng_state(states["torch"])
-    *words, place, has_gauss = states["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), place, has_gauss, states["numpy_gauss"].item()))
+    *words, position, has_gauss = states["numpy"].tolist()
+    gauss = states["numpy_gauss"].item()
+    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, has_gauss, gauss))
     version, *inner = states["python"].tolist()
     random.setstate((version, tuple(inner), next(iter(states["python_gauss"].tolist()), None)))
     if "cuda" in states:

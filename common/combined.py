@@ -13,16 +13,16 @@ from common.methods import Method, trainable
 
 @dataclass(frozen=True)
 class Combined(Method):
-    """Several methods on one model, injected one after the other; for `train` and Python, not for a command line."""
+    """Several methods on one model, injected one after the other. For use from Python, not from a command line."""
 
     parts: tuple[Method, ...]
 
     def __post_init__(self) -> None:
         check(
             {
-                f"{self.name}: wanted two methods at least": len(self.parts) < 2,
-                f"{self.name}: each method can be there once": len({p.name for p in self.parts}) < len(self.parts),
-                f"{self.name}: a combination cannot be a part of another": any(
+                f"{self.name}: wanted at least two methods": len(self.parts) < 2,
+                f"{self.name}: each method can be used only once": len({p.name for p in self.parts}) < len(self.parts),
+                f"{self.name}: a combination cannot contain another one": any(
                     isinstance(part, Combined) for part in self.parts
                 ),
             }
@@ -44,7 +44,7 @@ class Combined(Method):
         tensors, parts = dict(trained), []
         for part in self.parts:
             used, own = part.stored(model)
-            for name in trained.keys() - own.keys():  # replaced by others
+            for name in trained.keys() - own.keys():  # replaced by other tensors
                 del tensors[name]
             tensors |= {name: tensor for name, tensor in own.items() if tensor is not trained.get(name)}
             parts.append(used)
@@ -61,20 +61,18 @@ class Combined(Method):
         return all(part.uses_all() for part in self.parts)
 
     def options(self) -> dict[str, Any]:
-        """The options of each method, under its name."""
+        """Name of each method -> its options."""
         return {part.name: part.options() for part in self.parts}
 
     @property
     def starts_at_pretrained(self) -> bool:  # type: ignore[override]
-        """Whether all of the methods do."""
         return all(part.starts_at_pretrained for part in self.parts)
 
     @property
     def old_names(self) -> dict[str, str]:  # type: ignore[override]
-        """Those of all methods."""
         return {pattern: new for part in self.parts for pattern, new in part.old_names.items()}
 
     @property
     def name(self) -> str:
-        """The names of the methods, in the order in which they are injected."""
+        """The names of the methods in the order of their injection."""
         return "+".join(part.name for part in self.parts)

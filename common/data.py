@@ -1,4 +1,4 @@
-"""Rows of a task -> token ids -> batches. From the hub, from the official download's TSV files, or synthetic."""
+"""Read the examples of a task: from the hub, from the TSV files of the official download, or synthetic."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from common.runtime import hub
 from common.tasks import GlueTask, Source
 
 LONGEST_LINE = 1_000_000
-"""Characters of a line; the longest of GLUE has a few thousand."""
+"""Maximal number of characters of a line; the longest line of GLUE has a few thousand."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The rows of one split, in file order."""
+    """The examples of one split, in file order."""
 
     texts: tuple[list[str], ...]
     """One list of sentences for each text column."""
     labels: list[int] | list[float] | None
-    """Class indices, or scores of a regression; None where they are not published (test)."""
+    """Class indices, or scores of a regression; None if they are not published (test)."""
 
     def __len__(self) -> int:
         return len(self.texts[0])
 
     def sample(self, n: int | None) -> Examples:
-        """n random rows, the same ones each time (files may be sorted, as STS-B is); all of them for None."""
+        """n random examples, the same ones each time (files may be sorted, like STS-B); all for None."""
         if n is None or n >= len(self):
             return self
-        return self._rows(torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:n].tolist())
+        return self._select(torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:n].tolist())
 
     def hold_out(self) -> tuple[Examples, Examples]:
-        """The rows in two: most of them, and a tenth (at most 5,000) to select on, the same ones each time.
+        """Split into training examples and a tenth (at most 5,000) to select on, the same ones each time.
 
-        Every label has its share in both: sorted by label, every so many-th row is held out.
+        The split is stratified: of the examples sorted by label, every n-th one is held out.
         """
         n = min(5_000, max(1, len(self) // 10))
         generator = torch.Generator().manual_seed(0)
         shuffled = torch.randperm(len(self), generator=generator)
         by_label = shuffled[torch.tensor(self.labels, dtype=torch.float64)[shuffled].argsort(stable=True)]
-        places = ((torch.arange(n) + torch.rand(1, generator=generator)) * len(self) / n).long()
-        held = torch.zeros(len(self), dtype=torch.bool)
-        held[by_label[places]] = True
-        return self._rows((~held).nonzero()[:, 0].tolist()), self._rows(held.nonzero()[:, 0].tolist())
+        every_nth = ((torch.arange(n) + torch.rand(1, generator=generator)) * len(self) / n).long()
+        held_out = torch.zeros(len(self), dtype=torch.bool)
+        held_out[by_label[every_nth]] = True
+        return self._select((~held_out).nonzero()[:, 0].tolist()), self._select(held_out.nonzero()[:, 0].tolist())
 
-    def _rows(self, rows: list[int]) -> Examples:
-        labels: Any = self.labels and [self.labels[row] for row in rows]
-        return Examples(tuple([column[row] for row in rows] for column in self.texts), labels)
+    def _select(self, indices: list[int]) -> Examples:
+        labels: Any = self.labels and [self.labels[index] for index in indices]
+        return Examples(tuple([column[index] for index in indices] for column in self.texts), labels)
 
 
 def read(task: GlueTask, split: str, data: str) -> Examples:
-    """Rows of a split from `data`: "hub", "demo" (synthetic) or a folder with the official TSV files.
+    """The examples of a split from `data`: "hub", "demo" (synthetic) or a folder with the official TSV files.
 
     Raises:
-        InputError: the hub, folder, file or column is missing, or a row or label is malformed (file and line named).
+        InputError: hub, folder, file or column is missing, or a line or label is malformed (names file and line).
     """
     if data == "demo":
         examples = Examples(*synthetic.generate(task, split))
@@ -68,12 +68,12 @@ def read(task: GlueTask, split: str, data: str) -> Examples:
     else:
         examples = _read_tsv(task, task.splits[split], Path(data), labelled=split != "test")
     if len(examples) == 0:
-        raise InputError(f"{task.name}: the split {split!r} of {data} has no rows: at least one is needed")
+        raise InputError(f"{task.name}: the split {split!r} of {data} has no examples: wanted at least one")
     return examples
 
 
 def is_there(task: GlueTask, split: str, data: str) -> bool:
-    """Whether a folder holds the file of this split; hub and demo data hold them all."""
+    """Whether a folder has the file of this split; hub and demo data have all splits."""
     return data in ("hub", "demo") or (Path(data) / task.splits[split].file).is_file()
 
 
@@ -101,17 +101,17 @@ def _read_tsv(task: GlueTask, source: Source, folder: Path, labelled: bool) -> E
     path = folder / source.file
     if not path.is_file():
         raise InputError(f"{path} not found: {task.name} needs it, in the layout of the official GLUE download")
-    # The official files quote nothing, so csv rules would join rows at a stray quotation mark; and str.splitlines
-    # would cut sentences at Unicode's other line ends. utf-8-sig drops the byte order mark of MRPC.
+    # The official files have no quoting, so the csv module would join lines at a single quotation mark, and
+    # str.splitlines would cut sentences at Unicode's other line ends. utf-8-sig drops the byte order mark of MRPC.
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         at = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {at}: not UTF-8 ({error.reason}): convert it, or fetch it again") from error
+        raise InputError(f"{path}, line {at}: not UTF-8 ({error.reason}): convert it, or download it again") from error
     if "\0" in text:
         at = text[: text.index("\0")].count("\n") + 1
-        raise InputError(f"{path}, line {at}: a NUL character, which no text has: fetch the file again")
+        raise InputError(f"{path}, line {at}: a NUL character, not allowed in text: download the file again")
     lines = text.split("\n")
     if lines and lines[-1] == "":
         lines.pop()
@@ -121,7 +121,7 @@ def _read_tsv(task: GlueTask, source: Source, folder: Path, labelled: bool) -> E
     header = list(source.header) or lines.pop(0).rstrip("\r").split("\t")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise InputError(f"{path}: the column {twice[0]!r} is there {header.count(twice[0])} times, wanted once")
+        raise InputError(f"{path}: the column {twice[0]!r} occurs {header.count(twice[0])} times, wanted once")
 
     def column(name: str) -> int:
         if name not in header:
@@ -136,7 +136,8 @@ def _read_tsv(task: GlueTask, source: Source, folder: Path, labelled: bool) -> E
     for number, line in enumerate(lines, start=first):
         if len(line) > LONGEST_LINE:
             raise InputError(
-                f"{path}, line {number}: {len(line):,} characters, wanted {LONGEST_LINE:,} at most: is an end missing?"
+                f"{path}, line {number}: {len(line):,} characters, wanted at most {LONGEST_LINE:,}: "
+                "is a line end missing?"
             )
         fields = line.rstrip("\r").split("\t")
         if len(fields) != len(header):
@@ -154,7 +155,7 @@ def _read_tsv(task: GlueTask, source: Source, folder: Path, labelled: bool) -> E
         for values, at in zip(texts, texts_at, strict=True):
             values.append(fields[at])
     if len(labels) > 1 and len(set(labels)) == 1:
-        raise InputError(f"{path}: all {len(labels)} rows have the same label: wanted two labels at least")
+        raise InputError(f"{path}: all {len(labels)} examples have the same label: wanted at least two labels")
     if broken:
-        print(f"{path}: {len(broken)} rows with missing fields left out (lines {broken})", file=sys.stderr)
+        print(f"{path}: {len(broken)} lines with missing fields skipped (lines {broken})", file=sys.stderr)
     return Examples(texts, labels if labelled else None)

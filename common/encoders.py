@@ -1,5 +1,6 @@
-"""Hugging Face encoders: where in one is which place. The only file with those modules' names."""
+"""The places and modules of Hugging Face encoders. No other file knows the names of these modules."""
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,13 +14,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
-"""Model types that this file knows its way around in."""
+"""Supported model types."""
 
 Linear = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
 """The linear layers of a Transformer layer; `intermediate` and `output` are the two of the feed-forward part."""
+Sublayer = Literal["attention", "feedforward"]
+"""The two parts of a Transformer layer. A residual sum and a LayerNorm follow each of them."""
 
-# Where each of them lies in a layer: BERT, RoBERTa and ELECTRA first, DistilBERT second.
-_PATHS: dict[str, tuple[str, ...]] = {
+# Paths of modules in a layer or an encoder: first those of BERT, RoBERTa and ELECTRA, then those of DistilBERT.
+_LINEAR: dict[str, tuple[str, ...]] = {
     "query": ("attention.self.query", "attention.q_lin"),
     "key": ("attention.self.key", "attention.k_lin"),
     "value": ("attention.self.value", "attention.v_lin"),
@@ -27,26 +30,20 @@ _PATHS: dict[str, tuple[str, ...]] = {
     "intermediate": ("intermediate.dense", "ffn.lin1"),
     "output": ("output.dense", "ffn.lin2"),
 }
-_LAYERS = ("encoder.layer", "transformer.layer")
-_SELF_ATTENTION = ("attention.self", "attention")
-
-Sublayer = Literal["attention", "feedforward"]
-"""The two parts of a Transformer layer, each with a residual sum and a LayerNorm behind it."""
-
 _LAYER_NORMS: dict[Sublayer, tuple[str, ...]] = {
     "attention": ("attention.output.LayerNorm", "sa_layer_norm"),
     "feedforward": ("output.LayerNorm", "output_layer_norm"),
 }
+_LAYERS = ("encoder.layer", "transformer.layer")
+_SELF_ATTENTION = ("attention.self", "attention")
 
 
 def _first(root: nn.Module, paths: tuple[str, ...]) -> str:
-    """The first of these paths that leads to a module below root. Raises InputError if none does."""
+    """The first of these paths that exists below root. Raises InputError if none does."""
     for path in paths:
-        try:
+        with contextlib.suppress(AttributeError):
             root.get_submodule(path)
             return path
-        except AttributeError:
-            continue
     raise InputError(f"{type(root).__name__} has none of {', '.join(paths)}: known are encoders of {', '.join(KINDS)}")
 
 
@@ -61,43 +58,43 @@ def layers(model: nn.Module) -> Any:
 
 
 def stack(model: nn.Module) -> nn.Module:
-    """The module that runs the layers one after the other, between the embeddings and the pooler or head."""
+    """The module that runs all layers, between the embeddings and the pooler or head."""
     return encoder(model).get_submodule(_first(encoder(model), _LAYERS).rpartition(".")[0])
 
 
-# Places: each takes any number of branches, see common/places.py.
+# Places, see common/places.py. Each takes any number of branches.
 
 
 def linear(layer: nn.Module, name: Linear) -> Place:
-    """A linear layer."""
-    return Place(layer.get_submodule(_first(layer, _PATHS[name])))
+    """The output of a linear layer."""
+    return Place(layer.get_submodule(_first(layer, _LINEAR[name])))
 
 
 def sublayer(layer: nn.Module, name: Sublayer) -> Place:
-    """A sublayer's output behind its dropout, before the residual sum. x is the sublayer's input, (..., hidden).
+    """A sublayer's output after its dropout and before the residual sum, (..., hidden); x is its input.
 
-    The host is the LayerNorm behind the sum.
+    The host is the LayerNorm after the sum.
     """
     norm = layer_norm(layer, name)
     path = {"attention": "attention.output", "feedforward": "output"}[name]
     try:
         return BeforeResidual(norm, layer.get_submodule(path))
-    except AttributeError:  # DistilBERT sums in the layer, so the output of the module is the sublayer's
+    except AttributeError:  # DistilBERT computes the sum in the layer, so the module's output is the sublayer's
         return Place(norm, layer.get_submodule({"attention": "attention", "feedforward": "ffn"}[name]))
 
 
 def hidden(layer: nn.Module) -> Place:
-    """The output of a layer, (..., hidden); x is its input. A packed top layer gives [CLS] of each sequence alone."""
+    """The output of a layer, (..., hidden); x is its input. In packed batches the top layer returns only [CLS]."""
     return Place(layer)
 
 
 def embeddings(model: nn.Module) -> Place:
-    """What the lowest layer is given, (..., hidden) or ELECTRA's smaller size; x is the token ids."""
+    """The input of the lowest layer, (..., hidden) or ELECTRA's smaller size; x is the token ids."""
     return Place(embedding_module(model))
 
 
 def before_head(model: nn.Module) -> Place:
-    """What the head is given; x is the same."""
+    """The input of the head; x is the same."""
     others = (child for child in model.children() if child is not encoder(model))
     return Input(next(child for child in others if list(child.parameters())))
 
@@ -108,7 +105,7 @@ def keys_values(layer: nn.Module) -> Place:
 
 
 def front(model: nn.Module, n: int, level: Level = "words") -> Place:
-    """n tokens in front of every sequence: branches return their vectors, (n, features of a word embedding)."""
+    """n tokens before every sequence: branches return their vectors, (n, features of a word embedding)."""
     return Front(n, level, encoder(model), stack(model), embedding_module(model), first_position(model))
 
 
@@ -116,37 +113,36 @@ def front(model: nn.Module, n: int, level: Level = "words") -> Place:
 
 
 def embedding_module(model: nn.Module) -> Any:
-    """The module that makes the lowest layer's input of token ids: words, positions, types, LayerNorm, dropout."""
+    """The module that computes the lowest layer's input: words, positions, types, LayerNorm, dropout."""
     return encoder(model).embeddings
 
 
 def word_embeddings(model: nn.Module) -> Any:
-    """The table of the vocabulary, an nn.Embedding."""
+    """The embeddings of the vocabulary, an nn.Embedding."""
     return embedding_module(model).word_embeddings
 
 
 def embedding_projection(model: nn.Module) -> nn.Linear | None:
-    """ELECTRA's map from its smaller embeddings to the hidden size; None where there is none."""
+    """ELECTRA's linear layer from its smaller embeddings to the hidden size; None for other encoders."""
     return getattr(encoder(model), "embeddings_project", None)
 
 
 def layer_norm(layer: nn.Module, sublayer: Sublayer) -> Any:
-    """The LayerNorm behind a sublayer's residual sum."""
+    """The LayerNorm after a sublayer's residual sum."""
     return layer.get_submodule(_first(layer, _LAYER_NORMS[sublayer]))
 
 
 def embedding_layer_norm(model: nn.Module) -> Any:
-    """The LayerNorm below the lowest layer."""
     return embedding_module(model).LayerNorm
 
 
 def self_attention(layer: nn.Module) -> Any:
-    """The module that makes queries, keys and values and lets them attend."""
+    """The module that computes queries, keys, values and attention."""
     return layer.get_submodule(_first(layer, _SELF_ATTENTION))
 
 
 def keys_and_values(attention: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a layer's self-attention makes of hidden states, (..., hidden): its keys and its values, each the same."""
+    """Keys and values that a self-attention computes from hidden states, each (..., hidden)."""
     names = ("key", "value") if hasattr(attention, "key") else ("k_lin", "v_lin")
     key, value = (getattr(attention, name)(hidden_states) for name in names)
     return key, value
@@ -158,49 +154,48 @@ def n_heads(model: Any) -> int:
 
 
 def hidden_size(model: Any) -> int:
-    """Features of a token between the layers."""
     return encoder(model).config.hidden_size
 
 
 def pooler(model: nn.Module) -> nn.Module | None:
-    """The pretrained dense + tanh over [CLS] that BERT has inside its encoder; None for the other kinds."""
+    """The pretrained dense + tanh on [CLS] inside BERT's encoder; None for other encoders."""
     return getattr(encoder(model), "pooler", None)
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What the task adds to the encoder: every parameter outside it (RoBERTa's dense and DistilBERT's too)."""
+    """All parameters outside the encoder and outside branches, including the dense layer of RoBERTa and DistilBERT."""
     modules = [encoder(model), *(module for module in model.modules() if isinstance(module, Branch))]
     inside = {id(parameter) for module in modules for parameter in module.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
 
 
 def layer_norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights and biases of every LayerNorm of the encoder (bert-base: 25 of them), under the names they have."""
+    """Weights and biases of all LayerNorms of the encoder (25 LayerNorms in bert-base), by their names in the model."""
     inside = {id(p) for m in encoder(model).modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in inside}
 
 
 def n_outputs(model: Any) -> int:
-    """Outputs of a model's head."""
+    """Outputs of the head."""
     return model.config.num_labels
 
 
 def longest_input(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Tokens that fit into the encoder, special ones included."""
+    """The maximal number of tokens of an input, including special tokens."""
     return min(tokenizer.model_max_length, n_positions(model))
 
 
 def vocabulary_size(model: nn.Module) -> int:
-    """Token ids that the encoder has embeddings for."""
+    """Number of token ids with an embedding."""
     return word_embeddings(model).num_embeddings
 
 
 def n_positions(model: Any) -> int:
-    """Positions that the encoder has embeddings for."""
+    """Number of positions with an embedding that a token can have."""
     return encoder(model).config.max_position_embeddings - first_position(model)
 
 
 def first_position(model: nn.Module) -> int:
-    """Position of a sequence's first token: 0, but RoBERTa counts from behind its padding index."""
+    """Position of a sequence's first token: 0, but in RoBERTa the one after the padding index."""
     padding = embedding_module(model).position_embeddings.padding_idx
     return 0 if padding is None else padding + 1

@@ -1,4 +1,4 @@
-"""Scores of a model, for the training loop and for prediction alike."""
+"""Outputs and scores of a model, for training and for prediction."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,17 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 COLLAPSED = "collapsed"
-"""Among the scores: 1 where the model gives all rows of the validation set one answer, which is worth none."""
+"""Name of a score: 1 if the model gives the same answer for all examples of the validation set, which is useless."""
 
 
 def evaluate(
     task: Task, model: nn.Module, splits: dict[str, Tokens], batch_size: int, accelerator: "Accelerator"
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Scores on every split, those after the first with a suffix, and `score`, the mean of the first one's metrics.
+    """Scores by name, and outputs by split, (examples, outputs).
 
-    And the outputs that they are of: split -> (rows, outputs).
+    Names of scores have a suffix from the second split on; `score` is the mean of the first split's metrics.
     """
-    scores: dict[str, float] = {}
-    outputs = {}
+    scores, outputs = dict[str, float](), dict[str, np.ndarray]()
     for split, tokens in splits.items():
         values, outputs[split] = task.score(model, tokens, batch_size, accelerator)
         suffix = "_" + split.removeprefix("validation_") if scores else ""
@@ -42,29 +41,28 @@ def predict_logits(
     tokens: Tokens,
     batch_size: int,
     accelerator: "Accelerator",
-    progress: Callable[[int], Any] = lambda rows: None,
+    progress: Callable[[int], Any] = lambda n_examples: None,
 ) -> np.ndarray:
-    """The model's outputs for every row, in row order, on every process: (rows, outputs).
+    """The model's outputs for all examples, in their order and on every process: (examples, outputs).
 
-    The batches are cut before they are dealt out to the processes, so that each row meets the same neighbours however
-    many processes there are; every row is filled in by exactly one process and the sum over them puts it together.
+    The split into batches does not depend on the number of processes, so that the outputs do not either. Each example
+    is computed on one process and is 0 on the others, so that a sum collects all of them.
 
     Args:
-        model: without a wrapper for several processes, whose forward pass would wait for all of them.
-        progress: called with the number of rows of each batch.
+        model: without the wrapper for several processes, whose forward pass would wait for all of them.
+        progress: called with the number of examples done in each round of batches.
     """
     model.eval()
-    every = torch.zeros(len(tokens), n_outputs(model), device=accelerator.device)
-    # In the order of their lengths, which puts rows of similar lengths side by side.
-    batches = tokens.lengths.argsort(stable=True).split(batch_size)
+    logits = torch.zeros(len(tokens), n_outputs(model), device=accelerator.device)
+    batches = tokens.lengths.argsort(stable=True).split(batch_size)  # sorted by length, to need little padding
     for first in range(0, len(batches), accelerator.num_processes):
-        dealt = batches[first : first + accelerator.num_processes]
-        # One without a batch runs the last one too, for nothing: a sharded model's forward pass is that of all.
-        rows = dealt[min(accelerator.process_index, len(dealt) - 1)]
-        batch, _ = tokens.batch(rows, accelerator.device)
+        per_process = batches[first : first + accelerator.num_processes]
+        # A process without a batch repeats the last one: a sharded model needs all processes in a forward pass.
+        indices = per_process[min(accelerator.process_index, len(per_process) - 1)]
+        batch, _ = tokens.batch(indices, accelerator.device)
         outputs = model(**batch).logits.float()
-        if accelerator.process_index < len(dealt):
-            every[rows.to(every.device)] = outputs
-        progress(sum(map(len, dealt)))
+        if accelerator.process_index < len(per_process):
+            logits[indices.to(logits.device)] = outputs
+        progress(sum(map(len, per_process)))
     reshard(model)
-    return accelerator.reduce(every, reduction="sum").cpu().numpy()
+    return accelerator.reduce(logits, reduction="sum").cpu().numpy()

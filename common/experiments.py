@@ -1,4 +1,4 @@
-"""Many runs -> rows of results: a grid of configurations, each with several seeds."""
+"""Run a grid of configurations, each with several seeds, and collect the results."""
 
 import dataclasses
 import datetime
@@ -23,14 +23,14 @@ from common.training import train
 
 ROWS = "experiment.jsonl"
 WAIT = 1.0
-"""Seconds between two looks at runs that other workers are at work on."""
+"""Seconds to wait before checking again whether other workers have finished their runs."""
 
 
 def sweep(grid: Iterable[Method]) -> None:
     """`python -m METHOD.experiment`: train every configuration of the grid with every seed and print a table.
 
-    A run that is finished already, by an earlier experiment or by tune, is not repeated. Configurations that do not
-    fit the encoder are left out and named. The last line printed is the path of the rows.
+    Finished runs of an earlier experiment or of tune are not repeated. Configurations that do not fit the encoder are
+    skipped with a message. The last line printed is the path of the file with the results.
     """
     methods = list(grid)
     name, lr = methods[0].name, type(methods[0]).default_lr
@@ -38,7 +38,7 @@ def sweep(grid: Iterable[Method]) -> None:
     with one_line_errors(options.debug):
         methods = select_sizes(methods, chosen.sizes)
         if options.param_budget is not None:
-            raise InputError("param_budget decides the size that the grid varies: leave it out, or use tune")
+            raise InputError("param_budget sets the size, which the grid varies: omit it, or use tune")
         launching.start_cpu_processes()
         with destroy_group_at_end():
             rows = run_all(methods, options, range(options.seed, options.seed + chosen.n_seeds))
@@ -48,63 +48,63 @@ def sweep(grid: Iterable[Method]) -> None:
 
 
 def select_sizes(methods: list[Method], sizes: tuple[str, ...]) -> list[Method]:
-    """Those of the grid that have one of these sizes; all for none. Raises InputError for a size that is not there."""
-    there = [str(getattr(method, method.size)) if method.size else "" for method in methods]
+    """The methods of the grid with these sizes, or all without sizes. Raises InputError for a size not in the grid."""
+    known = [str(getattr(method, method.size)) if method.size else "" for method in methods]
     for size in sizes:
-        if size not in there:
+        if size not in known:
             raise InputError(
-                f"no size {size} in the grid of {methods[0].name}: there are {', '.join(filter(None, there)) or 'none'}"
+                f"no size {size} in the grid of {methods[0].name}: there are {', '.join(filter(None, known)) or 'none'}"
             )
-    return [method for method, size in zip(methods, there, strict=True) if not sizes or size in sizes]
+    return [method for method, size in zip(methods, known, strict=True) if not sizes or size in sizes]
 
 
 def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[dict[str, Any]]:
-    """Train each method with each seed; the results, each also one row on disk as soon as it is there.
+    """Train each method with each seed; return the results. Each is also appended to a file as soon as its run ends.
 
-    Any number of processes may work on the same runs: each takes what no other has, and ends when all are finished.
+    Several workers may share the same runs: each takes runs that no other worker trains, and returns when all are done.
 
     Raises:
-        InputError: as `train`; or no configuration fits the encoder.
+        InputError: as in `train`, or no configuration fits the encoder.
     """
-    main = os.environ.get("RANK", "0") == "0"
+    is_rank_0 = os.environ.get("RANK", "0") == "0"
     for path in {run_folder(method, options).parent / ROWS for method in methods}:
         if path.is_file():
-            read_rows(path)  # what cannot be appended to is told before hours of work
+            read_rows(path)  # report a damaged file before hours of training
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     refused: dict[int, DoesNotFit] = {}
     waiting = list(product(range(len(methods)), seeds))
     n_runs = len(waiting)
-    material = TaskData(classification.find(options.task_name), options)  # read once, for all of them
+    task_data = TaskData(classification.find(options.task_name), options)  # read once, for all runs
     while waiting:
         busy = []
         for number, seed in waiting:
             if number in refused:
                 continue
-            place = f" [run {len(rows) + 1} of {n_runs}{_time_left(rows.values(), n_runs)}]"
+            label = f" [run {len(rows) + 1} of {n_runs}{_time_left(rows.values(), n_runs)}]"
             try:
-                folder, result = train(methods[number], dataclasses.replace(options, seed=seed), material, label=place)
-            except Busy:  # another worker has it: take the next one, and come back in case that worker dies
+                folder, result = train(methods[number], dataclasses.replace(options, seed=seed), task_data, label=label)
+            except Busy:  # another worker trains it: take the next run, and try again later, since that worker may die
                 busy.append((number, seed))
                 continue
             except DoesNotFit as error:
                 refused[number] = error
                 n_runs -= len(seeds)
-                if main:
-                    print(f"configuration {number + 1} of {len(methods)} left out: {error}")
+                if is_rank_0:
+                    print(f"configuration {number + 1} of {len(methods)} skipped: {error}")
                 continue
             rows[number, seed] = result
-            if main:
+            if is_rank_0:
                 append_once(folder.parent / ROWS, result)
         if len(busy) == len(waiting):
             time.sleep(WAIT)
         waiting = busy
     if refused and not rows:
         raise next(iter(refused.values()))
-    return [rows[place] for place in sorted(rows)]
+    return [rows[key] for key in sorted(rows)]
 
 
 def _time_left(rows: Collection[dict[str, Any]], n_runs: int) -> str:
-    """How long the rest of so many runs will train, if it is as long as those that are done."""
+    """The time for the remaining runs, at the mean training time of the finished runs."""
     if not rows:
         return ""
     seconds = statistics.fmean(row["train_seconds"] for row in rows) * (n_runs - len(rows))
@@ -114,7 +114,7 @@ def _time_left(rows: Collection[dict[str, Any]], n_runs: int) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """One line per configuration: what varies over the grid, trained parameters, mean and spread over the seeds."""
     if not rows:
-        raise InputError("no run has finished: nothing to put into a table")
+        raise InputError("no run has finished: there are no results for a table")
     varying = [key for key in _settings(rows[0]) if len({str(row[key]) for row in rows}) > 1]
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Does a method fit the encoder, the parameter budget and the machine? Answered before anything is trained."""
+"""Check before training whether a method fits the encoder, the parameter budget and the machine."""
 
 import copy
 import dataclasses
@@ -6,11 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from common.encoders import (
-    longest_input,
-    n_positions,
-    vocabulary_size,
-)
+from common.encoders import longest_input, n_positions, vocabulary_size
 from common.errors import DoesNotFit, InputError
 from common.methods import Method, Model, apply, count, count_without_head, trainable
 from common.options import TuneOptions
@@ -21,46 +17,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def apply_on_meta(method: Method, blank: Model) -> Model:
-    """`apply` to a model that holds no numbers (on the device "meta"): whether the method fits, at no cost.
+def apply_on_meta(method: Method, meta: Model) -> Model:
+    """Apply a method to a model on the meta device, which checks at no cost whether it fits.
 
     Raises:
-        DoesNotFit: the options are not for this encoder, leave it no room for a text, or are beyond all memory.
+        DoesNotFit: the options do not fit this encoder, leave no positions for the text, or need too much memory.
     """
-    positions_left(method, n_positions(blank))
+    positions_left(method, n_positions(meta))
     try:
-        return apply(method, blank)
+        return apply(method, meta)
     except (RuntimeError, OverflowError) as error:
         raise DoesNotFit(f"{method.name} is too large to be built ({str(error).splitlines()[0]})") from error
 
 
 def positions_left(method: Method, limit: int) -> int:
-    """Tokens of text that the method leaves of `limit`. Raises DoesNotFit if that is not [CLS], a token and [SEP]."""
+    """Number of positions left for the text. Raises DoesNotFit if that is not enough for [CLS], one token and [SEP]."""
     left = limit - method.positions()
     if left < 3:
         raise DoesNotFit(f"{method.name} takes {method.positions()} of the encoder's {limit} positions: choose fewer")
     return left
 
 
-def fit_to_budget(method: Method, budget: int, blank: nn.Module) -> Method:
-    """The method at the largest size that trains at most `budget` parameters without the head.
+def fit_to_budget(method: Method, budget: int, meta: nn.Module) -> Method:
+    """The method with the largest size that trains at most `budget` parameters without the head.
 
     Args:
-        blank: a model of the right shapes that holds no numbers (on the device "meta"); it stays as it is.
+        meta: a model on the meta device; it is not changed.
 
     Raises:
-        InputError: the method has no size, or its smallest one is too large.
-        DoesNotFit: its other options are not for this model.
+        InputError: the method has no size, or its smallest size is too large.
+        DoesNotFit: its other options do not fit this model.
     """
     option = method.size
     if option is None:
-        raise InputError(f"{method.name} has no option for its size: leave param_budget out")
+        raise InputError(f"{method.name} has no option for its size: omit param_budget")
 
     def sized(size: int) -> Method:
         return dataclasses.replace(method, **{option: size})
 
     def needed(size: int) -> int:
-        return count_without_head(apply_on_meta(sized(size), copy.deepcopy(blank)))
+        return count_without_head(apply_on_meta(sized(size), copy.deepcopy(meta)))
 
     def fits(size: int) -> bool:
         try:
@@ -70,7 +66,7 @@ def fit_to_budget(method: Method, budget: int, blank: nn.Module) -> Method:
 
     if needed(1) > budget:
         raise InputError(f"param_budget is {budget:,}, but {option} 1 already trains {needed(1):,} parameters")
-    low, high = 1, 2  # the count grows with the size
+    low, high = 1, 2  # bisection, since the count grows with the size
     while fits(high):
         low, high = high, 2 * high
     while high - low > 1:
@@ -79,25 +75,25 @@ def fit_to_budget(method: Method, budget: int, blank: nn.Module) -> Method:
     return sized(low)
 
 
-def check_fit(method: Method, options: TuneOptions, blank: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Refuse what the encoder or the machine cannot hold before anything is asked of them; the tokens of an input.
+def check_fit(method: Method, options: TuneOptions, meta: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Check that a run fits the encoder, given on the meta device, and the machine; return the maximal input length.
 
     Raises:
-        DoesNotFit: the method's options are not for this encoder, or its parameters not for this machine.
-        InputError: `options.max_length` is more than the encoder takes.
+        DoesNotFit: the method's options do not fit this encoder, or its parameters do not fit into memory.
+        InputError: an unknown tracker, a tokenizer of another encoder, or too large `options.max_length`.
     """
     trackers.resolve(options.report_to)
-    if max(tokenizer.get_vocab().values()) >= vocabulary_size(blank):
-        sizes = f"a tokenizer of {len(tokenizer)} tokens and an encoder of {vocabulary_size(blank)}"
-        raise InputError(f"{options.checkpoint} has {sizes}: wanted those that belong together")
-    limit = positions_left(method, longest_input(blank, tokenizer))
+    if max(tokenizer.get_vocab().values()) >= vocabulary_size(meta):
+        sizes = f"a tokenizer of {len(tokenizer)} tokens and an encoder of {vocabulary_size(meta)}"
+        raise InputError(f"{options.checkpoint} has {sizes}: wanted a tokenizer that belongs to the encoder")
+    limit = positions_left(method, longest_input(meta, tokenizer))
     if options.max_length is not None and options.max_length > limit:
         raise InputError(f"max_length is {options.max_length}, but {options.checkpoint} takes at most {limit} tokens")
-    n_trained = count(trainable(apply_on_meta(method, blank)))
-    needed, there = 16 * n_trained, host_memory()  # values, gradients and two moments of 4 bytes each
-    if needed > there:
+    n_trained = count(trainable(apply_on_meta(method, meta)))
+    needed, available = 16 * n_trained, host_memory()  # value, gradient and two moments, 4 bytes each
+    if needed > available:
         raise DoesNotFit(
             f"{method.name} would train {n_trained:,} parameters, which need {needed / 2**30:,.0f} GiB, and there are "
-            f"{there / 2**30:,.0f} GiB: choose a smaller size"
+            f"{available / 2**30:,.0f} GiB: choose a smaller size"
         )
     return options.max_length or limit

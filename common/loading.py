@@ -1,4 +1,4 @@
-"""An adapter on disk -> a model; checked against its own description before memory is asked for."""
+"""Load a saved adapter. Its files are checked against each other before memory is allocated."""
 
 import contextlib
 import dataclasses
@@ -31,10 +31,10 @@ SAFETENSORS_TYPES = {
 
 
 def read_method(folder: Path, config: dict[str, Any]) -> Method:
-    """The method, with its options, that an adapter.json tells of.
+    """The method in an adapter.json, with its options.
 
     Raises:
-        InputError: it is not one of ours, or an option has a type or a value that the command line would refuse.
+        InputError: an unknown method, or an option with a type or value that the command line would refuse.
     """
     name, options = str(config.get("method")), config.get("options")
     parts = name.split("+")
@@ -44,7 +44,7 @@ def read_method(folder: Path, config: dict[str, Any]) -> Method:
     fields = {field.name for field in dataclasses.fields(kind)}
     if not isinstance(options, dict) or set(options) != fields:
         raise InputError(f"{folder / CONFIG} is damaged: wanted the options {', '.join(sorted(fields))}")
-    # JSON has lists only; every sequence among the options is a tuple.
+    # JSON has only lists; all sequences among the options are tuples.
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
     hints = typing.get_type_hints(kind)
     try:
@@ -56,12 +56,12 @@ def read_method(folder: Path, config: dict[str, Any]) -> Method:
 
 
 def _check_type(name: str, value: Any, wanted: Any) -> None:
-    """Raise InputError if an option has not the type that its field declares; True is no number here."""
+    """Raise InputError if an option does not have the type of its field. A bool is not accepted as a number."""
     import typeguard
 
-    every = typeguard.CollectionCheckStrategy.ALL_ITEMS
+    all_items = typeguard.CollectionCheckStrategy.ALL_ITEMS
     with contextlib.suppress(typeguard.TypeCheckError):
-        typeguard.check_type(value, wanted, collection_check_strategy=every)
+        typeguard.check_type(value, wanted, collection_check_strategy=all_items)
         if not isinstance(value, bool) or bool in (wanted, *typing.get_args(wanted)):
             return
     text = wanted.__name__ if isinstance(wanted, type) else str(wanted).replace("typing.", "")
@@ -69,37 +69,37 @@ def _check_type(name: str, value: Any, wanted: Any) -> None:
 
 
 def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["PreTrainedModel", Method]:
-    """A model as it was saved, and its method.
+    """The model with a saved adapter, and its method.
 
     Args:
-        folder: holds adapter.safetensors and adapter.json.
-        checkpoint: where the base model lies now; None = where it lay when the adapter was trained.
+        folder: with adapter.safetensors and adapter.json.
+        checkpoint: the base model, if it has moved since training; None = as in training.
 
     Raises:
-        InputError: a file is missing or damaged, or the base is another one than the adapter was trained on.
+        InputError: a file is missing or damaged, or the adapter was trained on another base model.
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     method = read_method(folder, config)
     require(folder / CONFIG, config, base_checkpoint=str, base_sha256=str, n_outputs=int)
-    # Compared before any memory is asked for: what the file holds and what its config asks for.
+    # Compare the tensors in the file with those in its config before allocating memory.
     path = folder / ADAPTER
-    found, at_least = _contents(path)
-    if not 1 <= config["n_outputs"] <= at_least:
+    found, n_scalars = _contents(path)
+    if not 1 <= config["n_outputs"] <= n_scalars:
         raise InputError(f"{path} does not fit {CONFIG} beside it: n_outputs is {config['n_outputs']}")
     checkpoint = checkpoint or config["base_checkpoint"]
-    blank = meta_model(checkpoint, config["n_outputs"])
+    meta = meta_model(checkpoint, config["n_outputs"])
     try:
-        wanted = {name: _shape(tensor) for name, tensor in _loaded_by(method, apply_on_meta(method, blank)).items()}
+        wanted = {name: _shape(tensor) for name, tensor in _loaded_by(method, apply_on_meta(method, meta)).items()}
     except DoesNotFit as error:
         raise InputError(f"{folder / CONFIG} does not fit {checkpoint}: {error}") from error
-    now = {name: _name_now(name, method) if name not in wanted else name for name in found}
-    found = {now[name]: shape for name, shape in found.items()}
+    new_names = {name: _current_name(name, method) if name not in wanted else name for name in found}
+    found = {new_names[name]: shape for name, shape in found.items()}
     if wanted != found:
-        odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise InputError(
-            f"{path} does not fit {CONFIG} beside it: {odd[0]} is {found.get(odd[0], 'missing')}, "
-            f"wanted {wanted.get(odd[0], 'none')} ({len(odd)} such tensors)"
+            f"{path} does not fit {CONFIG} beside it: {wrong[0]} is {found.get(wrong[0], 'missing')}, "
+            f"wanted {wanted.get(wrong[0], 'none')} ({len(wrong)} such tensors)"
         )
 
     model = load_model(checkpoint, config["n_outputs"])
@@ -111,7 +111,7 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
         )
     apply(method, model)
     tensors, _ = read_tensors(path)
-    copy_into(model, {now[name]: tensor for name, tensor in tensors.items()})
+    copy_into(model, {new_names[name]: tensor for name, tensor in tensors.items()})
     return model, method
 
 
@@ -123,26 +123,25 @@ def _contents(path: Path) -> tuple[dict[str, str], int]:
         with safetensors.safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-            return {n: f"{slices[n].get_dtype()} {shape}" for n, shape in shapes.items()}, sum(
-                map(math.prod, shapes.values())
-            )
+            types_shapes = {n: f"{slices[n].get_dtype()} {shape}" for n, shape in shapes.items()}
+            return types_shapes, sum(map(math.prod, shapes.values()))
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is missing or damaged ({error}): restore it or train again") from error
 
 
 def _shape(tensor: torch.Tensor) -> str:
-    """Type and shape of a tensor as `_contents` has them."""
+    """Type and shape of a tensor in the format of `_contents`."""
     return f"{SAFETENSORS_TYPES[tensor.dtype]} {tuple(tensor.shape)}"
 
 
 def _loaded_by(method: Method, model: nn.Module) -> Mapping[str, torch.Tensor]:
-    """The tensors that a file with this method holds: what it stores, or the trained form of what it stores."""
+    """The tensors in the file of an adapter: those that the method stores, or its trained ones (`resumable`)."""
     used, stored = method.stored(model)
     return stored if used == method else trainable(model)
 
 
-def _name_now(name: str, method: Method) -> str:
-    """The name of a tensor in a file that an earlier version wrote."""
+def _current_name(name: str, method: Method) -> str:
+    """The current name of a tensor in a file of an earlier version."""
     for pattern, new in method.old_names.items():
         name = re.sub(pattern, new, name)
     return name
@@ -150,13 +149,13 @@ def _name_now(name: str, method: Method) -> str:
 
 def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Copy values into the parameters and buffers of a model by name, sharded or not."""
-    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    targets = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors.items():
-        held[name].data.copy_(shards.shard_like(tensor, held[name]))
+        targets[name].data.copy_(shards.shard_like(tensor, targets[name]))
 
 
 def restore(folder: Path, model: nn.Module) -> None:
-    """Put the trained form of a saved adapter back into the model that it was saved from."""
+    """Copy the trained form of a saved adapter back into its model."""
     stored = folder / RESUMABLE / ADAPTER
     tensors, _ = read_tensors(stored if stored.is_file() else folder / ADAPTER)
     copy_into(model, tensors)

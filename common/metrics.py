@@ -1,4 +1,4 @@
-"""The official GLUE metrics, computed locally (evaluate.load would download code at run time)."""
+"""The official GLUE metrics, computed locally, since evaluate.load would download code at run time."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -12,43 +12,43 @@ if TYPE_CHECKING:
 
 
 def mean_score(values: Iterable[float]) -> float:
-    """The one number of a run: the mean of its task's metrics, as in the GLUE average."""
-    every = list(values)
-    return sum(every) / len(every)
+    """The score of a run: the mean of its task's metrics, as in the GLUE average."""
+    scores = list(values)
+    return sum(scores) / len(scores)
 
 
 def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Share of predictions that are right."""
+    """Fraction of correct predictions."""
     from sklearn.metrics import accuracy_score
 
     return float(accuracy_score(references, predictions))
 
 
 def f1(predictions: np.ndarray, references: np.ndarray) -> float:
-    """F1 of class 1; 0 where it is neither predicted nor there."""
+    """F1 of class 1; 0 if class 1 is neither predicted nor in the references."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(references, predictions, zero_division=0))
 
 
 def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Matthews' correlation coefficient; 0 where only one class is predicted or there."""
+    """Matthews' correlation coefficient; 0 if predictions or references have only one class."""
     from sklearn.metrics import matthews_corrcoef
 
-    if _constant(predictions, references):  # sklearn says 0 too, but warns where both sides are one class
+    if _constant(predictions, references):  # sklearn gives 0 too, but warns if both have one class
         return 0.0
     return float(matthews_corrcoef(references, predictions))
 
 
 def pearson(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Pearson's correlation; 0 where either side is constant (undefined, and scipy would warn each time)."""
+    """Pearson's correlation; 0 if predictions or references are constant (undefined, and scipy would warn)."""
     from scipy.stats import pearsonr
 
     return 0.0 if _constant(predictions, references) else float(pearsonr(predictions, references).statistic)
 
 
 def spearmanr(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Spearman's rank correlation; 0 where either side is constant."""
+    """Spearman's rank correlation; 0 if predictions or references are constant."""
     import scipy.stats
 
     if _constant(predictions, references):
@@ -56,8 +56,8 @@ def spearmanr(predictions: np.ndarray, references: np.ndarray) -> float:
     return float(scipy.stats.spearmanr(predictions, references).statistic)
 
 
-def _constant(*sides: np.ndarray) -> bool:
-    return any(np.ptp(side) <= 1e-12 * max(1.0, float(np.max(np.abs(side)))) for side in sides)
+def _constant(*arrays: np.ndarray) -> bool:
+    return any(np.ptp(array) <= 1e-12 * max(1.0, float(np.max(np.abs(array)))) for array in arrays)
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -66,7 +66,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def load(task: GlueTask) -> "evaluate.Metric":
-    """The metrics of a task as one evaluate.Metric, whose compute() gives {name: value from -1 or 0 to 1}."""
+    """The metrics of a task as one evaluate.Metric. compute() returns name -> value, from 0 or -1 to 1."""
     import datasets
     import evaluate
 

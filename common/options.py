@@ -1,4 +1,4 @@
-"""Dataclasses -> command line. Every option, its default and its help stand once, in the fields below."""
+"""Dataclasses -> command line. Each field below defines one option, its default and its help text."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ from typing import Any, Literal, get_type_hints
 from common.errors import InputError, all_at_once, check, one_line_errors
 from common.tasks import TESTED, TRAINED
 
-TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # the table is the source
+TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # computed from the table of tasks
 TestedTask = Literal[TESTED]  # type: ignore[valid-type]
 
 
@@ -19,7 +19,7 @@ class TuneOptions:
     """Options of the training loop, the same for every method."""
 
     checkpoint: str = "bert-base-uncased"
-    """Pretrained encoder: a hub name, a local folder, or minilm (comes with the requirements)."""
+    """Pretrained encoder: a hub name, a local folder, or minilm (installed with the requirements)."""
     task_name: TrainedTask = "mrpc"
     """GLUE task."""
     data: str = "hub"
@@ -31,7 +31,7 @@ class TuneOptions:
     eps: float = 1e-6
     """Epsilon of AdamW."""
     weight_decay: float = 0.01
-    """Decay of every trained matrix; vectors (biases, LayerNorms) have none."""
+    """Weight decay of trained matrices; vectors (biases, LayerNorms) have none."""
     batch_size: int = 32
     """Examples per process and forward pass."""
     eval_batch_size: int = 64
@@ -39,45 +39,45 @@ class TuneOptions:
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step."""
     warmup_ratio: float = 0.1
-    """Share of the steps in which the learning rate rises from 0; then it falls to 0."""
+    """Fraction of the steps in which the learning rate rises linearly from 0; after them it falls linearly to 0."""
     n_epochs: int = 3
     """Passes over the training set."""
     max_grad_norm: float = 1.0
-    """Gradient norm to clip at; 0 = no clipping."""
+    """Maximal gradient norm, for clipping; 0 = no clipping."""
     padding: Literal["none", "batch"] = "none"
-    """none: sequences lie end to end, no work on padding; batch: padded to the longest of their batch, as usual."""
+    """none: sequences of a batch are packed, so that no time is spent on padding; batch: pad to the longest one."""
     frozen_dtype: Literal["float32", "bfloat16", "auto"] = "auto"
-    """How frozen weights are held; trained ones are float32. auto: float32, or bfloat16 on a GPU launched in bf16."""
+    """Type of frozen weights; trained weights are float32. auto: bfloat16 on a GPU launched in bf16, else float32."""
     reference: bool = False
-    """Run without the fast path: plain modules, padded batches, torch's own dropout and products. For checks."""
+    """Run without the fast path, for checks: plain modules, padded batches, torch's dropout and matrix products."""
     max_length: int | None = None
-    """Tokens of an input, pairs cut longest first; None = as many as the encoder takes."""
+    """Maximal number of tokens of an input, cutting the longer text of a pair first; None = the encoder's maximum."""
     param_budget: int | None = None
-    """Take the method's size (rank, bottleneck, length, ...) as large as this many trained parameters without the head
-    allow, so that methods can be compared at one budget."""
+    """Choose the largest size of the method (rank, bottleneck, length, ...) with at most this many trained parameters,
+    not counting the head, to compare methods at one budget."""
     select: Literal["dev", "holdout"] = "dev"
-    """What selects the best epoch: the development set; or a fixed tenth of the training set, which is not trained on
-    then, so that the development set is looked at once, in the end, and its scores (dev_...) are no selection's."""
+    """Selects the best epoch. dev: the development set; holdout: a fixed tenth of the training set, not trained on.
+    The development set is then scored only once, at the end (dev_... in the result), so that it selects nothing."""
     seed: int = 42
-    """Decides the head's initial weights, the method's, the batches and dropout."""
+    """Seed of the initial weights of head and method, of the batches and of dropout."""
     max_train_samples: int | None = None
-    """Train on so many rows only, drawn at random, the same ones in every run."""
+    """Train on this many random examples, the same ones in every run; None = all."""
     max_eval_samples: int | None = None
-    """Validate on so many rows only, drawn the same way."""
+    """Validate on this many random examples, the same ones in every run; None = all."""
     output_dir: str = "outputs"
-    """Runs go to OUTPUT_DIR/METHOD/TASK/RUN."""
+    """Runs are saved in OUTPUT_DIR/METHOD/TASK/RUN."""
     report_to: tuple[str, ...] = ("tensorboard",)
-    """Trackers known to accelerate (tensorboard, wandb, mlflow, ...), all, or none."""
+    """Trackers that accelerate knows (tensorboard, wandb, mlflow, ...), all, or none."""
     resume: bool = True
-    """Go on with an unfinished run from its last checkpoint, to the same result; --no_resume begins it anew."""
+    """Resume an unfinished run from its last checkpoint, with the same result; --no_resume restarts it."""
     checkpoint_every: int | None = None
-    """Optimizer steps between checkpoints to resume from; None = after every epoch only."""
+    """Save a checkpoint every so many optimizer steps, besides the one after every epoch; None = only after epochs."""
     time_limit: float | None = None
-    """Minutes after which the run saves where it is and ends with exit code 75, as after SIGTERM or SIGUSR1."""
+    """Minutes after which the run saves a checkpoint and ends with exit code 75, as after SIGTERM or SIGUSR1."""
     max_bad_steps: int = 10
-    """Steps with a gradient that is no number are skipped; after so many of them the run ends."""
+    """Steps with a non-finite gradient are skipped; after this many of them the run ends with an error."""
     overwrite: bool = False
-    """Repeat a run that is finished already."""
+    """Repeat a finished run."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -110,19 +110,19 @@ class PredictOptions:
     """Options of prediction on a test set."""
 
     task_name: TestedTask | None = None
-    """GLUE task; its run with the best validation score is taken. mnli = mnli-m, mnli-mm and ax."""
+    """GLUE task; uses its run with the best validation score. mnli = mnli-m, mnli-mm and ax."""
     run: str | None = None
-    """Folder of the run to take instead."""
+    """Folder of the run to use instead."""
     checkpoint: str | None = None
-    """Where the base model lies; None = where it lay in training."""
+    """Base model: a hub name, a local folder, or minilm; None = as in training."""
     data: str | None = None
-    """hub, a folder, or demo; None = what the run was trained on."""
+    """hub, a folder, or demo; None = as in training."""
     select: Literal["dev", "holdout"] | None = None
-    """What selected the runs to choose from."""
+    """Choose among the runs with this value of --select only."""
     batch_size: int = 64
     """Examples per process and forward pass."""
     output_dir: str = "outputs"
-    """Where tune put its runs."""
+    """The output_dir of the runs."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -132,35 +132,35 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Options of an experiment, beside those of its runs."""
+    """Options of an experiment, besides those of its runs."""
 
     n_seeds: int = 5
-    """Runs of every configuration, with the seeds SEED, SEED + 1, ..."""
+    """Number of runs of each configuration, with the seeds SEED, SEED + 1, ..."""
     sizes: tuple[str, ...] = ()
-    """These sizes of the grid only, such as 1 8 64; none = all of it."""
+    """Train only these sizes of the grid, such as 1 8 64; default: all."""
 
     def __post_init__(self) -> None:
         check({f"n_seeds is {self.n_seeds}: choose at least 1": self.n_seeds < 1})
 
 
 def parse(program: str, words: Sequence[str] | None = None, **defaults: Any) -> list[Any]:
-    """Read the command line into dataclasses, all their options side by side, `--batch_size` or `--batch-size`.
+    """Read the command line into dataclasses whose options are not nested; `--batch_size` or `--batch-size`.
 
-    A bad command line ends the process with one line on stderr and exit code 2, as every bad input does.
+    A bad command line ends the process with one line on stderr and exit code 2, like all bad input.
 
     Args:
         program: name in the usage line.
-        words: of the command line; None = those that this process was started with.
-        defaults: heading in the help -> instance whose values are the defaults.
+        words: the arguments; None = those of this process.
+        defaults: heading in the help -> instance with the default values.
     """
     import tyro
 
     headings: list[Any] = [(name, type(value), field(default=value)) for name, value in defaults.items()]
     arguments = make_dataclass("arguments", headings)
-    said = io.StringIO()
+    message = io.StringIO()
     with one_line_errors(), all_at_once():
         try:
-            with contextlib.redirect_stderr(said):
+            with contextlib.redirect_stderr(message):
                 parsed: Any = tyro.cli(
                     arguments,
                     prog=program,
@@ -171,48 +171,48 @@ def parse(program: str, words: Sequence[str] | None = None, **defaults: Any) -> 
                 )
         except SystemExit as stop:
             if stop.code not in (0, None):
-                raise InputError(_unboxed(said.getvalue())) from stop
+                raise InputError(_to_one_line(message.getvalue())) from stop
             raise
     return [getattr(parsed, name) for name in defaults]
 
 
 def given(words: Sequence[str]) -> set[str]:
-    """Names of the options that stand in a command line, whatever their values."""
+    """Names of the options in a command line."""
     found = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
     return found | {name.removeprefix("no_") for name in found}
 
 
 def non_default(values: Any, usual: Any) -> dict[str, Any]:
-    """The options of a dataclass that are not those of another one of its kind."""
+    """The options whose values differ from those of another instance, `usual`."""
     return {name: value for name, value in vars(values).items() if value != getattr(usual, name)}
 
 
 def command_line(values: Mapping[str, Any], *kinds: type) -> list[str]:
-    """The words that `parse` reads options from; `kinds` are the dataclasses that declare them."""
+    """The arguments from which `parse` reads these values; `kinds` are the dataclasses that declare the options."""
     types = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
     words: list[str] = []
     for name, value in values.items():
-        if types[name] is bool:  # one that may be None, too, has a value
+        if types[name] is bool:  # `bool | None` is given with a value instead
             words.append(f"--{name}" if value else f"--no_{name}")
-        elif isinstance(value, str) and value.startswith("-"):  # no option, though it looks like one
+        elif isinstance(value, str) and value.startswith("-"):  # else it would be read as an option
             words.append(f"--{name}={value}")
         else:
             words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
     return words
 
 
-def _unboxed(message: str) -> str:
-    """tyro's message, drawn as a box of several lines (of ASCII, where the terminal has no more), as one line."""
+def _to_one_line(message: str) -> str:
+    """tyro's error message, which is a box of several lines (drawn in ASCII on some terminals), as one line."""
     parts, text = [], ""
     for line in [*message.splitlines(), "-" * 9]:
         words = line.strip().strip("│|").strip()
-        if re.fullmatch(r"[─╭╮╰╯+-]{6,}|[╭+][─-].*", words):  # an edge: what it ends is one thing
+        if re.fullmatch(r"[─╭╮╰╯+-]{6,}|[╭+][─-].*", words):  # a horizontal line of the box ends a part
             parts.append(text)
             text = ""
         else:
             text += f" {words}"
     lines = [" ".join(part.split()) for part in parts if part.split()]
     if not message.lstrip().startswith("╭"):
-        lines = lines[1:]  # the box's title, which is no edge here
+        lines = lines[1:]  # drop the title of the box, which is a part of its own in ASCII
     text = "; ".join(line for line in lines if "full helptext" not in line and "helptext:" not in line)
     return re.sub(r"^Error parsing \w+: ", "", text) + " (--help lists the options)"

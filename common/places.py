@@ -1,9 +1,10 @@
-"""Places in a model where methods add something, and the branches that they add.
+"""Places in a model where methods add something, and branches, the modules that compute what is added.
 
 He et al. (2022) showed that adapters, prefixes and LoRA are one thing: a change added to a hidden state at some place.
-A place takes any number of branches. The module there, the host, keeps its class, its names and its memory.
+A place takes any number of branches. Its module, the host, keeps its class, its parameter names and its memory.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,7 @@ class Branch(nn.Module):
     """What a method adds at a place. Its parameters are named HOST.METHOD.NAME, as in `...query.lora.A`."""
 
     def forward(self, x: Any, out: Any, host: Any) -> Any:
-        """What is added to `out`; None = nothing.
-
-        Args:
-            x: input of the place.
-            out: its output.
-            host: the module there.
-        """
+        """The term to add to `out`, the output of the place for input `x`; None = nothing. host: the module there."""
         raise NotImplementedError
 
 
@@ -28,17 +23,13 @@ class Place:
     """The output of a module: y = host(x) + branch(x, host(x), host)."""
 
     def __init__(self, host: Any, owner: Any = None):
-        """
-        Args:
-            host: what branches are given as their host.
-            owner: the module that branches are registered under, where it is not the host.
-        """
+        """host: passed to branches. owner: the module that branches are registered under, if it is not the host."""
         self.host, self.owner = host, host if owner is None else owner
 
     def add(self, branch: Branch) -> None:
-        """Let a branch add to this place, after those that are there."""
+        """Add a branch after the existing ones."""
         self.register(branch)
-        self.owner.register_forward_hook(_AddToOutput(branch, self.host), with_kwargs=True)
+        self.owner.register_forward_hook(partial(_add_to_output, branch, self.host), with_kwargs=True)
 
     def register(self, branch: Branch) -> None:
         """Make a branch a child of the owner, named after the folder of its method; a second one gets a number."""
@@ -50,24 +41,21 @@ class Place:
         self.owner.add_module(name, branch)
 
 
-class _AddToOutput:
-    """A forward hook; an object and no closure, so that a copy of a model has hooks of its own."""
+# Hooks are partial functions or methods, not closures, so that a copy of a model has its own hooks.
 
-    def __init__(self, branch: Branch, host: nn.Module):
-        self.branch, self.host = branch, host
 
-    def __call__(self, _module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
-        y, *others = out if isinstance(out, tuple) else (out,)
-        added = self.branch(args[0] if args else next(iter(kwargs.values())), y, self.host)
-        if added is None:
-            return out
-        return (y + added, *others) if others else y + added
+def _add_to_output(branch: Branch, host: Any, _module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
+    y, *others = out if isinstance(out, tuple) else (out,)
+    added = branch(args[0] if args else next(iter(kwargs.values())), y, host)
+    if added is None:
+        return out
+    return (y + added, *others) if others else y + added
 
 
 class BeforeResidual(Place):
     """A sublayer's output before the residual sum: LayerNorm(out + branch(x, out, LayerNorm) + x).
 
-    The owner is a module that is called with the output of what lies below and with x, and sums behind its `dropout`.
+    The owner is a module that is called as owner(hidden_states, x) and adds x after its `dropout`.
     """
 
     def add(self, branch: Branch) -> None:
@@ -94,13 +82,9 @@ class Input(Place):
 
     def add(self, branch: Branch) -> None:
         self.register(branch)
-        self.owner.register_forward_pre_hook(_AddToInput(branch))
+        self.owner.register_forward_pre_hook(partial(_add_to_input, branch))
 
 
-class _AddToInput:
-    def __init__(self, branch: Branch):
-        self.branch = branch
-
-    def __call__(self, module: nn.Module, args: Any) -> Any:
-        added = self.branch(args[0], args[0], module)
-        return args if added is None else (args[0] + added, *args[1:])
+def _add_to_input(branch: Branch, module: nn.Module, args: Any) -> Any:
+    added = branch(args[0], args[0], module)
+    return args if added is None else (args[0] + added, *args[1:])

@@ -1,4 +1,4 @@
-"""A trained model -> its answers: logits for the training loop, submission files for the leaderboard."""
+"""Predict test sets with a trained model and write submission files for the leaderboard."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from common.tokens import tokenize
 
 
 def predict(kind: type[Method]) -> None:
-    """`python -m METHOD.test`: write the submission files of a run into its folder."""
+    """`python -m METHOD.test`: write the submission files of a run into its folder and print their paths."""
     method = kind.__module__.partition(".")[0]
     (options,) = parse(f"{method}.test", options=PredictOptions())
     with one_line_errors(options.debug):
@@ -31,7 +31,7 @@ def predict(kind: type[Method]) -> None:
 
 
 def answer(method: str, options: PredictOptions) -> list[Path]:
-    """Predict the test sets of a run and write one file for each; the paths, on the main process.
+    """Predict the test sets of a run and write a file for each; return the paths on rank 0.
 
     Raises:
         InputError: no run, a run of another method, task or base model, or unusable data.
@@ -39,13 +39,13 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     folder = find_run(method, options)
     config = files.read_json(folder / runs.CONFIG)
     files.require(folder / runs.CONFIG, config, task_name=str, data=str, max_length=int, frozen_dtype=str)
-    trained, held = config["task_name"], str(config.get("method"))
-    if held != method:
-        other = f"use {held}.test" if held in names() else f"there are the methods {', '.join(names())}"
-        raise InputError(f"{folder} holds an adapter of {held}, not of {method}: {other}")
+    trained, found = config["task_name"], str(config.get("method"))
+    if found != method:
+        action = f"use {found}.test" if found in names() else f"known methods are {', '.join(names())}"
+        raise InputError(f"{folder} holds an adapter of {found}, not of {method}: {action}")
     tests = tasks.held_out(options.task_name or trained)
     if trained not in (tests[0].name, tests[0].trained_as):
-        raise InputError(f"{folder} was trained on {trained}: it cannot answer {options.task_name}")
+        raise InputError(f"{folder} was trained on {trained}: it cannot predict {options.task_name}")
     source = options.data or config["data"]
     examples = [data.read(task, "test", source) for task in tests]
 
@@ -57,18 +57,18 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
     limit = positions_left(used, longest_input(model, tokenizer))
     if not 3 <= config["max_length"] <= limit or n_outputs(model) != tests[0].targets.n_outputs:
-        found = f"max_length is {config['max_length']} and n_outputs {n_outputs(model)}"
-        raise InputError(f"{folder} is damaged: {found}, wanted 3 to {limit} and {tests[0].targets.n_outputs}")
+        sizes = f"max_length is {config['max_length']} and n_outputs {n_outputs(model)}"
+        raise InputError(f"{folder} is damaged: {sizes}, wanted 3 to {limit} and {tests[0].targets.n_outputs}")
     prepared = prepare(model, accelerator.device, config["frozen_dtype"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     total = sum(map(len, examples))
     paths = []
     with tqdm(total=total, desc=f"{method} {trained} test", disable=not accelerator.is_main_process) as bar:
-        for task, rows in zip(tests, examples, strict=True):
-            tokens = tokenize(rows, tokenizer, config["max_length"]).with_layout(prepared.layout)
+        for task, texts in zip(tests, examples, strict=True):
+            tokens = tokenize(texts, tokenizer, config["max_length"]).with_layout(prepared.layout)
             outputs = predict_logits(model, tokens, options.batch_size, accelerator, bar.update)
             if accelerator.is_main_process:
-                paths.append(write_submission(folder, task, outputs, len(rows)))
+                paths.append(write_submission(folder, task, outputs, len(texts)))
     if source == "demo":
-        accelerator.print("synthetic data: nothing for the leaderboard")
+        accelerator.print("synthetic data: do not submit these files to the leaderboard")
     return paths

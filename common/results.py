@@ -1,4 +1,4 @@
-"""The result of a run: what result.json holds, where the numbers come from, and which run is the best."""
+"""Results of runs: read them, find the best run, print a summary, and record versions and code."""
 
 import platform
 import subprocess
@@ -15,18 +15,18 @@ from common.runtime.files import read_json, require
 
 
 def find_run(method: str, options: PredictOptions) -> Path:
-    """The folder of the run to test: the one named, or the best one of the task.
+    """The folder of the run to test: the given one, or the best one of the task.
 
-    Scores on validation sets of different sizes cannot be compared: the runs on the largest one come first.
+    Scores on validation sets of different sizes cannot be compared: runs with the largest validation set are preferred.
 
     Raises:
-        InputError: no such run, or runs on different data or selected differently without a word which is meant.
+        InputError: no such run, or the options do not say which of several data sets or selections is meant.
     """
     if not options.run and not options.task_name:
-        raise InputError("neither a task nor a run is named: give --task_name, or --run FOLDER")
+        raise InputError("neither a task nor a run is given: use --task_name, or --run FOLDER")
     if options.run:
         if not (Path(options.run) / CONFIG).is_file():
-            raise InputError(f"{options.run} is no run folder: wanted one with {CONFIG} in it")
+            raise InputError(f"{options.run} is not a run folder: wanted one with {CONFIG} in it")
         return Path(options.run)
     task = tasks.find(options.task_name or "")
     home = Path(options.output_dir) / method / (task.trained_as or task.name)
@@ -38,17 +38,19 @@ def find_run(method: str, options: PredictOptions) -> Path:
     if options.select is not None:
         found = {run: result for run, result in found.items() if result.get("select", "dev") == options.select}
     if not found:
-        asked = {"data": options.data, "base": options.checkpoint, "select": options.select}
-        wanted = "".join(f", {name} {value}" for name, value in asked.items() if value)
+        filters = {"data": options.data, "base": options.checkpoint, "select": options.select}
+        wanted = "".join(f", {name} {value}" for name, value in filters.items() if value)
         raise InputError(
             f"no finished {method} run for {task.name}{wanted} under {home}: train one with {method}.tune, "
-            "or name a folder with --run"
+            "or give a folder with --run"
         )
     used = sorted({str(result["data"]) for result in found.values()})
     if len(used) > 1:
-        raise InputError(f"the runs under {home} were trained on different data ({', '.join(used)}): say which, --data")
+        raise InputError(
+            f"the runs under {home} were trained on different data ({', '.join(used)}): choose with --data"
+        )
     if len({result.get("select", "dev") for result in found.values()}) > 1:
-        raise InputError(f"the runs under {home} were selected on dev and on holdout: say which, --select")
+        raise InputError(f"the runs under {home} were selected on dev and on holdout: choose with --select")
     return max(found, key=lambda run: (found[run]["validation_examples"], found[run]["best_score"]))
 
 
@@ -61,7 +63,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """The result of a finished run. Raises InputError if there is none, or it is damaged."""
+    """The result of a finished run. Raises InputError if it is missing or damaged."""
     path = folder / RESULT
     result = read_json(path)
     require(path, result, **dict.fromkeys(("method", "run", "task_name", "data", "checkpoint", "frozen_dtype"), str))
@@ -74,15 +76,15 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions and the state of the code, without which a number is not a result."""
+    """Versions and the state of the code, to make a result reproducible."""
     facts: dict[str, Any] = {"python_version": platform.python_version()}
     facts |= {f"{package}_version": version(package) for package in PACKAGES}
-    changes = _git("status", "--porcelain", "--untracked-files=no")  # an output folder does not make code dirty
+    changes = _git("status", "--porcelain", "--untracked-files=no")  # output folders are untracked files
     return facts | {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changes is None else changes != ""}
 
 
 def _git(*words: str) -> str | None:
-    """What git says about the repository; None where there is no git or no commit."""
+    """Output of git for the repository; None without git or without a commit."""
     try:
         done = subprocess.run(("git", "-C", REPOSITORY, *words), capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -91,7 +93,7 @@ def _git(*words: str) -> str | None:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """A run in one line: its best scores beside what the majority class gives, what it trained and how fast."""
+    """A run in one line: best scores and those of the majority class, trained parameters and speed."""
     task = tasks.find(result["task_name"])
     scores = ", ".join(
         f"{name} {result[f'best_{name}']:.4f} (majority class {result[f'majority_{name}']:.4f})"
@@ -100,7 +102,7 @@ def summary(result: dict[str, Any]) -> str:
     return (
         f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}: {scores}; "
         f"epoch {result['best_epoch']} of {result['n_epochs']}"
-        f"{', which gives all rows one answer' if result.get('best_collapsed') else ''}; "
+        f"{', which gives the same answer for all examples' if result.get('best_collapsed') else ''}; "
         f"{result['trainable_params']:,} parameters trained, {result['trainable_params_without_head']:,} without the "
         f"head ({result['trainable_params_without_head'] / result['total_params']:.3%} of the encoder); "
         f"{result['examples_per_second']:.1f} examples/s"

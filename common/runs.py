@@ -1,4 +1,4 @@
-"""A run: the files in its folder, its name, its predictions; and rows of results in files of JSON lines."""
+"""The folder of a run, its files and predictions; and files of JSON lines with one result per row."""
 
 import dataclasses
 import hashlib
@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from common.runtime import files, locks
 from common.runtime.files import read_tensors, write_tensors
 from common.runtime.locks import LOCK
 
-if TYPE_CHECKING:
-    import numpy as np
-
 ADAPTER = "adapter.safetensors"
 CONFIG = "adapter.json"
 RESUMABLE = "resumable"
@@ -31,8 +28,8 @@ PREDICTIONS = "predictions.safetensors"
 
 
 def clear(folder: Path, pattern: str = "*") -> None:
-    """Remove what an unfinished or repeated run has left in its folder. Raises InputError if it cannot be."""
-    # What says that the rest is whole goes first.
+    """Remove the files of an unfinished or repeated run. Raises InputError if that fails."""
+    # First those files whose existence means that the others are complete.
     found = sorted(folder.glob(pattern), key=lambda path: (path.name not in (CHECKPOINT, RESULT), path.name))
     try:
         for path in found:
@@ -46,20 +43,20 @@ def clear(folder: Path, pattern: str = "*") -> None:
         raise InputError(f"cannot empty the run folder {folder}: {error.strerror or error}") from error
 
 
-def write_predictions(folder: Path, outputs: dict[str, "np.ndarray"], labels: Tensors) -> None:
-    """Keep what a run's adapter says of the development set, for tests between methods that pair its rows.
+def write_predictions(folder: Path, outputs: dict[str, np.ndarray], labels: Tensors) -> None:
+    """Save a run's predictions on the development set, for paired tests between methods.
 
     Args:
-        outputs: split -> (rows, outputs) logits.
-        labels: split -> (rows,).
+        outputs: split -> logits, (examples, outputs).
+        labels: split -> (examples,).
     """
     tensors = {f"{split}.logits": torch.from_numpy(logits) for split, logits in outputs.items()}
     tensors |= {f"{split}.labels": labels[split] for split in outputs}
     write_tensors(folder / PREDICTIONS, tensors)
 
 
-def read_predictions(folder: Path) -> "dict[str, tuple[np.ndarray, np.ndarray]]":
-    """Split -> logits, (rows, outputs), and labels, (rows,). Raises InputError if they are missing or damaged."""
+def read_predictions(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split -> logits, (examples, outputs), and labels, (examples,). Raises InputError if missing or damaged."""
     tensors, _ = read_tensors(folder / PREDICTIONS)
     splits = [name.removesuffix(".logits") for name in tensors if name.endswith(".logits")]
     try:
@@ -68,20 +65,19 @@ def read_predictions(folder: Path) -> "dict[str, tuple[np.ndarray, np.ndarray]]"
         raise InputError(f"{folder / PREDICTIONS} is damaged: it has no {error}") from error
 
 
-# Options that change where a run goes and what is said about it, not what it computes.
-_NOT_THE_RUN: tuple[str, ...] = ("output_dir", "report_to", "resume", "checkpoint_every", "time_limit", "max_bad_steps")
-
-
-_NOT_THE_RUN += ("overwrite", "debug")
+# Options that do not change the result.
+_NOT_DECISIVE = (
+    "output_dir", "report_to", "resume", "checkpoint_every", "time_limit", "max_bad_steps", "overwrite", "debug",
+)  # fmt: skip
 
 
 def decisive(options: TuneOptions) -> dict[str, Any]:
     """The options that can change a run's result, by name."""
-    return {name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_THE_RUN}
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_DECISIVE}
 
 
 def run_folder(method: Method, options: TuneOptions) -> Path:
-    """Where a run lies: a name to read, and a digest of every option that can change its result.
+    """The folder of a run. Its name ends with a digest of all options that can change the result.
 
     Example: OUTPUT_DIR/METHOD/mrpc/minilm-rank8-alpha8-dropout0-lr0.001-n_epochs3-seed42-3f2a9c1e
     """
@@ -89,11 +85,11 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
     if options.data not in ("hub", "demo"):
         shared["data"] = str(Path(options.data).resolve())
     own = method.options()
-    launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # what accelerate launch decides
-    everything = {"method": method.name} | shared | own
-    everything |= {name: os.environ.get(name, usual) for name, usual in launched.items()}
-    # 8 and 8.0 are one value, whichever of them the command line or a grid wrote.
-    text = json.dumps({k: float(v) if isinstance(v, int) else v for k, v in everything.items()}, sort_keys=True)
+    launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # set by accelerate launch
+    facts = {"method": method.name} | shared | own
+    facts |= {name: os.environ.get(name, default) for name, default in launched.items()}
+    # Numbers as floats, so that 8 and 8.0 have the same digest.
+    text = json.dumps({k: float(v) if isinstance(v, int) else v for k, v in facts.items()}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     numbers = {k: v for k, v in own.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     shown = numbers | {k: shared[k] for k in ("lr", "n_epochs", "seed")}
@@ -103,10 +99,10 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
 
 
 def append_once(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a file of JSON lines, in the place of an earlier row of its run; one process at a time.
+    """Append a row to a file of JSON lines and remove an earlier row of the same run; one process at a time.
 
     Raises:
-        InputError: the file cannot be read or written, or holds something else; it stays as it is.
+        InputError: the file cannot be read or written, or has other contents; it is not changed.
     """
     if path.is_file() and row in read_rows(path):
         return
@@ -117,7 +113,7 @@ def append_once(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, each with the name of its run. Raises InputError if it holds anything else."""
+    """The rows of a file of JSON lines, each with the name of its run. Raises InputError for other contents."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -129,6 +125,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number} is damaged ({error}): remove it") from error
         if not isinstance(row, dict) or not isinstance(row.get("run"), str):
-            raise InputError(f"{path}, line {number} is no result of a run: remove it")
+            raise InputError(f"{path}, line {number} is not the result of a run: remove it")
         rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""What is on disk: adapter.safetensors (the trained tensors), adapter.json (how to load them), result.json (a run)."""
+"""Save an adapter: adapter.safetensors (its tensors) and adapter.json (how to load them)."""
 
 import dataclasses
 from pathlib import Path
@@ -16,15 +16,14 @@ from common.runtime.files import write_json, write_tensors
 
 
 def save_adapter(folder: Path | str, model: nn.Module, method: Method, writes: bool = True, **facts: Any) -> None:
-    """Write what a method stores of a trained model, and what is needed to load it again.
+    """Write the tensors that a method stores, and what is needed to load them.
 
-    Where that loads as another method than was trained, the trained form lies in the folder `resumable`, as an adapter
-    like any other.
+    If they load as another method than the trained one, the folder `resumable` holds the trained form as an adapter.
 
     Args:
-        model: from `load_model`, after `apply(method, model)`; where it is sharded, every process has to call this.
-        writes: whether this process is the one that writes.
-        facts: further JSON values to keep in adapter.json (task, maximal length, data, ...).
+        model: from `load_model`, after `apply(method, model)`. If it is sharded, all processes must call this.
+        writes: whether this process writes the files.
+        facts: further JSON values for adapter.json (task, maximal length, data, ...).
     """
     used, stored = method.stored(model)
     stored, trained = shards.unshard_all(stored), shards.unshard_all(trainable(model))
@@ -45,5 +44,5 @@ def _save(folder: Path, model: nn.Module, method: Method, tensors: Tensors, fact
         **facts,
         **provenance(),
     }
-    write_json(folder / CONFIG, config)  # first, so that an adapter that is there can be loaded
+    write_json(folder / CONFIG, config)  # first, so that every existing adapter can be loaded
     write_tensors(folder / ADAPTER, tensors)

@@ -1,4 +1,4 @@
-"""Submission files for the GLUE leaderboard: written, checked, collected."""
+"""Write, check and collect submission files for the GLUE leaderboard."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from common.runtime import files
 
 
 def problem(task: tasks.GlueTask, text: str, n_rows: int) -> str:
-    """What is wrong with a task's file, in words; empty = nothing."""
+    """What is wrong with a task's submission file; empty if nothing is."""
     lines = text.splitlines()
     if not lines or lines[0] != "index\tprediction":
         return f"its first line is {(lines or [''])[0]!r}, wanted index<TAB>prediction"
@@ -23,13 +23,13 @@ def problem(task: tasks.GlueTask, text: str, n_rows: int) -> str:
         if index != str(number):
             return f"line {number + 2} has the index {index!r}, wanted {number}"
         if task.targets.parse(answer) is None:
-            return f"line {number + 2} answers {answer!r}, wanted {task.targets.wanted}"
+            return f"line {number + 2} has the prediction {answer!r}, wanted {task.targets.wanted}"
     return ""
 
 
 def collect(method: str, options: PredictOptions) -> tuple[dict[str, str], list[str]]:
-    """Contents of the files that are right, by name, and what is missing or wrong, in words."""
-    files, missing = {}, []
+    """Contents of the valid files by name, and messages about missing or invalid files."""
+    valid, missing = {}, []
     for task in tasks.TASKS.values():
         if not task.submission:
             continue
@@ -38,34 +38,33 @@ def collect(method: str, options: PredictOptions) -> tuple[dict[str, str], list[
             run = results.find_run(method, PredictOptions(**vars(options) | {"task_name": trained}))
             path = run / task.submission
             if not path.is_file():
-                raise InputError(f"{path} is not there: run {method}.test --task_name {trained}")
+                raise InputError(f"{path} does not exist: run {method}.test --task_name {trained}")
             source = read_result(run)["data"]
             n_rows = len(data.read(task, "test", "demo")) if source == "demo" else task.test_rows
             text = path.read_text(encoding="utf-8")
             wrong = problem(task, text, n_rows)
             if wrong:
                 raise InputError(f"{path}: {wrong}")
-            files[task.submission] = text
+            valid[task.submission] = text
         except InputError as error:
             missing.append(f"{task.submission}: {error}")
-    return files, missing
+    return valid, missing
 
 
 def submission_lines(task: tasks.GlueTask, outputs: np.ndarray) -> list[str]:
-    """A file for the leaderboard: a header, then index and class string, or a score clipped to [0, 5].
+    """Lines of a submission file: a header, then index and class name, or score clipped to [0, 5].
 
-    Args:
-        outputs: (rows, outputs) logits.
+    outputs: logits, (examples, outputs).
     """
     texts = [task.targets.format(answer) for answer in task.targets.answers(outputs)]
     return ["index\tprediction", *(f"{index}\t{text}" for index, text in enumerate(texts))]
 
 
 def write_submission(folder: Path, task: tasks.GlueTask, outputs: np.ndarray, n_rows: int) -> Path:
-    """Write the leaderboard's file of a task; its rows are those of the test split, no more and no fewer."""
+    """Write the submission file of a task, with one row for each of the `n_rows` test examples."""
     lines = submission_lines(task, outputs)
     if len(lines) - 1 != n_rows:
-        raise RuntimeError(f"{len(lines) - 1} predictions for the {n_rows} rows of {task.name}'s test split")
+        raise RuntimeError(f"{len(lines) - 1} predictions for the {n_rows} examples of {task.name}'s test split")
     path = folder / task.submission
     files.write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     return path

@@ -1,4 +1,4 @@
-"""What a task asks for, a class or a score: labels in files, loss, answers. Nothing else asks which it is."""
+"""The two kinds of targets, classes and scores: labels in files, losses and answers."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ class Classes:
     """One of several classes, known by its index."""
 
     names: tuple[str, ...]
-    """As files spell them, in the order of the indices."""
+    """Class names in files, in the order of the indices."""
 
     has_classes = True
     dtype = "int64"
@@ -28,15 +28,15 @@ class Classes:
 
     @property
     def wanted(self) -> str:
-        """What a label may be, for messages."""
+        """The valid labels, for error messages."""
         return f"one of {', '.join(self.names)}"
 
     def parse(self, text: str) -> int | None:
-        """The label that a text stands for; None = it is none."""
+        """The label for a text in a file; None if the text is not a label."""
         return self.names.index(text) if text in self.names else None
 
     def format(self, answer: float) -> str:
-        """An answer as text."""
+        """An answer as the text in a file."""
         return self.names[int(answer)]
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -44,17 +44,17 @@ class Classes:
         return F.cross_entropy(logits.float(), labels, reduction="none")
 
     def answers(self, logits: np.ndarray) -> np.ndarray:
-        """logits: (rows, outputs) -> (rows,) class indices"""
+        """logits: (examples, outputs) -> class indices, (examples,)"""
         return logits.argmax(axis=1)
 
-    def floor(self, labels: Sequence[float], n_rows: int) -> np.ndarray:
-        """What is answered without reading: the most frequent class. (rows,)"""
-        return np.full(n_rows, Counter(labels).most_common(1)[0][0], dtype=np.int64)
+    def floor(self, labels: Sequence[float], n_examples: int) -> np.ndarray:
+        """Constant answers of the majority class, (examples,)."""
+        return np.full(n_examples, Counter(labels).most_common(1)[0][0], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A number of a range."""
+    """A number from a range."""
 
     low: float = 0.0
     high: float = 5.0
@@ -65,11 +65,9 @@ class Score:
 
     @property
     def wanted(self) -> str:
-        """As that of `Classes`."""
         return f"a number from {self.low:g} to {self.high:g}"
 
     def parse(self, text: str) -> float | None:
-        """As that of `Classes`."""
         try:
             score = float(text)
         except ValueError:
@@ -77,7 +75,7 @@ class Score:
         return score if self.low <= score <= self.high else None
 
     def format(self, answer: float) -> str:
-        """An answer as text, clipped to the range."""
+        """An answer as the text in a file, clipped to the range."""
         return f"{min(max(answer, self.low), self.high):.3f}"
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -85,9 +83,9 @@ class Score:
         return F.mse_loss(logits[:, 0].float(), labels, reduction="none")
 
     def answers(self, logits: np.ndarray) -> np.ndarray:
-        """logits: (rows, 1) -> (rows,) scores"""
+        """logits: (examples, 1) -> scores, (examples,)"""
         return logits[:, 0]
 
-    def floor(self, labels: Sequence[float], n_rows: int) -> np.ndarray:
-        """What is answered without reading: the mean score. (rows,)"""
-        return np.full(n_rows, sum(labels) / len(labels), dtype=np.float32)
+    def floor(self, labels: Sequence[float], n_examples: int) -> np.ndarray:
+        """Constant answers of the mean score, (examples,)."""
+        return np.full(n_examples, sum(labels) / len(labels), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The GLUE tasks (Wang et al., 2019): the one table that knows them, and nothing else in the code does."""
+"""The table of GLUE tasks (Wang et al., 2019). No other code depends on a particular task."""
 
 from dataclasses import dataclass
 
@@ -8,53 +8,53 @@ from common.targets import Classes, Score
 
 @dataclass(frozen=True)
 class Source:
-    """Where one split of a task lies: on the hub, and in the official download."""
+    """The location of one split of a task: on the hub, and in the official download."""
 
     hub: tuple[str, str]
     """Configuration and split of the hub's data set nyu-mll/glue."""
     file: str
     """Path inside the official GLUE download."""
     header: tuple[str, ...] = ()
-    """Column names of a file that has no header line."""
+    """Column names of a file without a header line."""
     broken_rows: int = 0
-    """So many rows of the official file may lack fields: left out, as in the hub's version, and said in one line."""
+    """Number of lines of the official file that may lack fields. They are skipped, as on the hub, with a message."""
 
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One line of the GLUE table. Class indices follow the hub's data set, whatever the strings in the files."""
+    """One GLUE task. Class indices are those of the hub's data set, also for the official files."""
 
     name: str
     texts: tuple[str, ...]
-    """Text columns on the hub: one sentence, or a pair."""
+    """Text columns on the hub: one sentence or a pair."""
     labels: tuple[str, ...]
     """Class names in the hub's order; empty for a regression."""
     metrics: tuple[str, ...]
-    """Official metrics; a run's score is their mean, as in the GLUE average."""
+    """Official metrics; the score of a run is their mean, as in the GLUE average."""
     splits: dict[str, Source]
     """`train`, one or more `validation...` (the first one selects the best epoch), `test`."""
     synthetic: str
     """Generator of the demo data, see common/synthetic.py."""
     submission: str = ""
-    """File name on the leaderboard."""
+    """File name of the submission."""
     test_rows: int = 0
-    """Rows of the official test set."""
+    """Examples in the official test set."""
     file_texts: tuple[str, ...] = ()
-    """Text columns in the official files, where they differ from the hub's."""
+    """Text columns in the official files, if they differ from the hub's."""
     file_label: str = "label"
     """Label column in the official files."""
     file_labels: tuple[str, ...] = ()
-    """Class strings in the official files and in a submission, in the order of `labels`, where they differ."""
+    """Class names in the official files and in a submission, in the order of `labels`, if they differ from them."""
     trained_as: str = ""
-    """The task whose model is used, for the sets that exist for testing only."""
+    """For a task with a test set only: the task whose model is used."""
 
     @property
     def targets(self) -> Classes | Score:
-        """What is asked for, as the official files spell it."""
+        """Classes or scores, as in the official files."""
         return Classes(self.file_labels or self.labels) if self.labels else Score()
 
     def suffix(self, split: str) -> str:
-        """What the scores of a validation split have behind their names: nothing, those of the first one."""
+        """The suffix of score names on a validation split; empty for the first split."""
         return "" if split == self.validations[0] else "_" + split.removeprefix("validation_")
 
     @property
@@ -219,21 +219,21 @@ _TASKS = (
 TASKS: dict[str, GlueTask] = {task.name: task for task in _TASKS}
 
 TRAINED = tuple(name for name, task in TASKS.items() if "train" in task.splits)
-"""Tasks one can train on, in the order of the table."""
+"""Names of tasks with a training set."""
 
 TESTED = tuple(TASKS)
-"""Names that stand for one or more test sets: all of the table, mnli for its three."""
+"""Names of tasks with one or more test sets: all tasks; mnli has three."""
 
 
 def find(name: str) -> GlueTask:
-    """The task of that name. Raises InputError for an unknown one."""
+    """The task with this name. Raises InputError for an unknown name."""
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
     return TASKS[name]
 
 
 def held_out(name: str) -> list[GlueTask]:
-    """Test sets that a model of this task answers: its own, or the three of MNLI; a test-only name is its own."""
+    """The test sets for a model of this task: the three of MNLI for mnli, else its own."""
     task = find(name)
     if "test" in task.splits:
         return [task]

@@ -1,4 +1,4 @@
-"""Rows of text -> token ids -> batches."""
+"""Texts -> token ids -> batches."""
 
 from __future__ import annotations
 
@@ -24,92 +24,82 @@ if TYPE_CHECKING:
 
 
 class Layout(Protocol):
-    """How packed batches are laid out, see common/fast/packing.py."""
+    """How the examples of a batch are packed, see common/fast/packing.py."""
 
     def pack(self, columns: dict[str, torch.Tensor], starts: torch.Tensor, lengths: torch.Tensor) -> dict[str, Any]:
-        """The keywords of a forward pass, `packing` among them."""
-        ...
+        """The keyword arguments of a forward pass, including `packing`."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A split as token ids, unpadded, ready to be cut into batches."""
+    """A split as token ids without padding, ready to be cut into batches."""
 
     columns: dict[str, torch.Tensor]
-    """input_ids and, where the encoder has them, token_type_ids: the rows end to end, each (tokens,) of int32."""
+    """input_ids and, if the encoder has them, token_type_ids: all examples concatenated, (tokens,) of int32."""
     lengths: torch.Tensor
-    """(rows,), tokens of each row."""
+    """(examples,), number of tokens."""
     labels: torch.Tensor
-    """(rows,), int64 classes or float32 scores; (0,) where they are not published."""
+    """(examples,), int64 classes or float32 scores; (0,) if they are not published."""
     padding: dict[str, int]
-    """What stands behind the end of a row in a padded batch."""
+    """Values of the columns at padded positions."""
     layout: Layout | None
     """How batches are packed; None = they are padded."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def n_targets(self, rows: torch.Tensor) -> int:
-        """Targets of some rows, over which the loss of a step is a mean: one of each."""
-        return len(rows)
+    def n_targets(self, indices: torch.Tensor) -> int:
+        """Number of targets of some examples, here one for each. The loss of a step is the mean over its targets."""
+        return len(indices)
 
     @cached_property
     def starts(self) -> torch.Tensor:
-        """(rows,), the place of each row's first token."""
+        """(examples,), index of the first token in the columns."""
         return self.lengths.cumsum(0) - self.lengths
 
     def with_layout(self, layout: Layout | None) -> Tokens:
-        """The same rows, for batches that are packed in this way, or padded."""
+        """The same examples with another layout of batches."""
         return replace(self, layout=layout)
 
-    def batch(self, rows: torch.Tensor, device: torch.device) -> tuple[dict[str, Any], torch.Tensor]:
-        """These rows, (batch,), laid end to end, or padded to the longest of them.
-
-        Returns:
-            The keywords of a forward pass, and the labels, (batch,), or (0,) where there are none.
-        """
-        starts, lengths = self.starts[rows], self.lengths[rows]
+    def batch(self, indices: torch.Tensor, device: torch.device) -> tuple[dict[str, Any], torch.Tensor]:
+        """Keyword arguments of a forward pass on some examples, packed or padded, and labels, (batch,) or (0,)."""
+        starts, lengths = self.starts[indices], self.lengths[indices]
         if self.layout is not None:
             inputs = self.layout.pack(self.columns, starts, lengths)
         else:
-            steps = torch.arange(int(lengths.max()))
-            there = steps < lengths[:, None]  # (batch, longest)
-            places = torch.where(there, starts[:, None] + steps, 0)
-            inputs = {n: column[places].where(there, self.padding[n]).long() for n, column in self.columns.items()}
-            inputs["attention_mask"] = there.long()
-        packed = inputs.pop("packing", None)
-        tensors = inputs | {"labels": self.labels[rows] if len(self.labels) else self.labels}
-        if packed is not None:
-            tensors |= packed.tensors()
+            positions = torch.arange(int(lengths.max()))
+            real = positions < lengths[:, None]  # (batch, longest)
+            sources = torch.where(real, starts[:, None] + positions, 0)
+            inputs = {n: column[sources].where(real, self.padding[n]).long() for n, column in self.columns.items()}
+            inputs["attention_mask"] = real.long()
+        packing = inputs.pop("packing", None)
+        tensors = inputs | {"labels": self.labels[indices] if len(self.labels) else self.labels}
+        if packing is not None:
+            tensors |= packing.tensors()
         sent: dict[str, Any] = send(tensors, device)
         labels = sent.pop("labels")
-        if packed is not None:
-            sent["packing"] = packed.moved_to({name: sent.pop(name) for name in packed.tensors()})
+        if packing is not None:
+            sent["packing"] = packing.moved_to({name: sent.pop(name) for name in packing.tensors()})
         return sent, labels
 
 
 def tokenize(
-    examples: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    cache: Path | None = None,
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path | None = None
 ) -> Tokens:
-    """Token ids of each row, at most `max_length` of them; of a pair the longer text is cut first. Batches are padded.
+    """Tokenize each example to at most `max_length` tokens, cutting the longer text of a pair first.
 
-    Args:
-        cache: folder in which the ids are kept, under a digest of texts, tokenizer and length; None = nowhere.
+    cache: folder for the token ids, in a file named by a digest of texts, tokenizer and length; None = no cache.
     """
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     path = cache and cache / f"{_digest(examples, tokenizer, max_length)}.safetensors"
     stored: dict[str, torch.Tensor] = {}
     if path and path.is_file():
-        with contextlib.suppress(InputError):  # damaged: made again
+        with contextlib.suppress(InputError):  # damaged: computed again
             stored, _ = files.read_tensors(path)
     if not stored:
         encoded = tokenizer(*examples.texts, truncation="longest_first", max_length=max_length, padding=False)
-        lengths = torch.tensor([len(row) for row in encoded["input_ids"]], dtype=torch.int32)
         stored = {n: torch.tensor(list(chain.from_iterable(encoded[n])), dtype=torch.int32) for n in names}
-        stored["lengths"] = lengths
+        stored["lengths"] = torch.tensor([len(ids) for ids in encoded["input_ids"]], dtype=torch.int32)
         if path:
             files.write_tensors(path, stored)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
@@ -118,26 +108,25 @@ def tokenize(
 
 
 def _digest(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """Of everything that the token ids depend on."""
+    """A digest of everything that the token ids depend on."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    del rules["truncation"], rules["padding"]  # what the last call left behind; ours are given with each call
+    del rules["truncation"], rules["padding"]  # left from the last call; each call of ours sets them again
     digest = hashlib.sha256(f"{json.dumps(rules)} {max_length}".encode())
     for column in examples.texts:
         digest.update(json.dumps(column).encode())
     return digest.hexdigest()[:32]
 
 
-def shuffled(n_rows: int, seed: int, epoch: int) -> torch.Tensor:
-    """Order of the training rows in one epoch: a function of seed and epoch alone, so the same for every method."""
+def shuffled(n_examples: int, seed: int, epoch: int) -> torch.Tensor:
+    """Order of the training examples in one epoch. It depends on seed and epoch only: the same for every method."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(n_rows, generator=generator)
+    return torch.randperm(n_examples, generator=generator)
 
 
-def shares(rows: torch.Tensor, batch_size: int, process: int, n_processes: int) -> list[torch.Tensor]:
-    """This process's part of one optimizer step, in micro-batches of at most `batch_size` rows.
+def shares(indices: torch.Tensor, batch_size: int, rank: int, n_processes: int) -> list[torch.Tensor]:
+    """This process's examples of one optimizer step, in micro-batches of at most `batch_size`.
 
-    Every process gets the same number of micro-batches, possibly with one row more or less in each, or none at all.
+    All processes get the same number of micro-batches. Their sizes may differ by one, and a micro-batch may be empty.
     """
-    mine = rows[process::n_processes]
-    n_batches = math.ceil(len(rows) / (batch_size * n_processes))
-    return list(mine.tensor_split(n_batches))
+    n_batches = math.ceil(len(indices) / (batch_size * n_processes))
+    return list(indices[rank::n_processes].tensor_split(n_batches))

@@ -1,4 +1,4 @@
-"""LN tuning: y = g * (x - mean) / std + b, of the whole encoder only g and b are trained (Qi et al., 2022)."""
+"""LN tuning: y = g * (x - mean) / std + b, where only the g and b of all LayerNorms are trained (Qi et al., 2022)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ from common.methods import Method
 
 @dataclass(frozen=True)
 class LnTuning(Method):
-    """Train the encoder's LayerNorms, gains and biases (Qi et al., 2022)."""
+    """Train the gains and biases of all LayerNorms of the encoder (Qi et al., 2022)."""
 
     default_lr: ClassVar[float] = 3e-3
 

@@ -15,46 +15,39 @@ from common.methods import Method
 
 
 class LowRank(Branch):
-    """s B A x beside a frozen linear layer, where A: (r, in), B: (out, r)."""
+    """s B A x beside a frozen linear layer. A: (r, in), B: (out, r), s = alpha / r or alpha / sqrt(r)."""
 
     def __init__(self, host: nn.Linear, rank: int, scaling: float, dropout: float):
-        """
-        Args:
-            host: the linear layer W x + b.
-            rank: r, at most the smaller side of W.
-            scaling: s, alpha / r or alpha / sqrt(r).
-            dropout: probability on the input of A.
-        """
         super().__init__()
-        if rank > min(host.in_features, host.out_features):
+        n_in, n_out = host.in_features, host.out_features
+        if rank > min(n_in, n_out):
             raise DoesNotFit(
-                f"rank {rank} is larger than a layer of {host.in_features} to {host.out_features} features: "
-                f"choose at most {min(host.in_features, host.out_features)}"
+                f"rank {rank} is larger than a layer of {n_in} to {n_out} features: choose at most {min(n_in, n_out)}"
             )
-        self.A = nn.Parameter(torch.empty(rank, host.in_features))
-        self.B = nn.Parameter(torch.zeros(host.out_features, rank))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as nn.Linear draws its weight; with B = 0 the sum is W
+        self.A = nn.Parameter(torch.empty(rank, n_in))
+        self.B = nn.Parameter(torch.zeros(n_out, rank))  # so B A = 0 at the start
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as nn.Linear initializes its weight
         self.scaling, self.dropout = scaling, nn.Dropout(dropout)
-        self.unmerged: tuple[Any, ...] = ()  # a tuple, so that it is not registered as a parameter
+        self.unmerged: tuple[Any, ...] = ()  # W while merged; in a tuple, so that it is not registered as a parameter
 
     def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> torch.Tensor | None:
         """x: (..., in) -> (..., out)"""
         if self.unmerged:
             if self.training:
-                raise RuntimeError("a merged LoRA layer has nothing to train: call unmerge(model) first")
+                raise RuntimeError("a merged LoRA layer cannot be trained: call unmerge(model) first")
             return None
         return F.linear(F.linear(self.dropout(x), self.A) * self.scaling, self.B)
 
     @torch.no_grad()
     def merge(self, host: nn.Linear) -> None:
-        """Fold s B A into a new weight; the old one is kept untouched, so that others may share it."""
+        """Replace W by a new weight W + s B A. W itself is not written, since other models may share it."""
         if not self.unmerged:
             self.unmerged = (host.weight,)
             merged = host.weight + self.scaling * self.B @ self.A
             host.weight = nn.Parameter(merged, requires_grad=host.weight.requires_grad)
 
     def unmerge(self, host: nn.Linear) -> None:
-        """Take W back, bit for bit (subtracting s B A would leave rounding errors behind)."""
+        """Restore W bit for bit; subtracting s B A would leave rounding errors."""
         if self.unmerged:
             (host.weight,) = self.unmerged
             self.unmerged = ()
@@ -62,32 +55,31 @@ class LowRank(Branch):
 
 @dataclass(frozen=True)
 class Lora(Method):
-    """Low-rank updates beside frozen linear layers (Hu et al., 2021)."""
+    """Low-rank updates of frozen linear layers (Hu et al., 2021)."""
 
     rank: int = 8
     """r: rank of the update."""
     alpha: float = 8.0
-    """Scale of the update: alpha / rank."""
+    """The update is scaled by alpha / rank."""
     dropout: float = 0.0
     """Dropout on the input of A."""
     targets: tuple[Linear, ...] = ("query", "value")
     """Linear layers of every Transformer layer that get an update."""
     rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead, which keeps large ranks learning (Kalajdzievski, 2023)."""
+    """Scale by alpha / sqrt(rank) instead, so that large ranks keep learning (Kalajdzievski, 2023)."""
 
     default_lr: ClassVar[float] = 5e-4
     size: ClassVar[str] = "rank"
     old_names: ClassVar[dict[str, str]] = {r"\.lora_(A|B)$": r".lora.\1"}
 
     def __post_init__(self) -> None:
+        each_once = 0 < len(self.targets) == len(set(self.targets))
         check(
             {
                 f"rank is {self.rank}: choose at least 1": self.rank < 1,
                 f"alpha is {self.alpha}: choose a number above 0": not 0 < self.alpha < math.inf,
                 f"dropout is {self.dropout}: choose a probability from 0 to below 1": not 0 <= self.dropout < 1,
-                f"targets are {' '.join(self.targets)}: name at least one, and each once": (
-                    not self.targets or len(set(self.targets)) < len(self.targets)
-                ),
+                f"targets are {' '.join(self.targets)}: name at least one, and each once": not each_once,
             }
         )
 
@@ -100,13 +92,13 @@ class Lora(Method):
 
 
 def merge(model: nn.Module) -> None:
-    """Fold every update of a model into its weights: the speed of the plain encoder. Twice is as good as once."""
+    """Merge every update into its weight, so that inference costs no extra work. A second call changes nothing."""
     for host, update in _updates(model):
         update.merge(host)
 
 
 def unmerge(model: nn.Module) -> None:
-    """Undo `merge`, exactly."""
+    """Undo `merge` exactly."""
     for host, update in reversed(_updates(model)):
         update.unmerge(host)
 

@@ -1,1 +1,1 @@
-"""Our methods beside other libraries, each in an environment of its own."""
+"""Comparison of our methods with other libraries, each in its own environment."""

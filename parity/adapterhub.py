@@ -1,9 +1,9 @@
-"""Our methods beside AdapterHub's library, with the same weights on the same batch: make parity-adapterhub
+"""Compare our methods with AdapterHub's library, with the same weights and batch: make parity-adapterhub
 
-A tiny random BERT is adapted by each method, all that is trained is moved away from its initial values, and weights and
-batch are handed to AdapterHub's library in its own environment (adapterhub_side.py), which is not allowed to leave out
-a tensor. What the encoder says of each real token, and the logits, must then be the same. Where AdapterHub is known to
-do something else, the table says so, and the difference must be there.
+Each method is injected into a tiny random BERT, and all trained parameters are perturbed. AdapterHub's library, in its
+own environment (adapterhub_side.py), gets the weights and the batch and must use every tensor. The hidden states of all
+real tokens and the logits must then be equal. Where AdapterHub is known to differ, the table says so, and the
+difference must exist.
 """
 
 import argparse
@@ -34,32 +34,32 @@ SIDE = Path(__file__).with_name("adapterhub_side.py")
 TOLERANCE = 1e-5
 HIDDEN, BOTTLENECK, N_OUTPUTS = 32, 8, 3
 ADAPTER = "parity"
-"""Name of the adapter in AdapterHub's model, which is part of its tensors' names."""
+"""Name of the adapter in AdapterHub's model; part of the names of its tensors."""
 
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A method of ours and what AdapterHub calls the same."""
+    """A method of ours and its counterpart in AdapterHub."""
 
     method: Method
     config: str
-    """Class of AdapterHub's configuration."""
+    """Name of AdapterHub's configuration class."""
     options: dict[str, Any]
-    """Its fields, where its defaults are others."""
+    """Its fields that must differ from its defaults."""
     names: dict[str, str]
-    """What is replaced in the names of our tensors to give AdapterHub's."""
+    """Substrings of our tensors' names -> AdapterHub's."""
     attention: str = "sdpa"
     """AdapterHub's implementation of attention."""
     behind_cls: bool = False
-    """Whether AdapterHub puts its virtual tokens behind [CLS] and not before it."""
+    """Whether AdapterHub puts its virtual tokens after [CLS], not before it."""
     padding_differs: str = ""
-    """Why texts with padding are known to come out differently; empty = they must not."""
+    """Why texts with padding are known to differ; empty = they must be equal."""
 
 
 def _bottleneck(placement: Any, config: str, activation: str) -> Case:
-    # Our activation is left to our default. AdapterHub's size is a ratio.
+    # Our activation is our default. AdapterHub's size is a ratio.
     return Case(
         Adapters(BOTTLENECK, placement, scaling=4.0, train_layernorm=False),
         config,
@@ -94,38 +94,38 @@ CASES = {
         PrefixTuning(prefix_length=5),
         "PrefixTuningConfig",
         {"prefix_length": 5, "flat": True},
-        # One table for all layers, which AdapterHub reaches through the lowest one.
+        # One table for all layers, which AdapterHub names after the lowest one.
         {
             "encoder.prefix.embedding": "encoder.layer.0.attention.self.prefix_tuning.pool."
             f"prefix_tunings.{ADAPTER}.self_prefix.control_trans"
         },
     ),
     "prompt": _prompt("prefix", "eager"),
-    # They attend to each other as before, since the vectors join behind the positions; but now it pools [CLS].
+    # Attention is as before, since the vectors are inserted after the position embeddings; but now it pools [CLS].
     "prompt behind [CLS]": _prompt("prefix_after_bos", "eager"),
-    "prompt, sdpa": _prompt("prefix", "sdpa", padding_differs="its virtual tokens see the padding"),
+    "prompt, sdpa": _prompt("prefix", "sdpa", padding_differs="its virtual tokens attend to the padding"),
 }
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     compared: str
     difference: float
     same: bool = True
-    """Whether the two must be the same; else they must not."""
+    """Whether the two must be equal; else they must differ."""
 
     def holds(self) -> bool:
-        """Whether it came out as it must."""
+        """Whether the result is as required."""
         return (self.difference <= TOLERANCE) == self.same
 
     def verdict(self) -> str:
-        """The last column."""
+        """Text of the last column."""
         return ("ok" if self.same else "differs, as known") if self.holds() else "FAILED"
 
 
 def save_checkpoint(folder: Path) -> None:
-    """A tiny random BERT without head, as both generations of transformers load it."""
+    """Save a tiny random BERT without head, which both versions of transformers can load."""
     from transformers import BertConfig, BertModel
     from transformers.utils import logging
 
@@ -144,7 +144,7 @@ def save_checkpoint(folder: Path) -> None:
 
 
 def random_batch(rows: int = 5, length: int = 11) -> Tensors:
-    """Random texts, each but the first with padding behind it; the ids there are random too, as none may look."""
+    """Random texts, all but the first one padded; the ids of the padding are random too, since none may use them."""
     generator = torch.Generator().manual_seed(1)
     mask = torch.ones(rows, length, dtype=torch.long)
     for row in range(rows):
@@ -157,7 +157,7 @@ def random_batch(rows: int = 5, length: int = 11) -> Tensors:
 
 
 def perturb(model: nn.Module) -> None:
-    """Move all that is trained away from its initial values, so that nothing is hidden by a zero."""
+    """Add noise to all trained parameters, so that no zero hides a difference."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in trainable(model).values():
@@ -166,20 +166,20 @@ def perturb(model: nn.Module) -> None:
 
 @torch.no_grad()
 def run(model: Any, batch: Tensors) -> Tensors:
-    """States (batch, length, hidden) and logits (batch, outputs) of a model that is not trained at the moment."""
+    """Hidden states (batch, length, hidden) and logits (batch, outputs) of a model in evaluation mode."""
     model.eval()
     return {"states": encoder(model)(**batch).last_hidden_state, "logits": model(**batch).logits}
 
 
 def their_name(name: str, case: Case) -> str:
-    """What AdapterHub calls a tensor of ours."""
+    """AdapterHub's name of a tensor of ours."""
     for ours, theirs in case.names.items():
         name = name.replace(ours, theirs)
     return name
 
 
 def write(case: Case, model: nn.Module, batch: Tensors, file: Path) -> None:
-    """All that AdapterHub's side needs for a case: what is trained, the batch and the configuration."""
+    """Write the input of AdapterHub's side for a case: trained parameters, batch and configuration."""
     tensors = {f"weight:{their_name(name, case)}": p.detach() for name, p in trainable(model).items()}
     tensors |= {f"batch:{name}": tensor for name, tensor in batch.items()}
     settings = {"adapter": ADAPTER, "config": case.config, "options": case.options, "attention": case.attention}
@@ -187,8 +187,8 @@ def write(case: Case, model: nn.Module, batch: Tensors, file: Path) -> None:
 
 
 def ask_adapterhub(python: Path, folder: Path) -> str:
-    """Let AdapterHub's side answer every file of a folder; the versions it ran with."""
-    # -I and another working directory: from ours, `import adapters` would find our own package.
+    """Run AdapterHub's side on every file of a folder; returns its versions."""
+    # -I and another working directory: from this one, `import adapters` would import our package.
     command = [str(python), "-I", str(SIDE), str(folder)]
     done = subprocess.run(command, cwd=folder, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE)
     if done.returncode:
@@ -197,7 +197,7 @@ def ask_adapterhub(python: Path, folder: Path) -> str:
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor, where: torch.Tensor | None = None) -> float:
-    """The largest absolute difference; with where, only at the places where it is true."""
+    """Largest absolute difference; with `where`, only where it is true."""
     distance = (ours - theirs).abs()
     if not distance.isfinite().all():
         return float("inf")
@@ -205,7 +205,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor, where: torch.Tensor | N
 
 
 def compare(case: Case, model: Any, mask: torch.Tensor, ours: Tensors, theirs: Tensors) -> Iterator[Row]:
-    """The lines of a case. mask: (batch, length), 1 at the tokens of the text."""
+    """Rows of the table for a case. mask: (batch, length), 1 at the tokens of the text."""
     real = mask.bool()
     padded = ~real.all(dim=1, keepdim=True)
     n_virtual = theirs["states"].shape[1] - mask.shape[1]
@@ -222,15 +222,15 @@ def compare(case: Case, model: Any, mask: torch.Tensor, ours: Tensors, theirs: T
         yield Row("logits", difference(ours["logits"], theirs["logits"]))
         return
     with torch.no_grad():
-        first = model.classifier(encoder(model).pooler(theirs["states"]))  # pools place 0
+        first = model.classifier(encoder(model).pooler(theirs["states"]))  # pools position 0
     yield Row("its logits, and its virtual token 0 pooled", difference(first, theirs["logits"]))
     yield Row("logits: it pools virtual token 0, we [CLS]", difference(ours["logits"], theirs["logits"]), same=False)
 
 
 def measure(python: Path, folder: Path) -> tuple[str, list[tuple[str, float, Row]]]:
-    """Versions of the other side; then every line of the table behind its case and the method's effect on the states.
+    """Versions of the other side; and for each row of the table its case, the method's effect on the states, the row.
 
-    The effect is what a difference has to be seen beside: a method without one would agree with anything.
+    A difference must be compared with the effect: a method without an effect would agree with everything.
     """
     checkpoint, exchange = folder / "checkpoint", folder / "cases"
     exchange.mkdir()
@@ -255,7 +255,7 @@ def measure(python: Path, folder: Path) -> tuple[str, list[tuple[str, float, Row
 
 
 def table(lines: list[tuple[str, float, Row]]) -> str:
-    """The lines as aligned columns."""
+    """The table as text with aligned columns."""
     rows = [("case", "effect", "compared", "difference", "")]
     rows += [(n, f"{effect:.2f}", row.compared, f"{row.difference:.1e}", row.verdict()) for n, effect, row in lines]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -263,13 +263,13 @@ def table(lines: list[tuple[str, float, Row]]) -> str:
 
 
 def main() -> None:
-    """Read the command line, compare, print the table; exit code 1 if a line is not as it must be."""
+    """Read the command line, compare and print the table; exit code 1 if a row is not as required."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--python",
         type=Path,
         default=Path(".venv-adapterhub/bin/python"),
-        help="interpreter of an environment with parity/requirements-adapterhub.txt (default: %(default)s)",
+        help="Python of an environment with parity/requirements-adapterhub.txt (default: %(default)s)",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
@@ -278,11 +278,11 @@ def main() -> None:
             raise InputError(f"{args.python} not found: `make parity-adapterhub` makes it, or name one with --python")
         import transformers
 
-        # absolute, not resolved: an environment's python is a link, and behind it is another environment
+        # absolute, not resolved: python in an environment is a link to that of another environment
         versions, lines = measure(args.python.absolute(), Path(folder))
         print(f"ours: transformers {transformers.__version__}, torch {torch.__version__}\ntheirs: {versions}\n")
         print(table(lines))
-        print(f"\nlargest absolute differences; ok: at most {TOLERANCE:g}; effect: how far the method moves the states")
+        print(f"\nlargest absolute differences; ok: at most {TOLERANCE:g}; effect: change of the states by the method")
     sys.exit(not all(row.holds() for _, _, row in lines))
 
 

@@ -1,6 +1,6 @@
-"""AdapterHub's side of adapterhub.py, a plain file for the python of its environment: adapterhub_side.py FOLDER
+"""AdapterHub's side of adapterhub.py, a script for the Python of its environment: adapterhub_side.py FOLDER
 
-Answers FOLDER/NAME.safetensors with FOLDER/NAME.theirs.safetensors. The checkpoint lies in FOLDER/../checkpoint.
+Reads FOLDER/NAME.safetensors and writes FOLDER/NAME.theirs.safetensors. The checkpoint is FOLDER/../checkpoint.
 """
 
 import json
@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
-import adapters  # AdapterHub's, not our folder
+import adapters  # AdapterHub's library, not our folder
 
 Tensors = dict[str, torch.Tensor]
 
@@ -32,7 +32,7 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensors]]:
 
 
 def load(checkpoint: Path, settings: dict[str, Any], n_outputs: int) -> Any:
-    """The checkpoint with an active adapter of the case's kind, everything else frozen but the head."""
+    """Load the checkpoint and add an active adapter; adapter and head are trainable, the rest is frozen."""
     model, info = AutoModelForSequenceClassification.from_pretrained(
         checkpoint,
         num_labels=n_outputs,
@@ -40,25 +40,25 @@ def load(checkpoint: Path, settings: dict[str, Any], n_outputs: int) -> Any:
         attn_implementation=settings["attention"],
         output_loading_info=True,
     )
-    strange = {*info["missing_keys"], *info["unexpected_keys"]} - {"classifier.weight", "classifier.bias"}
-    if strange or info["mismatched_keys"]:
-        raise SystemExit(f"error: the checkpoint does not fit transformers {transformers.__version__}: {strange}")
+    wrong = {*info["missing_keys"], *info["unexpected_keys"]} - {"classifier.weight", "classifier.bias"}
+    if wrong or info["mismatched_keys"]:
+        raise SystemExit(f"error: the checkpoint does not fit transformers {transformers.__version__}: {wrong}")
     adapters.init(model)
     model.add_adapter(settings["adapter"], config=getattr(adapters, settings["config"])(**settings["options"]))
-    model.train_adapter(settings["adapter"])  # freezes the rest, and makes the adapter active
+    model.train_adapter(settings["adapter"])  # freezes the rest and activates the adapter
     return model.eval()
 
 
 @torch.no_grad()
 def copy_strictly(model: torch.nn.Module, weights: Tensors) -> None:
-    """Set exactly what is trained, no tensor more and none less."""
+    """Copy the weights of the trained parameters; both sides must have the same tensors."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if trained.keys() != weights.keys():
         only = {"AdapterHub": sorted(trained.keys() - weights.keys()), "ours": sorted(weights.keys() - trained.keys())}
         raise SystemExit("error: trained by one side only: " + json.dumps(only))
     for name, parameter in trained.items():
         weight = weights[name]
-        # AdapterHub keeps a prefix as one row of numbers; any other shape is a mistake.
+        # AdapterHub stores a prefix as a flat tensor; any other difference in shape is an error.
         if weight.shape != parameter.shape and (parameter.ndim > 1 or weight.numel() != parameter.numel()):
             raise SystemExit(f"error: {name} is {tuple(parameter.shape)} in AdapterHub, ours {tuple(weight.shape)}")
         parameter.copy_(weight.view_as(parameter))
@@ -66,7 +66,7 @@ def copy_strictly(model: torch.nn.Module, weights: Tensors) -> None:
 
 @torch.no_grad()
 def answer(file: Path) -> None:
-    """Run one case: states (batch, virtual tokens + length, hidden) and logits (batch, outputs)."""
+    """Run a case; write hidden states (batch, virtual tokens + length, hidden) and logits (batch, outputs)."""
     settings, kinds = read(file)
     model = load(file.parent.parent / "checkpoint", settings, n_outputs=len(kinds["weight"]["classifier.bias"]))
     copy_strictly(model, kinds["weight"])
@@ -78,9 +78,9 @@ def answer(file: Path) -> None:
 
 
 def main() -> None:
-    """Answer every case of the folder and print the versions it ran with."""
+    """Run every case of the folder and print the versions of the libraries."""
     transformers.logging.set_verbosity_error()
-    logging.getLogger("adapters").setLevel(logging.ERROR)  # making an adapter active warns that none is yet
+    logging.getLogger("adapters").setLevel(logging.ERROR)  # activating an adapter warns that none is active yet
     for file in sorted(Path(sys.argv[1]).glob("*.safetensors")):
         answer(file)
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"

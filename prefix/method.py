@@ -14,60 +14,52 @@ from common.methods import Method, trainable
 
 
 class Prefix(Branch):
-    """Keys and values of all layers, trained as they are or as the output of a small network (the paper's section 4.3).
+    """Keys and values of all layers as one table, (l, layers * 2 * hidden), trained directly or through an MLP.
 
-    They are one table, (l, layers * 2 * hidden): `embedding` itself, or MLP(embedding) with embedding (l, hidden).
+    The table is `embedding`; with an MLP (section 4.3 of the paper) it is MLP(embedding) with embedding: (l, hidden).
     """
 
     def __init__(self, length: int, n_layers: int, width: int, heads: int, hidden_dim: int):
-        """
-        Args:
-            length: l.
-            n_layers: layers of the encoder.
-            width: features of a token in it.
-            heads: attention heads of a layer.
-            hidden_dim: hidden units of the MLP; 0 = none.
-        """
+        """length: l, width: hidden size of the encoder, hidden_dim: hidden units of the MLP, 0 = no MLP."""
         super().__init__()
         self.n_layers, self.heads = n_layers, heads
         features = n_layers * 2 * width
         self.embedding = nn.Parameter(torch.empty(length, width if hidden_dim else features))
-        nn.init.normal_(self.embedding, std=0.02)  # as the encoder's own embeddings began
+        nn.init.normal_(self.embedding, std=0.02)  # as BERT initializes its embeddings
         self.mlp = None
         if hidden_dim:
             self.mlp = nn.Sequential(nn.Linear(width, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, features))
         self.current = torch.empty(0)
 
     def table(self) -> torch.Tensor:
-        """-> (l, layers * 2 * hidden)"""
         return self.embedding if self.mlp is None else self.mlp(self.embedding)
 
     def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> None:
-        """Compute them, once for a forward pass, below the lowest layer; nothing is added there."""
+        """Compute them once per forward pass, before the lowest layer, and add nothing."""
         table = self.table().unflatten(1, (self.n_layers, 2, self.heads, -1))
         self.current = table.permute(1, 2, 3, 0, 4)  # (layers, 2, heads, l, size)
 
 
 class OfLayer(Branch):
-    """The share of one layer."""
+    """The keys and values of one layer."""
 
     def __init__(self, prefix: Prefix, number: int):
         super().__init__()
-        self.prefix, self.number = (prefix,), number  # a tuple, so that it is not registered with every layer
+        self.prefix, self.number = (prefix,), number  # in a tuple, so that it is not registered with every layer
 
     def forward(self, x: torch.Tensor, out: tuple[torch.Tensor, ...], host: nn.Module) -> tuple[torch.Tensor, ...]:
-        """-> keys and values, each (heads, l, size)"""
+        """Keys and values, each (heads, l, size)."""
         return self.prefix[0].current[self.number].unbind()
 
 
 @dataclass(frozen=True)
 class PrefixTuning(Method):
-    """Trained keys and values in front of the text's, in the attention of every layer (Li & Liang, 2021)."""
+    """Trained keys and values before those of the text, in the attention of every layer (Li & Liang, 2021)."""
 
     prefix_length: int = 20
-    """l: places in front of the text."""
+    """l: number of keys and values before those of the text."""
     hidden_dim: int = 0
-    """Hidden units of the MLP that computes them while training; 0 = none, they are trained as they are."""
+    """Hidden units of an MLP that computes them during training; 0 = no MLP, they are trained directly."""
 
     default_lr: ClassVar[float] = 3e-2
     starts_at_pretrained: ClassVar[bool] = False
@@ -90,7 +82,7 @@ class PrefixTuning(Method):
             yield keys_values(layer), OfLayer(prefix, number)
 
     def stored(self, model: nn.Module) -> tuple[Method, Mapping[str, torch.Tensor]]:
-        """The MLP has done its work: what is stored is its output, which loads as a prefix without one."""
+        """With an MLP, only its output is stored, which loads as a prefix without an MLP."""
         if not self.hidden_dim:
             return self, trainable(model)
         ((name, prefix),) = ((n, m) for n, m in model.named_modules() if isinstance(m, Prefix))

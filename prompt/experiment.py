@@ -5,7 +5,7 @@ from common.study.space import Range
 from prompt.method import PromptTuning
 
 TUNING = {"lr": (0.05, 0.3), "n_epochs": (5, 20), "prompt_length": (20, 100)}
-"""What scripts/run_tune.sh tries: as many as of the other methods."""
+"""What scripts/run_tune.sh tries: as many settings as for the other methods."""
 
 SPACE = {"prompt_length": Range(1, 100, log=True), "init": ("random", "vocabulary")}
 """What scripts.search tries of the method's own options."""

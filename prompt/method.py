@@ -1,4 +1,4 @@
-"""Prompt tuning: [p_1; ...; p_n; text], where only the vectors p_i at the encoder's input are trained."""
+"""Prompt tuning: [p_1; ...; p_n; text], where only the input vectors p_i are trained (Lester et al., 2021)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,34 +14,29 @@ from common.methods import Method
 
 
 class Prompt(Branch):
-    """n trained vectors."""
+    """n trained vectors, (n, features), the same for every text."""
 
     def __init__(self, start: torch.Tensor):
-        """
-        Args:
-            start: (n, features), their first values.
-        """
         super().__init__()
         self.vectors = nn.Parameter(start)
 
     def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> torch.Tensor:
-        """-> (n, features), whatever the text"""
         return self.vectors
 
 
 @dataclass(frozen=True)
 class PromptTuning(Method):
-    """Trained vectors in front of the text (Lester et al., 2021)."""
+    """Trained vectors before the embeddings of the text (Lester et al., 2021)."""
 
     prompt_length: int = 20
-    """n: vectors in front of the text."""
+    """n: number of vectors before the text."""
     init: Literal["random", "vocabulary", "text"] = "vocabulary"
-    """Their first values: uniform from -0.5 to 0.5; embeddings of random words; embeddings of --init_text."""
+    """Initial values. random: from -0.5 to 0.5; vocabulary: embeddings of random words; text: those of --init_text."""
     init_text: str = ""
-    """Text whose tokens they start as, repeated or cut to n."""
+    """Text for --init text; its tokens are repeated or cut to n."""
     level: Level = "words"
-    """words: they stand where word embeddings stand, and get positions, type and LayerNorm; embeddings: they join
-    behind all that, and leave the text its positions."""
+    """words: the vectors enter as word embeddings and get positions, token types and LayerNorm;
+    embeddings: they enter after the embedding layer and take no positions from the text."""
 
     default_lr: ClassVar[float] = 1e-1
     starts_at_pretrained: ClassVar[bool] = False
@@ -66,17 +61,17 @@ class PromptTuning(Method):
         return self.prompt_length if self.level == "words" else 0
 
     def start(self, model: nn.Module, table: torch.Tensor) -> torch.Tensor:
-        """The first values of the vectors, (n, features), from the table of the vocabulary, (words, features)."""
-        if self.init == "random" or table.is_meta:  # a table without numbers: only the shape counts
+        """Initial values, (n, features), from the word embeddings, (words, features)."""
+        if self.init == "random" or table.is_meta:  # on the meta device only the shape matters
             return torch.rand(self.prompt_length, table.shape[1], device=table.device) - 0.5
         tokenizer = load_tokenizer(base_of(model).checkpoint)
         if self.init == "text":
             ids = torch.tensor(tokenizer(self.init_text, add_special_tokens=False)["input_ids"])
             if len(ids) == 0:
-                raise InputError(f"init_text {self.init_text!r} has no tokens: give words to start from")
+                raise InputError(f"init_text {self.init_text!r} has no tokens: give a text with at least one word")
         else:
             special = set(tokenizer.all_special_ids)
             words = (i for token, i in tokenizer.get_vocab().items() if i not in special and "[unused" not in token)
             ids = torch.tensor(sorted(words))
             ids = ids[torch.randperm(len(ids))]
-        return table.detach()[ids.repeat(-(-self.prompt_length // len(ids)))[: self.prompt_length]].clone()
+        return table.detach()[ids[torch.arange(self.prompt_length) % len(ids)]].clone()

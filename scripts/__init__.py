@@ -1,1 +1,1 @@
-"""Small tools over finished runs: python -m scripts.NAME"""
+"""Command-line tools for runs and their results: python -m scripts.NAME"""

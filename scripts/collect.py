@@ -1,4 +1,4 @@
-"""Keep results of runs as JSON lines and print them as a table: python -m scripts.collect RUN [RUN ...] --out FILE"""
+"""Collect run results as JSON lines and print them in a table: python -m scripts.collect RUN [RUN ...] --out FILE"""
 
 import argparse
 from pathlib import Path
@@ -11,11 +11,10 @@ from common.study.tables import as_csv, runs_table
 
 
 def main() -> None:
-    """Read the command line, append the rows that are not there yet and print the table of all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folder, as printed by tune")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows, every key a column, to this file too")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to this file, one column per key")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with one_line_errors(args.debug):

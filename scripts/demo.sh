@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole path once, without a network: train LoRA on synthetic data, evaluate, predict the test set, draw the curve.
+# Demo without a network: train LoRA on synthetic data, evaluate, predict the test set, plot the learning curve.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
@@ -18,9 +18,9 @@ say python -m scripts.plot "$run"
 
 cat <<EOF
 
-Everything of this run lies in $run:
+Files of this run, in $run:
   adapter.safetensors   the trained tensors and nothing else
-  adapter.json          how to load them again
+  adapter.json          method, options and base model, to load them
   result.json           scores, cost and provenance
   SST-2.tsv             test predictions in the leaderboard's format (here of synthetic sentences)
   learning_curve.png    loss and validation score, also as .svg

@@ -1,4 +1,4 @@
-"""The command lines of a sweep, one for each line: python -m scripts.grid VERB METHOD [options], for scripts/run.sh"""
+"""Print the commands of a sweep, one per line, for scripts/run.sh: python -m scripts.grid VERB METHOD [options]"""
 
 import argparse
 import shlex
@@ -8,7 +8,6 @@ from common.study.grid import commands
 
 
 def main() -> None:
-    """Print them."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("verb", choices=("tune", "test", "experiment"))
     parser.add_argument("method")

@@ -1,7 +1,7 @@
-"""Draw runs and rows of results as PNG and SVG: python -m scripts.plot RUN|ROWS.jsonl [...] [--out FOLDER]
+"""Plot runs and result rows as PNG and SVG: python -m scripts.plot RUN|ROWS.jsonl [...] [--out FOLDER]
 
-Of run folders the learning curves, in one figure. Of files of JSON lines, as scripts.collect keeps them, the score
-against trained parameters, training time and peak memory, a figure each for every task, encoder and kind of selection.
+Run folders: their learning curves in one figure. Files of JSON lines from scripts.collect: the score against trained
+parameters, training time and peak memory, one figure each for every task, encoder and kind of selection.
 """
 
 import argparse
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def name(setting: Setting) -> str:
-    """What its files are called: to read, and a digest of all that sets it apart."""
+    """File name of a setting: a readable part and a digest of all its fields."""
     variant = setting.variant.partition(" ")[0]
     words = f"{setting.task_name}-{Path(setting.checkpoint).name}-{variant}-{setting.select}"[:80]
     return re.sub(r"[^\w.+-]", "_", words) + "-" + hashlib.sha256(repr(setting).encode()).hexdigest()[:8]
 
 
 def draw(paths: Sequence[Path], metric: str) -> "dict[str, Figure]":
-    """Name of a file without its ending -> figure."""
+    """File name without suffix -> figure."""
     runs, rows = [path for path in paths if path.is_dir()], [path for path in paths if not path.is_dir()]
     found = {"learning_curve": learning_curves(runs)} if runs else {}
     settings = tables.having(aggregation.group(aggregation.read(rows)), metric) if rows else {}
@@ -40,23 +40,22 @@ def draw(paths: Sequence[Path], metric: str) -> "dict[str, Figure]":
 
 
 def main() -> None:
-    """Read the command line, draw and print the paths of what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", type=Path, metavar="RUN|ROWS", help="run folder, or file of JSON lines")
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder for the figures, or of learning curves the one file to write, .png or .svg "
-        "(default: the first run folder; for rows, the folder figures beside the first file)",
+        help="folder for the figures or, for learning curves, one .png or .svg file "
+        "(default: the first run folder; for rows, a folder named figures beside the first file)",
     )
     parser.add_argument("--format", nargs="+", choices=figures.FORMATS, default=list(figures.FORMATS))
-    parser.add_argument("--by", default="score", metavar="METRIC", help="score, the mean of a task's metrics, or one")
+    parser.add_argument("--by", default="score", metavar="METRIC", help="score (mean of a task's metrics) or a metric")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with one_line_errors(args.debug):
         one_file = args.out is not None and args.out.suffix[1:] in figures.FORMATS
         if one_file and not all(path.is_dir() for path in args.paths):
-            raise InputError(f"{args.out} is one file, and rows make several figures: name a folder")
+            raise InputError(f"{args.out} is one file, but rows give several figures: name a folder")
         first = args.paths[0]
         folder = args.out or (first if first.is_dir() else first.parent / "figures")
         drawn = draw(args.paths, args.by)

@@ -1,6 +1,6 @@
-"""Result rows as one HTML page that needs nothing else: python -m scripts.report ROWS.jsonl [...] [--out report.html]
+"""Report result rows as one self-contained HTML page: python -m scripts.report ROWS.jsonl [...] [--out report.html]
 
-Tables that are sorted by a click, figures whose points say what they are, and the recipe of every run: the command that
+It has tables that can be sorted, figures with a tooltip for each point, and the recipe of every run: the command that
 repeats it, commit, versions, device and scores.
 """
 
@@ -14,12 +14,11 @@ from common.study.report import page
 
 
 def main() -> None:
-    """Read the command line, write the page and print its path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="+", type=Path, metavar="ROWS", help="file of JSON lines, as by scripts.collect")
+    parser.add_argument("rows", nargs="+", type=Path, metavar="ROWS", help="file of JSON lines from scripts.collect")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="page to write (default: report.html)")
-    parser.add_argument("--by", default="score", metavar="METRIC", help="score, the mean of a task's metrics, or one")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="METHOD", help="test the best of these by pairs")
+    parser.add_argument("--by", default="score", metavar="METRIC", help="score (mean of a task's metrics) or a metric")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="METHOD", help="paired tests of the best of these")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with one_line_errors(args.debug):

@@ -1,4 +1,4 @@
-# What run_tune.sh, run_test.sh and run_experiment.sh share; each sources it with its verb.
+# Common part of run_tune.sh, run_test.sh and run_experiment.sh, which source it with their verb.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -d .venv/bin ] && PATH="$PWD/.venv/bin:$PATH"
@@ -23,7 +23,7 @@ done
 commands=$(python -m scripts.grid "$verb" "${words[@]}") || exit
 total=$(wc -l <<<"$commands")
 
-# A run is a group of processes of its own. Whatever asks the sweep to stop lets all of them save where they are.
+# Each run is a process group. A signal that stops the sweep is passed on to all its processes, which save and stop.
 set -m
 child=
 stopped=
@@ -49,12 +49,12 @@ while read -r line; do
     child=$!
     wait "$child"
     code=$?
-    while [ -n "$stopped" ] && kill -0 -- "-$child" 2>/dev/null; do # the launcher may end before what it has launched
+    while [ -n "$stopped" ] && kill -0 -- "-$child" 2>/dev/null; do # the launcher may end before its processes
         sleep 0.1
     done
     child=
     if [ -n "$stopped" ] || [ "$code" -eq 75 ]; then
-        echo "stopped in run $number of $total: the same command goes on from there" >&2
+        echo "stopped in run $number of $total: the same command resumes from there" >&2
         exit "${stopped:-75}"
     fi
     [ "$code" -ne 0 ] && failed+=("exit code $code: $launch -m $line")

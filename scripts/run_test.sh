@@ -2,9 +2,9 @@
 # Write the submission files of a method's best runs on all GLUE tasks.
 #
 # scripts/run_test.sh METHOD [options]
-#   --tasks "cola rte"           all of GLUE without it
+#   --tasks "cola rte"           default: all of GLUE
 #   --checkpoints "minilm bert-base-uncased"
-#   --launch "accelerate launch --num_processes 4"    how each run is started; "python" needs no launcher
+#   --launch "accelerate launch --num_processes 4"    command that starts each run; or "python"
 #   --dry_run                    print the commands
-# Every further option goes to each run. Finished runs are not repeated, so the same command goes on after Ctrl-C.
+# All other options are passed to each run. Finished runs are not repeated: after Ctrl-C, the same command resumes.
 source "$(dirname "$0")/run.sh" test "$@"

@@ -1,14 +1,14 @@
-"""Search for good options of a method: python -m scripts.search METHOD --task_name mrpc --select holdout --trials 20
+"""Hyperparameter search: python -m scripts.search METHOD --task_name mrpc --select holdout --trials 20
 
-Tried are learning rate, epochs, batch size and the method's own space (SPACE in METHOD/experiment.py), by Optuna's TPE.
-An option that is given is not searched; every option of METHOD.tune can be. Start the same command as often as there
-are devices: all workers share the trials, and what one of them leaves, killed or stopped, is taken up again.
+Optuna's TPE searches learning rate, epochs, batch size and the method's own space (SPACE in METHOD/experiment.py). Any
+option of METHOD.tune can be given and is then not searched. Start the same command once per device: all workers share
+the trials, and the trial of a worker that is killed or stopped is resumed.
 
-What is searched is the score that selects the best epoch. --select holdout, which is recommended, makes that the score
-of held-out rows of the training set: the development set's would have been optimised before it is reported.
+The objective is the score that selects the best epoch. With --select holdout, which is recommended, that is the score
+on held-out training examples; otherwise the development score is optimised before it is reported.
 
-One worker with one seed draws the same trials each time, interrupted or not. With several the order in which they
-finish decides what is drawn next.
+One worker with one seed samples the same trials each time, interrupted or not. With several workers, the samples depend
+on the order in which trials finish.
 """
 
 import sys
@@ -22,7 +22,7 @@ from common.study.space import SearchOptions
 
 
 def main() -> None:
-    """Read the command line and search; the last line printed is the command of the best configuration."""
+    """Read the command line and search; the last line of the output is the command of the best configuration."""
     words = sys.argv[1:]
     if words in (["-h"], ["--help"]):
         print(f"{__doc__}\npython -m scripts.search METHOD --help lists the options; METHOD: {', '.join(names())}")

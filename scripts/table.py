@@ -1,4 +1,4 @@
-"""Print result rows as tables over their seeds: python -m scripts.table ROWS.jsonl [...] [--compare METHOD METHOD]"""
+"""Print result rows as tables over seeds: python -m scripts.table ROWS.jsonl [...] [--compare METHOD METHOD]"""
 
 import argparse
 from pathlib import Path
@@ -9,14 +9,13 @@ from common.study.tables import Table, averages, by_example, comparison, having,
 
 
 def main() -> None:
-    """Read the command line and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="+", type=Path, metavar="ROWS", help="file of JSON lines, as by scripts.collect")
+    parser.add_argument("rows", nargs="+", type=Path, metavar="ROWS", help="file of JSON lines from scripts.collect")
     parser.add_argument("--format", choices=("markdown", "latex", "csv"), default="markdown")
-    parser.add_argument("--by", default="score", metavar="METRIC", help="score, the mean of a task's metrics, or one")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="METHOD", help="test the best of these by pairs")
-    parser.add_argument("--predictions", type=Path, metavar="OUTPUT_DIR", help="of the runs: compare by example too")
-    parser.add_argument("--resamples", type=int, default=2_000, help="of the bootstrap over examples")
+    parser.add_argument("--by", default="score", metavar="METRIC", help="score (mean of a task's metrics) or a metric")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="METHOD", help="paired tests of the best of these")
+    parser.add_argument("--predictions", type=Path, metavar="OUTPUT_DIR", help="of the runs: also compare by example")
+    parser.add_argument("--resamples", type=int, default=2_000, help="number of bootstrap resamples over examples")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with one_line_errors(args.debug):
@@ -29,7 +28,7 @@ def main() -> None:
         found += [comparison(tables, args.compare, args.by)] if args.compare else []
         if args.predictions:
             if not args.compare or args.resamples < 1:
-                raise InputError("--predictions needs --compare METHOD METHOD, and --resamples of 1 at least")
+                raise InputError("--predictions needs --compare METHOD METHOD, and --resamples of at least 1")
             found.append(by_example(tables, args.compare, args.by, args.predictions, args.resamples))
         print("\n".join(render(table, args.format) for table in found), end="")
 

@@ -389,11 +389,11 @@ def call(command: str) -> tuple[int, str]:
             contextlib.redirect_stdout(io.StringIO()),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", ".* found in sys.modules")  # imported by others here: runpy tells
+            warnings.filterwarnings("ignore", ".* found in sys.modules")  # runpy warns of imported modules
             runpy.run_module(module, run_name="__main__", alter_sys=False)
     except SystemExit as stop:
         return int(stop.code or 0), said.getvalue()
-    except Exception as error:  # a defect of ours: shown as what it is
+    except Exception as error:  # a bug: shown as it is
         return 1, f"{type(error).__name__}: {error}"
     return 0, said.getvalue()
 

@@ -1,11 +1,11 @@
-"""Tiny random encoders of every supported kind, as checkpoint folders; nothing here touches a network."""
+"""Shared fixtures: tiny random encoders of every supported kind, as checkpoint folders. No network is used."""
 
 import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
-    # A core for each worker and what it starts: threads that wait for those of another worker take twice as long.
+    # One core for each worker and its subprocesses: threads that wait for another worker's take twice as long.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,7 +26,7 @@ from common.study.curves import read_curves
 from common.synthetic import AGENTS, LOOKS, PLACES, THINGS
 
 hypothesis.settings.register_profile("quick", max_examples=400, deadline=None, derandomize=True)
-hypothesis.settings.register_profile("torture", max_examples=100_000, deadline=20_000)  # milliseconds: no hang
+hypothesis.settings.register_profile("torture", max_examples=100_000, deadline=20_000)  # ms, so that a hang fails
 hypothesis.settings.load_profile("quick")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ def _vocabulary() -> list[str]:
 
 
 def save_checkpoint(kind: str, folder: Path, seed: int = 0, **changes) -> Path:
-    """A checkpoint folder as transformers writes it: encoder without head, tokenizer with a small vocabulary."""
+    """Save a random encoder without a head, and a tokenizer with a small vocabulary, in the format of transformers."""
     import transformers
 
     vocabulary = _vocabulary()
@@ -57,7 +57,7 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, **changes) -> Path:
         "initializer_range": 0.2,
     }
     if kind == "electra":
-        shape["embedding_size"] = HIDDEN // 2  # so that there is a map from one to the other
+        shape["embedding_size"] = HIDDEN // 2  # smaller than the hidden size, so that there is a projection
     if kind == "distilbert":
         names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
         names |= {"intermediate_size": "hidden_dim"}
@@ -86,7 +86,7 @@ def bert(checkpoints) -> str:
 
 @pytest.fixture
 def make_model(checkpoints):
-    """make_model("bert", 2): a tiny model with a head, the same one each time."""
+    """make_model("bert", 2): a tiny model with a head, with the same weights each time."""
 
     def make(kind: str = "bert", n_outputs: int = 2):
         torch.manual_seed(1)
@@ -96,7 +96,7 @@ def make_model(checkpoints):
 
 
 def random_batch(model, rows: int = 5, length: int = 11) -> dict[str, torch.Tensor]:
-    """Random tokens with padding behind them, as a loader would give them."""
+    """A padded batch of random token ids; each example is one token shorter than the one before."""
     generator = torch.Generator().manual_seed(7)
     ids = torch.randint(5, model.config.vocab_size, (rows, length), generator=generator)
     mask = torch.ones_like(ids)
@@ -106,7 +106,7 @@ def random_batch(model, rows: int = 5, length: int = 11) -> dict[str, torch.Tens
 
 
 def perturb(parameters, scale: float = 0.1) -> None:
-    """Move parameters away from their initial values, so that nothing is hidden by a zero."""
+    """Add noise to parameters, so that initial values of zero hide no error."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in parameters:
@@ -114,14 +114,14 @@ def perturb(parameters, scale: float = 0.1) -> None:
 
 
 def perturbed(method, model):
-    """A model with a method whose parameters are away from their initial values, for evaluation."""
+    """Apply a method to a model in evaluation mode, and perturb the trained parameters."""
     apply(method, model).eval()
     perturb(trainable(model).values())
     return model
 
 
 def bert_base(n_outputs=2):
-    """The bert-base-uncased shape, without memory for its weights."""
+    """A model of the bert-base-uncased shape on the meta device."""
     from transformers import BertConfig, BertForSequenceClassification
 
     with torch.device("meta"):
@@ -129,42 +129,42 @@ def bert_base(n_outputs=2):
 
 
 def still(kind: str) -> dict[str, float]:
-    """What turns dropout off in the config of an encoder."""
+    """The config entries that turn dropout off in an encoder."""
     if kind == "distilbert":
         return {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
     return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def packed_batch(model, batch: dict[str, torch.Tensor], rounded: bool = True) -> dict[str, object]:
-    """A padded batch laid end to end, for this model once it takes packed batches."""
-    there = batch["attention_mask"].bool()
-    columns = {"input_ids": batch["input_ids"][there]}
+    """Pack a padded batch, for a model that takes packed batches."""
+    is_token = batch["attention_mask"].bool()
+    columns = {"input_ids": batch["input_ids"][is_token]}
     if model.config.model_type != "distilbert":
         columns["token_type_ids"] = torch.zeros_like(columns["input_ids"])
-    lengths = there.sum(1)
+    lengths = is_token.sum(1)
     return Layout(first_position(model), rounded).pack(columns, lengths.cumsum(0) - lengths, lengths)
 
 
 def assert_packed_equals_padded(padded, packed, rounded: bool = True) -> None:
-    """Two equal models give the same logits and gradients for one batch, padded and laid end to end."""
+    """Assert that two equal models give the same logits and gradients for one batch, padded and packed."""
     batch = random_batch(padded)
     inputs = packed_batch(packed, batch, rounded)
     assert (inputs["input_ids"].numel() > batch["attention_mask"].sum()) == rounded
     prepare(packed, torch.device("cpu"))
-    one, other = padded(**batch).logits, packed(**inputs).logits
-    torch.testing.assert_close(one, other, atol=5e-6, rtol=1e-5)
-    one.square().mean().backward()
-    other.square().mean().backward()
+    of_padded, of_packed = padded(**batch).logits, packed(**inputs).logits
+    torch.testing.assert_close(of_padded, of_packed, atol=5e-6, rtol=1e-5)
+    of_padded.square().mean().backward()
+    of_packed.square().mean().backward()
     for name, parameter in trainable(padded).items():
         torch.testing.assert_close(parameter.grad, packed.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
 
 
 TIMES = {"train_seconds", "examples_per_second", "real_tokens_per_second", "peak_memory_mib", "n_resumed", "output_dir"}
-"""What may differ between a run and the same run interrupted."""
+"""Keys of a result that may differ between an interrupted run and an uninterrupted one."""
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """All of a finished run that has to be the same, however often it was interrupted."""
+    """Result, curves and weights of a finished run: interruptions must not change them."""
     result = json.loads((folder / "result.json").read_text())
     curves = {tag: points for tag, points in read_curves(folder).items() if tag != "train/tokens_per_second"}
     weights = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
@@ -172,13 +172,13 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 def copy_head_to_peft(ours, theirs) -> None:
-    """Give peft's trained copy of the head the weights of ours."""
+    """Copy the weights of our head into peft's trained copy of the head."""
     theirs.base_model.classifier.modules_to_save["default"].load_state_dict(ours.classifier.state_dict())
 
 
 @pytest.fixture
 def options(bert, tmp_path):
-    """options(n_epochs=2): a run on a little demo data that takes a second."""
+    """options(n_epochs=2): the options of a run of a second on a few demo examples."""
     from common.options import TuneOptions
 
     def make(**changes) -> TuneOptions:
@@ -190,7 +190,7 @@ def options(bert, tmp_path):
 
 
 def exits_with_one_line(capfd, *arguments: str, program) -> str:
-    """Run a launcher in this process; the one line of its error, after a check that it is one, with exit code 2."""
+    """Run a launcher in this process, assert that it exits with code 2 and one line of error, and return that line."""
     import sys
 
     capfd.readouterr()

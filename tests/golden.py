@@ -1,7 +1,7 @@
-"""Tiny runs of every method and what came of them: python tests/golden.py records tests/golden.json anew.
+"""Tiny runs of every method and their recorded results: python tests/golden.py records those of this machine.
 
-Recorded are digests of the stored tensors' values, for each instruction set, and scores and norms for all of them. The
-names of the tensors are left out, so that a parameter may be renamed.
+tests/golden.json holds, for each instruction set, a digest of the stored tensors' values, their norm and the score of
+each run. The digest leaves out the names of the tensors, so that a parameter may be renamed.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ FILE = Path(__file__).with_suffix(".json")
 
 
 def runs() -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Name -> method and options of a run, for every method of the repository and the forms that it has."""
+    """Name -> method and options of a run: every method with its defaults, and variants of them."""
     from adapters.method import Adapters
     from baseline.method import Baseline
     from common.combined import Combined
@@ -51,7 +51,7 @@ def runs() -> dict[str, tuple[Any, dict[str, Any]]]:
 
 
 def instruction_set() -> str:
-    """What decides the last bits of a product here: processor, its instructions, torch."""
+    """All that decides the last bits of a product: processor, vector instructions, version of torch."""
     vendor = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("vendor_id")), "unknown"
     )
@@ -81,7 +81,7 @@ def outcome(name: str, folder: Path) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with mock.patch.dict(os.environ, OMP_NUM_THREADS="2"):  # somebody's choice, which the run leaves as it is
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="2"):  # as if set by a user: the run then keeps one thread
             run, result = train(method, TuneOptions(output_dir=str(folder / "runs"), **small | changes))
     finally:
         torch.set_num_threads(threads)
@@ -95,7 +95,7 @@ def outcome(name: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Record what this machine gives, beside what others have given."""
+    """Record the results of this machine beside those of others."""
     kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         kept[instruction_set()] = {name: outcome(name, Path(folder)) for name in runs()}

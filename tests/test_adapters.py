@@ -1,4 +1,4 @@
-"""Adapters start at the pretrained model, stand where their papers put them, and drop what AdapterDrop drops."""
+"""Adapters start at the pretrained output, are placed as in their papers, and are dropped as in AdapterDrop."""
 
 import pytest
 import torch
@@ -28,13 +28,13 @@ PLACEMENTS = ("houlsby", "pfeiffer", "parallel")
         ({"drop_layers": 5}, 1_387_904),
     ],
 )
-def test_counts_for_bert_base(options, wanted):
+def test_bert_base_gets_the_expected_number_of_trained_parameters(options, wanted):
     assert count_without_head(apply(Adapters(**options), bert_base())) == wanted
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_every_placement_starts_exactly_at_the_pretrained_model(placement, kind, make_model):
+def test_every_placement_starts_exactly_at_the_pretrained_output(placement, kind, make_model):
     batch = random_batch(make_model(kind))
     before = make_model(kind)(**batch).logits
     assert torch.equal(apply(Adapters(placement=placement), make_model(kind)).eval()(**batch).logits, before)
@@ -42,7 +42,7 @@ def test_every_placement_starts_exactly_at_the_pretrained_model(placement, kind,
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_a_layer_computes_what_the_paper_says(placement, make_model):
-    """The layer once more in plain functions, from its own weights."""
+    """Compared with the layer written in plain functions with the same weights."""
     model = perturbed(Adapters(placement=placement, bottleneck_size=5), make_model())
     layer = layers(model)[0]
     x = torch.randn(1, 7, 32)
@@ -65,7 +65,7 @@ def test_a_layer_computes_what_the_paper_says(placement, make_model):
     torch.testing.assert_close(layer(x), wanted)
 
 
-SAME = {
+COUNTERPARTS = {
     "attention.self.query": "attention.q_lin",
     "attention.self.key": "attention.k_lin",
     "attention.self.value": "attention.v_lin",
@@ -75,25 +75,25 @@ SAME = {
     "output.dense": "ffn.lin2",
     "output.LayerNorm": "output_layer_norm",
 }
-"""Modules of BERT's layer -> those of DistilBERT's that do the same."""
+"""Module of a BERT layer -> its counterpart in DistilBERT."""
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_distilbert_gets_the_same_as_bert(placement, make_model):
-    """The same layer weights in both: the same answer, wherever each keeps its residual sum."""
+def test_adapters_in_distilbert_compute_the_same_as_in_bert(placement, make_model):
+    """With the same weights, layers of both give the same output, though they sum residuals in different modules."""
     bert, distil = (perturbed(Adapters(placement=placement), make_model(kind)) for kind in ("bert", "distilbert"))
-    one, other = layers(bert)[0], layers(distil)[0]
-    for its, others in SAME.items():
-        other.get_submodule(others).load_state_dict(one.get_submodule(its).state_dict())
-    for ours, theirs in zip(*([m for m in x.modules() if isinstance(m, Adapter)] for x in (one, other)), strict=True):
-        theirs.load_state_dict(ours.state_dict())
+    pair = bert_layer, distil_layer = layers(bert)[0], layers(distil)[0]
+    for bert_name, distil_name in COUNTERPARTS.items():
+        distil_layer.get_submodule(distil_name).load_state_dict(bert_layer.get_submodule(bert_name).state_dict())
+    for source, target in zip(*([m for m in x.modules() if isinstance(m, Adapter)] for x in pair), strict=True):
+        target.load_state_dict(source.state_dict())
     x = torch.randn(1, 6, 32)
-    out = other(x)
-    torch.testing.assert_close(out[0] if isinstance(out, tuple) else out, one(x))
+    out = distil_layer(x)
+    torch.testing.assert_close(out[0] if isinstance(out, tuple) else out, bert_layer(x))
 
 
 def needs_gradient(model):
-    """For each layer, whether a forward pass leaves it something to do in the backward pass."""
+    """For each layer, whether its output requires a gradient."""
     seen = []
     hooks = [layer.register_forward_hook(lambda _m, _a, out: seen.append(out.requires_grad)) for layer in layers(model)]
     model(**random_batch(model))
@@ -106,7 +106,7 @@ def test_no_gradient_is_computed_below_the_lowest_adapter(make_model):
     assert needs_gradient(apply(Adapters(drop_layers=1), make_model()).train()) == [False, True]
 
 
-def test_no_gradient_is_computed_below_the_lowest_adapter_that_is_drawn(make_model):
+def test_random_dropping_computes_no_gradient_below_the_lowest_kept_adapter(make_model):
     model = apply(Adapters(drop_layers="random"), make_model()).train()
     dropped = next(m for m in model.modules() if isinstance(m, Dropped))
     torch.manual_seed(0)
@@ -114,7 +114,7 @@ def test_no_gradient_is_computed_below_the_lowest_adapter_that_is_drawn(make_mod
         assert needs_gradient(model) == [dropped.n == 0, True]
 
 
-def test_random_dropping_reaches_every_number_of_layers_and_ends_with_evaluation(make_model):
+def test_random_dropping_drops_every_possible_number_of_layers_and_none_in_evaluation(make_model):
     model = apply(Adapters(drop_layers="random"), make_model()).train()
     dropped = next(m for m in model.modules() if isinstance(m, Dropped))
     batch, seen = random_batch(model), set()
@@ -128,7 +128,7 @@ def test_random_dropping_reaches_every_number_of_layers_and_ends_with_evaluation
     assert dropped.n == 0
 
 
-def test_each_number_of_dropped_layers_gets_a_score(options):
+def test_every_number_of_dropped_layers_is_scored(options):
     method = Adapters(drop_layers="random", placement="pfeiffer")
     _, result = train(method, options())
     assert result["dropped_0_accuracy"] == result["best_accuracy"]
@@ -136,21 +136,21 @@ def test_each_number_of_dropped_layers_gets_a_score(options):
     assert "dropped_2_score" not in result
 
 
-def test_the_layernorms_are_trained_where_the_paper_does(make_model):
+def test_layernorms_are_trained_by_default_only_with_houlsby_adapters_in_every_layer(make_model):
     def trained(**options):
         return {n for n in trainable(apply(Adapters(**options), make_model())) if "LayerNorm" in n}
 
     assert len(trained()) == 2 * (2 * 2 + 1)
     assert not trained(placement="pfeiffer")
     assert not trained(drop_layers=1)
-    assert len(trained(drop_layers=1, train_layernorm=True)) == 2 * 2  # those of the layer that has adapters
+    assert len(trained(drop_layers=1, train_layernorm=True)) == 2 * 2  # only those of the layer that keeps its adapters
 
 
 @pytest.mark.parametrize(
     "wrong",
     [{"bottleneck_size": 0}, {"scaling": 0.0}, {"drop_layers": -1}, {"drop_layers": "random", "train_layernorm": True}],
 )
-def test_unusable_options_are_refused(wrong):
+def test_invalid_options_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Adapters(**wrong)
 

@@ -1,4 +1,4 @@
-"""What the tables say of rows: groups over seeds, the GLUE average, and what is there to know beside a number."""
+"""Tables of results: rows grouped over seeds, the GLUE average, comparisons, and the notes above a table."""
 
 import csv
 import json
@@ -18,8 +18,8 @@ from common.training import train
 from lora.method import Lora
 from scripts import table
 
-# As on gluebenchmark.com: CoLA, SST-2, MRPC, STS-B, QQP, MNLI matched and mismatched, QNLI, RTE, WNLI. First the three
-# of the repository that this one mirrors; the others as the READMEs of ERNIE 2.0 and Bort tell them.
+# Averages and scores on gluebenchmark.com: CoLA, SST-2, MRPC, STS-B, QQP, MNLI (matched, mismatched), QNLI, RTE, WNLI.
+# The first three are of the repository that this one mirrors; the others are in the READMEs of ERNIE 2.0 and Bort.
 LEADERBOARD = {
     "mirrored full": (76.3, (49.1, 93.9, 88.0, 83.5, 84.0, 82.5, 71.6, 89.3, 84.3, 83.9, 91.0, 63.5, 56.2)),
     "mirrored adapters": (78.6, (53.0, 93.4, 89.7, 85.7, 87.0, 85.7, 70.8, 88.7, 83.8, 82.7, 90.7, 68.2, 65.1)),
@@ -39,7 +39,7 @@ def by_task(scores):
 
 
 def row(task="rte", method="lora", seed=42, score=0.6, **changes):
-    """A row as training writes it, of scores that are all alike."""
+    """A row of results as training writes it, with the same value for every score."""
     metrics = tasks.find(task).metrics
     values = {"method": method, "task_name": task, "seed": seed, "checkpoint": "minilm", "data": "glue", "lr": 1e-3}
     values |= {"n_epochs": 3, "batch_size": 32, "train_examples": 2490, "validation_examples": 277}
@@ -52,7 +52,7 @@ def row(task="rte", method="lora", seed=42, score=0.6, **changes):
 
 @pytest.fixture
 def show(tmp_path, monkeypatch, capsys):
-    """show(rows, *arguments): what the command prints."""
+    """show(rows, *arguments): the output of the command."""
 
     def run(rows, *arguments):
         path = tmp_path / "rows.jsonl"
@@ -65,13 +65,13 @@ def show(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", LEADERBOARD)
-def test_the_glue_average_is_the_leaderboards(name):
+def test_the_glue_average_equals_that_of_the_leaderboard(name):
     published, scores = LEADERBOARD[name]
     assert aggregation.glue_average(by_task(scores)) == pytest.approx(published, abs=0.1)
 
 
-def test_only_the_mean_over_nine_tasks_is_the_leaderboards():
-    """The other readings: MNLI counted twice, its matched set alone, all numbers alike."""
+def test_only_the_mean_over_nine_tasks_gives_the_average_of_the_leaderboard():
+    """Counting MNLI twice, taking its matched set alone, or weighting all 13 numbers equally gives another one."""
     readings = {"twice": 0.0, "matched": 0.0, "alike": 0.0, "ours": 0.0}
     for published, scores in LEADERBOARD.values():
         ours = by_task(scores)
@@ -83,15 +83,15 @@ def test_only_the_mean_over_nine_tasks_is_the_leaderboards():
     assert readings.pop("ours") < 0.065 < min(readings.values())
 
 
-def test_the_glue_average_leaves_ax_out_and_names_what_is_missing():
+def test_the_glue_average_leaves_ax_out_and_names_missing_scores():
     scores = by_task(LEADERBOARD["BERT large"][1])
     assert aggregation.glue_average(scores | {"ax": (0.0,)}) == aggregation.glue_average(scores)
     del scores["wnli"]
-    with pytest.raises(InputError, match=r"missing are mnli \(1 of 2 metrics\), wnli$"):
+    with pytest.raises(InputError, match=r"these are missing: mnli \(1 of 2 metrics\), wnli$"):
         aggregation.glue_average(scores | {"mnli": (86.7,)})
 
 
-def test_seeds_are_one_group_and_other_settings_are_another():
+def test_rows_that_differ_only_in_the_seed_form_one_group():
     rows = [row(seed=seed, score=seed / 100) for seed in (42, 43, 44)]
     rows += [row(lr=2e-3), row(rank=4), row(padding="batch"), row(method="bitfit"), row(n_processes=2), row(eps=1e-8)]
     ((_, found),) = aggregation.group(rows).items()
@@ -100,7 +100,7 @@ def test_seeds_are_one_group_and_other_settings_are_another():
     assert any(each.training.endswith("padding batch") for each in found)
 
 
-def test_defaults_and_numbers_are_the_same_however_they_are_written():
+def test_written_out_defaults_and_equal_numbers_form_one_group():
     usual = {"rank": 8.0, "alpha": 8, "targets": ["query", "value"], "rslora": False, "frozen_dtype": "float32"}
     usual |= {"betas": [0.9, 0.999], "reference": False}
     ((_, (found,)),) = aggregation.group([row(seed=1), row(seed=2, **usual)]).items()
@@ -111,32 +111,32 @@ def test_defaults_and_numbers_are_the_same_however_they_are_written():
 @pytest.mark.parametrize(
     "change", [{"task": "wnli"}, {"checkpoint": "other"}, {"data": "demo"}, {"max_train_samples": 9}, {"select": "cv"}]
 )
-def test_what_cannot_be_compared_stands_in_two_tables(change):
+def test_rows_that_cannot_be_compared_get_two_tables(change):
     assert len(aggregation.group([row(), row(**change)])) == 2
 
 
-def test_options_of_a_combination_are_told_apart():
+def test_combinations_with_different_options_are_different_configurations():
     both = [{"lora": {"rank": rank}, "bitfit": {}} for rank in (4, 8)]
     ((_, found),) = aggregation.group([row(method="lora+bitfit", **options) for options in both]).items()
     assert len(found) == 2
 
 
-def test_one_seed_twice_in_a_configuration_is_refused_and_one_run_twice_is_one():
-    with pytest.raises(InputError, match="one configuration and one seed"):
+def test_two_runs_of_one_configuration_and_seed_are_refused():
+    with pytest.raises(InputError, match="the same configuration and seed"):
         aggregation.group([row(run="a"), row(run="b")])
 
 
-def test_a_run_in_two_files_counts_once_and_not_if_they_disagree(tmp_path):
+def test_a_run_in_two_files_counts_once_and_is_refused_if_they_disagree(tmp_path):
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
         path.write_text(json.dumps(row()))
     assert len(aggregation.read(paths)) == 1
     paths[1].write_text(json.dumps(row(run=row()["run"], score=0.1)))
-    with pytest.raises(InputError, match="another result"):
+    with pytest.raises(InputError, match="a different result"):
         aggregation.read(paths)
 
 
-def test_the_numbers_of_a_configuration_are_those_by_hand(show):
+def test_the_numbers_of_a_configuration_are_those_computed_by_hand(show):
     rows = [row(seed=seed, score=score, train_seconds=10 * seed) for seed, score in ((1, 0.5), (2, 0.6), (3, 0.7))]
     line = next(line for line in show(rows).splitlines() if line.startswith("| lora"))
     # s = 0.1, t(0.975, 2) = 4.3027: 0.6 -+ 0.2484
@@ -148,7 +148,7 @@ def test_one_seed_has_no_spread(show):
     assert "| 1 | 0.6000 | n/a | n/a | 0.6000 | 0.5000 |" in show([row()])
 
 
-def test_what_a_table_is_of_stands_above_it(show):
+def test_the_notes_above_a_table_say_what_it_shows(show):
     rows = [row(seed=1, max_train_samples=100), row(seed=2, max_train_samples=100)]
     rows += [row(seed=1, lr=1, max_train_samples=100), row(method="bitfit", seed=3, max_train_samples=100)]
     above = show(rows).partition("| method")[0]
@@ -164,10 +164,10 @@ def test_what_a_table_is_of_stands_above_it(show):
     assert "selected on: held_out" in show([row(select="held_out")])
 
 
-def test_trials_of_a_search_are_told_though_not_all_have_rows(show, tmp_path):
+def test_all_trials_of_a_search_are_counted_though_not_all_have_rows(show, tmp_path):
     rows = [row(lr=lr, search_study="a", search_trials=n) for lr, n in ((1e-3, 20), (1e-4, 30))]
     rows += [row(lr=1e-5, search_study="b", search_trials=5), row(method="bitfit")]
-    assert "trials of the searches that rows come from, pruned ones too: lora 35" in show(rows)
+    assert "trials of the searches behind these rows, with pruned ones: lora 35" in show(rows)
     assert "trials" not in show([row()])
     run = {k: v for k, v in rows[0].items() if not k.startswith("search_")}
     (tmp_path / "run.jsonl").write_text(json.dumps(run) + "\n")
@@ -195,7 +195,7 @@ def test_the_average_takes_the_best_configuration_of_each_task(show):
     )
 
 
-def test_a_subset_is_no_part_of_an_average_of_full_tasks(show):
+def test_results_on_a_subset_do_not_enter_the_average_of_full_tasks(show):
     rows = [row(task) for task in tasks.TRAINED if task != "rte"] + [row("rte", max_train_samples=10)]
     shown = show(rows)
     assert shown.count("### GLUE average") == 2
@@ -208,7 +208,7 @@ def test_methods_are_compared_over_their_common_seeds(show):
     rows += [row(method="prompt", seed=seed, score=0.6) for seed in (1, 2, 100)]
     rows += [row(method="prefix", seed=99)]
     shown = show(rows, "--compare", "lora", "bitfit", "prompt", "prefix")
-    assert "comparisons that Holm's correction is for: 2" in shown
+    assert "comparisons in Holm's correction: 2" in shown
     assert "not compared: lora and prefix on rte, full, minilm (common seeds: 0, wanted 2)" in shown
     assert "not compared: bitfit and prompt on rte, full, minilm (common seeds: 1, wanted 2)" in shown
     assert "| 6 | +0.1000 | 0.0312 | 0.0312 | 0.0625 |" in shown  # 2 / 2^6, and twice that
@@ -217,7 +217,7 @@ def test_methods_are_compared_over_their_common_seeds(show):
 
 @pytest.fixture(scope="module")
 def trained(checkpoints, tmp_path_factory):
-    """Real runs of two methods on mnli, two seeds each: their rows and where they lie."""
+    """The rows and the output folder of real runs of two methods on mnli, two seeds each."""
     home = tmp_path_factory.mktemp("runs")
     small = {"checkpoint": checkpoints["bert"], "data": "demo", "task_name": "mnli", "max_train_samples": 64}
     small |= {"max_eval_samples": 50, "batch_size": 8, "lr": 1e-2, "report_to": ("none",), "output_dir": str(home)}
@@ -248,12 +248,12 @@ def test_predictions_of_another_run_are_refused(trained, tmp_path, capfd):
     path = tmp_path / "rows.jsonl"
     words = [str(path), "--compare", "lora", "bitfit", "--predictions"]
     path.write_text("".join(json.dumps(each | {"best_score": 0.9999}) + "\n" for each in rows))
-    assert "not of the run of this row" in exits_with_one_line(capfd, *words, str(home), program=table.main)
+    assert "does not belong to this row" in exits_with_one_line(capfd, *words, str(home), program=table.main)
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     assert "is missing or damaged" in exits_with_one_line(capfd, *words, str(tmp_path), program=table.main)
 
 
-def test_csv_can_be_read_and_latex_has_nothing_unescaped(show):
+def test_csv_can_be_parsed_and_latex_is_escaped(show):
     rows = [row(data="a_b & c%", seed=1), row(data="a_b & c%", seed=2, score=0.7)]
     lines = [line for line in show(rows, "--format", "csv").splitlines() if line and not line.startswith("#")]
     (found,) = csv.DictReader(lines[:2])
@@ -272,7 +272,7 @@ def test_the_committed_rows_make_a_table(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("rows", "arguments", "said"),
     [
-        ([], [], "nothing to put into a table"),
+        ([], [], "give files with at least one row"),
         ([{"run": "x"}], [], "method is None, wanted str"),
         ([row(best_score=float("nan"))], [], "best_score of"),
         ([row(train_seconds=10**30)], [], "train_seconds of"),
@@ -284,17 +284,17 @@ def test_the_committed_rows_make_a_table(monkeypatch, capsys):
         ([row()], ["--by", "f1"], "choose score, accuracy"),
         ([row()], ["--by", "epoch"], "no rows have the metric 'epoch'"),
         ([row()], ["--compare", "lora", "bitfit"], "no rows of bitfit to compare: there are lora"),
-        ([row()], ["--compare", "lora"], "name two methods or more"),
+        ([row()], ["--compare", "lora"], "name at least two methods"),
         ([row()], ["--predictions", "outputs"], "--predictions needs --compare"),
     ],
 )
-def test_bad_input_is_told_in_one_line(rows, arguments, said, tmp_path, capfd):
+def test_bad_input_is_reported_in_one_line(rows, arguments, said, tmp_path, capfd):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     assert said in exits_with_one_line(capfd, str(path), *arguments, program=table.main)
 
 
-def test_held_out_rows_select_and_the_development_set_is_what_is_shown(show):
+def test_the_held_out_score_selects_and_the_development_score_is_shown(show):
     held = [row(lr=lr, select="holdout", score=score, dev_score=dev, dev_accuracy=dev) for lr, score, dev in (
         (1e-3, 0.7, 0.61), (1e-4, 0.6, 0.66),
     )]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Baselines train what their name says, in the numbers of the tables."""
+"""Baselines train the parameters that they are named after, in the numbers of the README's table."""
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ from common.methods import apply, count, count_without_head, trainable
 @pytest.mark.parametrize(
     ("top_k", "wanted"), [(None, 109_482_240), (0, 0), (1, 7_678_464), (4, 28_942_080), (12, 85_645_056)]
 )
-def test_counts_for_bert_base(top_k, wanted):
+def test_bert_base_gets_the_expected_number_of_trained_parameters(top_k, wanted):
     model = apply(Baseline(top_k), bert_base())
     assert count_without_head(model) == wanted
     assert count(trainable(model)) == wanted + 1_538
 
 
-def test_top_k_means_the_layers_next_to_the_head(make_model):
+def test_top_k_trains_the_layers_next_to_the_head(make_model):
     model = apply(Baseline(top_k=1), make_model())
     frozen, trained = ([p.requires_grad for p in layer.parameters()] for layer in layers(model))
     assert not any(frozen)
@@ -35,14 +35,14 @@ def test_no_gradient_is_computed_below_the_lowest_trained_layer(make_model):
     assert needs_gradient == [False, True]
 
 
-def test_more_layers_than_there_are_is_refused(make_model):
+def test_more_layers_than_the_encoder_has_are_refused(make_model):
     with pytest.raises(DoesNotFit, match="2 layers"):
         apply(Baseline(top_k=3), make_model())
     with pytest.raises(InputError, match="top_k is -1"):
         Baseline(top_k=-1)
 
 
-def test_lora_on_top_of_trained_layers_trains_both(make_model):
+def test_lora_and_top_k_train_the_same_parameters_in_either_order(make_model):
     from lora.method import Lora
 
     sets = []

@@ -1,4 +1,4 @@
-"""BitFit trains bias terms, those that its groups name and no others."""
+"""BitFit trains the bias terms of the chosen groups and nothing else."""
 
 import pytest
 from conftest import KINDS, bert_base
@@ -18,19 +18,19 @@ from common.methods import apply, count_without_head, trainable
         (("value",), False, 9_216),
     ],
 )
-def test_counts_for_bert_base(terms, pooler, wanted):
+def test_bert_base_gets_the_expected_number_of_trained_parameters(terms, pooler, wanted):
     assert count_without_head(apply(BitFit(terms, pooler), bert_base())) == wanted
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_terms_are_all_biases_of_the_encoder_and_nothing_else(kind, make_model):
+def test_the_group_all_trains_every_bias_of_the_encoder_and_nothing_else(kind, make_model):
     model = make_model(kind)
     prefix = model.base_model_prefix + "."
     biases = {n for n, _ in model.named_parameters() if n.startswith(prefix) and n.endswith(".bias")}
     assert {n for n in trainable(apply(BitFit(), model)) if n.startswith(prefix)} == biases
 
 
-def test_a_group_is_a_place_and_not_a_part_of_a_name(make_model):
+def test_a_group_names_one_module_and_not_every_name_that_contains_it(make_model):
     def trained(group):
         names = trainable(apply(BitFit((group,), pooler_bias=False), make_model()))
         return {name.split("layer.0.")[1] for name in names if "layer.0." in name}
@@ -41,7 +41,7 @@ def test_a_group_is_a_place_and_not_a_part_of_a_name(make_model):
     assert trained("attention_layernorm") == {"attention.output.LayerNorm.bias"}
 
 
-def test_the_groups_are_disjoint_and_together_all(make_model):
+def test_the_groups_are_disjoint_and_together_cover_all_biases(make_model):
     names = [set(trainable(apply(BitFit((group,), False), make_model()))) for group in SETS["all"]]
     head = set.intersection(*names)
     everything = set(trainable(apply(BitFit(pooler_bias=False), make_model())))
@@ -50,6 +50,6 @@ def test_the_groups_are_disjoint_and_together_all(make_model):
 
 
 @pytest.mark.parametrize("terms", [(), ("query", "query"), ("all", "value")])
-def test_terms_are_named_once(terms):
+def test_no_group_or_a_repeated_one_is_refused(terms):
     with pytest.raises(InputError, match="name at least one, and each once"):
         BitFit(terms)

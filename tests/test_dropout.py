@@ -1,4 +1,4 @@
-"""The fast dropout for CPUs is dropout: right rate, right mean, torch's seed decides."""
+"""The fast dropout for CPUs has the rate and mean of dropout, and depends on torch's seed."""
 
 import pytest
 import torch
@@ -9,14 +9,14 @@ from common.fast.dropout import FastDropout, keep_mask, keep_masks, use_fast_dro
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("probability", [0.0, 0.001, 0.1, 0.5, 0.9, 0.998])
-def test_the_rate_is_the_probability_asked_for(probability, dtype):
+def test_the_drop_rate_is_the_given_probability(probability, dtype):
     torch.manual_seed(0)
     kept = keep_mask((1000, 1001), probability, dtype)
     assert set(kept.unique().tolist()) <= {0.0, float(torch.tensor(1 / (1 - probability), dtype=dtype))}
     assert (kept != 0).double().mean().item() == pytest.approx(1 - probability, abs=1e-3)
 
 
-def test_the_mean_stays():
+def test_the_mean_is_kept():
     torch.manual_seed(0)
     assert FastDropout(0.3).train()(torch.ones(1_000_000)).mean().item() == pytest.approx(1.0, abs=2e-3)
 
@@ -29,14 +29,14 @@ def test_neighbouring_units_are_dropped_independently():
         assert both == pytest.approx(0.09, abs=2e-3)
 
 
-def test_several_tensors_are_drawn_at_once_and_share_nothing():
+def test_masks_made_at_once_are_independent():
     torch.manual_seed(0)
     one, two = keep_masks([(300, 500), (500, 300)], 0.5, torch.int16)
     assert (one.shape, two.shape) == ((300, 500), (500, 300))
     assert (one.flatten() * two.flatten()).double().mean().item() == pytest.approx(0.25, abs=5e-3)
 
 
-def test_torchs_seed_decides_and_moves_on():
+def test_torchs_seed_decides_the_masks_and_each_call_makes_new_ones():
     model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
     use_fast_dropout(model)
     ones = torch.ones(999)

@@ -1,4 +1,4 @@
-"""What methods work on is found in every kind of encoder."""
+"""The modules that methods work on are found in every kind of encoder."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from common.methods import apply, find, trainable
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_linear_layer_is_found_on_every_kind(kind, make_model):
+def test_every_linear_layer_is_found_in_every_kind_of_encoder(kind, make_model):
     sizes = {}
     for layer in layers(make_model(kind)):
         for name in ("query", "key", "value", "attention_output", "intermediate", "output"):
@@ -22,27 +22,27 @@ def test_every_linear_layer_is_found_on_every_kind(kind, make_model):
     assert len(layers(make_model(kind))) == LAYERS
 
 
-def test_the_head_is_what_lies_outside_the_encoder(make_model):
+def test_the_head_is_all_that_is_outside_the_encoder(make_model):
     heads = {kind: {name.partition(".")[0] for name in head_parameters(make_model(kind))} for kind in KINDS}
     assert heads.pop("distilbert") == {"pre_classifier", "classifier"}
     assert set(map(frozenset, heads.values())) == {frozenset({"classifier"})}
 
 
-def test_only_bert_has_a_pooler_of_its_own(make_model):
+def test_only_bert_has_a_pooler(make_model):
     assert [kind for kind in KINDS if pooler(make_model(kind)) is not None] == ["bert"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_longest_input_fits_and_one_more_would_not(kind, make_model, checkpoints):
+def test_the_longest_input_is_the_number_of_positions_and_fits(kind, make_model, checkpoints):
     model, tokenizer = make_model(kind), load_tokenizer(checkpoints[kind])
     limit = longest_input(model, tokenizer)
-    assert limit == (63 if kind == "roberta" else 64)  # RoBERTa's positions begin behind its padding index, here 0
+    assert limit == (63 if kind == "roberta" else 64)  # RoBERTa's positions start after its padding index, here 0
     model(**random_batch(model, length=limit))
 
 
 @pytest.mark.parametrize("kind", ["xlm-roberta", "camembert"])
 @pytest.mark.parametrize("method", methods.names())
-def test_the_relatives_of_roberta_work_with_every_method(kind, method, tmp_path):
+def test_xlm_roberta_and_camembert_work_with_every_method(kind, method, tmp_path):
     model = load_model(str(save_checkpoint(kind, tmp_path)), 2).eval()
     batch = random_batch(model)
     before = model(**batch).logits

@@ -1,4 +1,4 @@
-"""A sweep yields one row for each run, once."""
+"""An experiment writes one row for each run."""
 
 import gc
 import json
@@ -27,14 +27,14 @@ def rows_on_disk(options):
     return read_rows(path)
 
 
-def test_every_configuration_and_seed_is_one_row(options):
+def test_every_configuration_and_seed_gives_one_row(options):
     grid = [Lora(rank=rank) for rank in (1, 2)]
     rows = run_all(grid, options(), range(42, 45))
     assert [(row["rank"], row["seed"]) for row in rows] == [(r, s) for r in (1, 2) for s in (42, 43, 44)]
     assert rows_on_disk(options()) == json.loads(json.dumps(rows))
 
 
-def test_going_on_repeats_nothing_and_doubles_no_row(options):
+def test_a_larger_grid_repeats_no_run_and_duplicates_no_row(options):
     run_all([Lora(rank=1)], options(), range(42, 44))
     run_all([Lora(rank=1), Lora(rank=2)], options(), range(42, 44))
     assert len(rows_on_disk(options())) == 4
@@ -57,16 +57,16 @@ def test_shared_task_data_changes_no_result(options, tmp_path):
         assert (home / runs.ADAPTER).read_bytes() == (folder / runs.ADAPTER).read_bytes()
 
 
-def test_a_run_leaves_no_model_behind_for_the_next_one(options, monkeypatch):
-    there = []
+def test_a_finished_run_leaves_no_model_in_memory(options, monkeypatch):
+    n_alive = []
     usual = TextClassification.load
-    monkeypatch.setattr(TextClassification, "load", lambda *words: there.append(n_models()) or usual(*words))
-    gc.disable()  # it would come by itself, at some time or other
+    monkeypatch.setattr(TextClassification, "load", lambda *words: n_alive.append(n_models()) or usual(*words))
+    gc.disable()  # a collection at some random time would hide a leak
     try:
         run_all([Lora(rank=1)], options(frozen_dtype="bfloat16"), range(42, 45))
     finally:
         gc.enable()
-    assert there == [there[0]] * 3
+    assert n_alive == [n_alive[0]] * 3
 
 
 def n_models():
@@ -74,16 +74,16 @@ def n_models():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak cannot be reset elsewhere")
-def test_memory_that_an_earlier_run_has_left_is_given_back():
+def test_memory_that_an_earlier_run_has_freed_is_returned_to_the_system():
     code = "import torch; from common.runtime import device; cpu = torch.device('cpu')\n"
     code += "kept = [torch.ones(1000) for _ in range(200_000)]; device.reset_peak_memory(cpu)\n"
-    code += "most = device.peak_memory(cpu); last = kept.pop(); del kept\n"  # `last` lies behind all that was freed
+    code += "most = device.peak_memory(cpu); last = kept.pop(); del kept\n"  # `last` comes after all that is freed
     code += "device.release_memory(); device.reset_peak_memory(cpu); print(most - device.peak_memory(cpu))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert int(done.stdout) > 0.9 * 200_000 * 4000, done.stderr
 
 
-def test_the_bar_tells_the_place_in_the_grid_and_the_time_left(options, capsys):
+def test_the_progress_bar_shows_the_place_in_the_grid_and_the_time_left(options, capsys):
     run_all([Lora(rank=1)], options(), range(42, 45))
     said = capsys.readouterr().err
     assert "lora sst2 [run 1 of 3]" in said
@@ -101,16 +101,16 @@ def test_some_sizes_of_a_grid_can_be_chosen():
         select_sizes([BitFit()], ("3",))
 
 
-def test_configurations_that_do_not_fit_are_left_out_and_named(options, capsys):
+def test_configurations_that_do_not_fit_are_left_out_and_reported(options, capsys):
     rows = run_all([Lora(rank=1), Lora(rank=512)], options(), range(42, 43))
     assert len(rows) == 1
-    assert "configuration 2 of 2 left out: rank 512 is larger" in capsys.readouterr().out
+    assert "configuration 2 of 2 skipped: rank 512 is larger" in capsys.readouterr().out
     with pytest.raises(DoesNotFit):
         run_all([Lora(rank=512)], options(), range(42, 43))
 
 
 @pytest.mark.parametrize("line", ['{"run": "b", "sco', "[]", '{"score": 1}', '{"run": ' * 10**5])
-def test_damaged_rows_are_told_before_anything_is_trained(line, options, tmp_path):
+def test_damaged_rows_are_reported_before_anything_is_trained(line, options, tmp_path):
     path = run_folder(Lora(rank=1), options()).parent / ROWS
     append_once(path, {"run": "a"})
     with path.open("a") as file:
@@ -124,7 +124,7 @@ def test_damaged_rows_are_told_before_anything_is_trained(line, options, tmp_pat
     assert [entry.name for entry in path.parent.iterdir()] == [ROWS]
 
 
-def test_many_processes_append_each_row_once(tmp_path):
+def test_concurrent_processes_append_each_row_once(tmp_path):
     code = "import sys; from pathlib import Path; from common.runs import append_once\n"
     code += (
         "for n in range(25): append_once(Path(sys.argv[1]), {'run': f'{int(sys.argv[2]) % 2} {n}', 'x': 'y' * 5000})"
@@ -136,24 +136,24 @@ def test_many_processes_append_each_row_once(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [ROWS]
 
 
-def test_a_run_that_another_worker_has_is_waited_for_and_taken_over_when_that_one_dies(options, monkeypatch):
+def test_a_run_of_another_worker_is_waited_for_and_taken_over_when_that_worker_dies(options, monkeypatch):
     folders = {seed: run_folder(Lora(rank=1), options(seed=seed)) for seed in (42, 43)}
     holder = locks.lock_folder(folders[42])
     holder.__enter__()
-    looks = []
+    found_when_waiting = []
 
     def wait(_seconds):
-        looks.append([folder.is_dir() for folder in folders.values()])
+        found_when_waiting.append([folder.is_dir() for folder in folders.values()])
         holder.__exit__(None, None, None)
 
     monkeypatch.setattr("common.experiments.time.sleep", wait)
     rows = run_all([Lora(rank=1)], options(), range(42, 44))
     assert [row["seed"] for row in rows] == [42, 43]
-    assert looks == [[True, True]]  # the other run was done first
+    assert found_when_waiting == [[True, True]]  # the free run was trained first
     assert len(rows_on_disk(options())) == 2
 
 
-def test_the_table_has_mean_and_spread_by_hand():
+def test_the_table_has_the_mean_and_standard_deviation_computed_by_hand():
     base = {"method": "lora", "alpha": 8, "dropout": 0, "targets": [], "rslora": False, "majority_score": 0.5}
     base |= {"trainable_params_without_head": 1234}
     rows = [base | {"rank": 1, "best_score": score} for score in (0.6, 0.8)] + [base | {"rank": 2, "best_score": 0.7}]

@@ -1,4 +1,4 @@
-"""A change of the code changes no result: every method's tiny run gives the bits that were recorded."""
+"""Changes to the code change no result: the tiny run of every method gives the recorded bits."""
 
 import json
 
@@ -14,8 +14,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", next(iter(RECORDED.values())))
-def test_a_run_gives_what_was_recorded(name, folder):
-    """To the bit on an instruction set that was recorded, to rounding errors on another one."""
+def test_a_run_gives_the_recorded_result(name, folder):
+    """Bit for bit on a recorded instruction set, within rounding errors on another one."""
     found, here = golden.outcome(name, folder), golden.instruction_set()
     if here in RECORDED:
         assert found == RECORDED[here][name]

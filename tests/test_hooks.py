@@ -1,4 +1,4 @@
-"""The hooks that a method may override are called where they say, and what they do is stored, counted and resumed."""
+"""The hooks of a method are called as documented, and what they change is stored, counted and resumed."""
 
 import dataclasses
 import os
@@ -32,7 +32,7 @@ from prompt.method import PromptTuning
 
 
 class Masked(Branch):
-    """Adds a vector through a mask, which is all ones until it is fixed; counts steps in an integer buffer."""
+    """Adds a masked vector. The mask is all ones until it is fixed; an integer buffer holds when that was."""
 
     def __init__(self, width):
         super().__init__()
@@ -46,7 +46,7 @@ class Masked(Branch):
 
 @dataclass(frozen=True)
 class Sparse(Method):
-    """Half-way through the run, the smaller half of a vector's entries is masked out for good."""
+    """Masks out the smaller half of a vector's entries from the middle of the run on."""
 
     pull: float = 0.0
     """Weight of the penalty (vector - 1)^2 / 2."""
@@ -76,7 +76,7 @@ def branch_of(model):
 
 @pytest.fixture
 def sparse(monkeypatch):
-    """Sparse as if it lived in a folder of its own, so that a saved run finds it again."""
+    """Sparse as if it had a folder of its own, so that a saved run can be loaded."""
     usual = methods.find
     name = Sparse().name
     find = lambda wanted: Sparse if wanted == name else usual(wanted)  # noqa: E731
@@ -107,8 +107,8 @@ def test_the_hooks_do_nothing_by_default(make_model):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_penalty_moves_the_optimum_to_where_it_is_by_hand(options):
-    """Beside a penalty of weight 10^6 the loss counts for nothing: the minimum is the vector of ones."""
+def test_a_penalty_moves_the_optimum_to_the_one_computed_by_hand(options):
+    """With a penalty of weight 10^6 the loss is negligible: the minimum is the vector of ones."""
     long = {"max_train_samples": 400, "batch_size": 2, "lr": 5e-2, "weight_decay": 0.0, "max_grad_norm": 0.0}
     pulled, _ = train(Sparse(pull=1e6), options(**long))
     free, _ = train(Sparse(), options(**long))
@@ -117,16 +117,16 @@ def test_a_penalty_moves_the_optimum_to_where_it_is_by_hand(options):
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_a_penalty_is_added_once_to_a_step_whatever_it_is_made_of(accumulation, options):
-    """One step of plain gradient size: the gradient norm that is logged is that of the penalty, w (v - 1)."""
+def test_a_penalty_is_added_once_to_a_step_of_any_number_of_micro_batches(accumulation, options):
+    """The run is one step, and its logged gradient norm is that of the penalty, w (v - 1)."""
     settings = options(batch_size=32 // accumulation, gradient_accumulation_steps=accumulation, max_train_samples=32)
     folder, _ = train(Sparse(pull=1e6), dataclasses.replace(settings, lr=1e-12))
     norm = read_curves(folder)["train/grad_norm"][1][-1]
     assert norm == pytest.approx(1e6 * (vector_of(folder) - 1).norm().item(), rel=1e-4)
 
 
-def test_what_a_step_fixes_holds_to_the_end(options):
-    """Of 6 steps the fourth fixes the mask, of which half is zero from there on."""
+def test_a_mask_fixed_by_on_step_holds_to_the_end(options):
+    """The fourth of 6 steps fixes the mask; from then on half of it is zero."""
     folder, _ = train(Sparse(), options())
     tensors = {name.rpartition(".")[2]: tensor for name, tensor in load_file(folder / "adapter.safetensors").items()}
     assert tensors["fixed_at"].item() == 500
@@ -134,10 +134,10 @@ def test_what_a_step_fixes_holds_to_the_end(options):
 
 
 @pytest.mark.parametrize("step", [2, 8])
-def test_a_mask_that_is_fixed_half_way_survives_a_kill(step, options, tmp_path, monkeypatch):
-    """Killed before and after the step that fixes it."""
+def test_a_mask_that_is_fixed_half_way_survives_an_interruption(step, options, tmp_path, monkeypatch):
+    """The run receives SIGTERM before or after the step that fixes the mask."""
     settings = {"n_epochs": 2, "checkpoint_every": 1, "seed": 11}
-    whole, _ = train(Sparse(), options(**settings, output_dir=str(tmp_path / "whole")))
+    uninterrupted, _ = train(Sparse(), options(**settings, output_dir=str(tmp_path / "uninterrupted")))
     usual = training.schedule
 
     def stop(now, *others):
@@ -154,10 +154,10 @@ def test_a_mask_that_is_fixed_half_way_survives_a_kill(step, options, tmp_path, 
     assert (fixed >= 0) == (step == 8)
     folder, result = train(Sparse(), options(**settings))
     assert result["n_resumed"] == 1
-    assert outcome(folder) == outcome(whole)
+    assert outcome(folder) == outcome(uninterrupted)
 
 
-def test_integers_and_buffers_are_saved_counted_and_loaded(options, sparse):
+def test_buffers_of_floats_and_integers_are_saved_counted_and_loaded(options, sparse):
     folder, result = train(Sparse(), options(n_epochs=2))
     tensors = load_file(folder / "adapter.safetensors")
     assert result["stored_params"] == sum(tensor.numel() for tensor in tensors.values())
@@ -170,13 +170,13 @@ def test_integers_and_buffers_are_saved_counted_and_loaded(options, sparse):
 
 
 def test_the_development_set_is_scored_with_the_buffers_of_the_best_epoch(options, sparse):
-    """The mask is fixed in the second of three epochs; the run's own score is that of the adapter loaded again."""
+    """The mask is fixed in the second of three epochs; the run's score is that of the saved adapter."""
     settings = options(n_epochs=3, select="holdout", max_train_samples=60, lr=0.1)
     folder, result = train(Sparse(), settings)
     model, _ = load_adapter(folder)
     task = classification.find("sst2")
-    rows = task.read("validation", "demo").sample(20)
-    tokens = task.encode(rows, load_tokenizer(settings.checkpoint), result["max_length"])
+    examples = task.read("validation", "demo").sample(20)
+    tokens = task.encode(examples, load_tokenizer(settings.checkpoint), result["max_length"])
     values, _ = task.score(model, tokens, 64, Accelerator())
     assert values["accuracy"] == result["dev_accuracy"]
 
@@ -204,7 +204,7 @@ def test_adapters_of_earlier_versions_load(make_model, tmp_path):
 
 
 class Scaled(Branch):
-    """Adds a vector times a factor, 1 but in one of the variants."""
+    """Adds a vector times a factor, which is 0 in one variant and else 1."""
 
     def __init__(self, width):
         super().__init__()
@@ -216,7 +216,7 @@ class Scaled(Branch):
 
 @dataclass(frozen=True)
 class WithVariants(Method):
-    """Scores the model with its branch and without it."""
+    """Has two variants: with the branch and without it."""
 
     default_lr: ClassVar[float] = 1e-2
 
@@ -239,7 +239,7 @@ def test_every_variant_of_the_best_epoch_has_a_score(options):
     assert {"factor_0_accuracy", "factor_0_score"} <= set(result)
 
 
-def test_processes_look_for_unused_parameters_where_a_method_says_that_there_may_be_some(options, tmp_path):
+def test_processes_look_for_unused_parameters_only_if_a_method_may_have_some(options, tmp_path):
     for method, wanted in ((WithVariants(), True), (Sparse(), False)):
         accelerator = training.make_accelerator(method, options(), tmp_path / "run")
         assert accelerator.ddp_handler.find_unused_parameters is wanted

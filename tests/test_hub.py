@@ -1,4 +1,4 @@
-"""Without a network the caches are used at once, and a hub that answers at all counts as reached."""
+"""Without a network the caches are used at once; a hub that gives any answer counts as reached."""
 
 import http.server
 import os
@@ -16,7 +16,7 @@ from common.runtime.hub import go_offline_if_unreachable
 
 @pytest.fixture
 def online(monkeypatch):
-    """A process that has not been told to stay offline; undone afterwards."""
+    """Switch off the offline mode of the tests, for one test."""
     import datasets
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -25,7 +25,7 @@ def online(monkeypatch):
 
 @pytest.fixture
 def server():
-    """A server on this machine that knows nothing: 404 to everything."""
+    """A local server that answers every request with 404."""
 
     class NotFound(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -40,13 +40,13 @@ def server():
         running.shutdown()
 
 
-def test_a_hub_that_answers_is_reached(online, server, monkeypatch):
+def test_a_hub_that_answers_404_counts_as_reached(online, server, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server)
     assert go_offline_if_unreachable()
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
-def test_no_answer_means_offline_from_here_on(online, monkeypatch):
+def test_without_an_answer_of_the_hub_offline_mode_is_switched_on(online, monkeypatch):
     import datasets
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -62,8 +62,8 @@ def test_no_answer_means_offline_from_here_on(online, monkeypatch):
         (["--data", "demo"], "error: cannot load the checkpoint 'bert-base-uncased'"),
     ],
 )
-def test_nothing_cached_and_no_network_is_one_line_soon(arguments, message, tmp_path):
-    """As a user meets it, in a fresh process that nobody has told to stay offline."""
+def test_an_empty_cache_without_a_network_is_reported_in_one_line_within_seconds(arguments, message, tmp_path):
+    """As for a user: in a new process that is not in offline mode."""
     unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "lora.tune", *arguments],
@@ -76,7 +76,7 @@ def test_nothing_cached_and_no_network_is_one_line_soon(arguments, message, tmp_
 
 
 def test_a_cached_hub_checkpoint_needs_no_network(bert, tmp_path):
-    """The cache as the hub's library lays it out, with a revision that the run has to write down."""
+    """The cache has the layout of the hub's library, with a revision that the run has to record."""
     revision = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "home" / "hub" / "models--someone--tiny"
     shutil.copytree(bert, repository / "snapshots" / revision)

@@ -1,4 +1,4 @@
-"""A linear layer by oneDNN is F.linear, with its gradients, whichever of its tensors are trained."""
+"""A linear layer by oneDNN gives the output and gradients of F.linear, whichever of its tensors are trained."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def grads(function, *tensors):
 
 @pytest.mark.parametrize("sizes", [(24, 40), (40, 24)])
 @pytest.mark.parametrize("trained", [t for t in itertools.product((True, False), repeat=3) if any(t)])
-def test_outputs_and_gradients_are_those_of_f_linear(sizes, trained):
+def test_outputs_and_gradients_equal_those_of_f_linear(sizes, trained):
     torch.manual_seed(0)
     shapes = ((2, 7, sizes[0]), sizes[::-1], sizes[1:])
     tensors = [torch.randn(shape).requires_grad_(t) for shape, t in zip(shapes, trained, strict=True)]
@@ -37,7 +37,7 @@ def test_outputs_and_gradients_are_those_of_f_linear(sizes, trained):
                 torch.testing.assert_close(ours, theirs)
 
 
-def test_a_layer_goes_through_it_and_a_frozen_weight_is_reordered_for_both_directions():
+def test_a_frozen_weight_is_reordered_for_both_directions_and_a_trained_one_is_not():
     torch.manual_seed(0)
     frozen, trained = nn.Linear(16, 48).requires_grad_(False), nn.Linear(48, 16)
     x = torch.randn(5, 16, requires_grad=True)
@@ -50,7 +50,7 @@ def test_a_layer_goes_through_it_and_a_frozen_weight_is_reordered_for_both_direc
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_trained_bias_beside_a_frozen_bfloat16_weight_has_a_float32_gradient():
+def test_a_trained_bias_with_a_frozen_bfloat16_weight_has_a_float32_gradient():
     torch.manual_seed(0)
     layer = nn.Linear(16, 48)
     layer.weight.requires_grad_(False)
@@ -60,10 +60,10 @@ def test_a_trained_bias_beside_a_frozen_bfloat16_weight_has_a_float32_gradient()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(x).sum().backward()
     assert layer(x.bfloat16()).dtype == torch.bfloat16
-    assert torch.equal(layer.bias.grad, torch.full((48,), 301.0))  # which bfloat16 does not have
+    assert torch.equal(layer.bias.grad, torch.full((48,), 301.0))  # bfloat16 cannot represent 301
 
 
-def test_a_weight_that_is_written_to_later_is_the_one_that_counts():
+def test_a_weight_changed_after_reordering_is_used():
     changed = torch.ones(48, 16)
     for write in (lambda weight: weight.copy_(changed), lambda weight: setattr(weight, "data", changed)):
         layer = nn.Linear(16, 48).requires_grad_(False)
@@ -73,7 +73,7 @@ def test_a_weight_that_is_written_to_later_is_the_one_that_counts():
         torch.testing.assert_close(layer(x), F.linear(x, changed, layer.bias))
 
 
-def test_under_autocast_trained_weights_are_multiplied_in_its_type_and_have_float32_gradients():
+def test_autocast_gives_the_types_and_values_of_f_linear_for_trained_weights():
     torch.manual_seed(0)
     x, weight, bias = torch.randn(31, 24), torch.randn(40, 24), torch.randn(40)
     results = []
@@ -86,19 +86,19 @@ def test_under_autocast_trained_weights_are_multiplied_in_its_type_and_have_floa
     assert results[0][0].dtype == torch.bfloat16
 
 
-def test_autocast_to_another_type_is_obeyed():
+def test_a_frozen_float32_layer_follows_autocast():
     layer = nn.Linear(8, 8).requires_grad_(False)
     use_fast_linear(layer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.randn(2, 8)).dtype == torch.bfloat16
 
 
-def test_other_types_are_multiplied_by_torch():
+def test_other_types_are_left_to_f_linear():
     x, weight = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     assert torch.equal(fast_linear(x, weight), F.linear(x, weight))
 
 
-def test_merging_leaves_the_layouts_of_the_old_weight_behind(make_model):
+def test_after_merging_the_reordered_old_weight_is_not_used(make_model):
     model = apply(Lora(), make_model()).eval()
     for module in model.modules():
         if isinstance(module, LowRank):

@@ -7,7 +7,7 @@ from common.methods import apply, count_without_head, trainable
 from lntuning.method import LnTuning
 
 
-def test_counts_for_bert_base():
+def test_bert_base_gets_the_expected_number_of_trained_parameters():
     assert count_without_head(apply(LnTuning(), bert_base())) == 38_400
 
 

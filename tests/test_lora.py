@@ -1,4 +1,4 @@
-"""LoRA is what the paper says and what peft computes."""
+"""LoRA computes what the paper says and what peft computes."""
 
 import re
 
@@ -64,7 +64,7 @@ def test_equals_peft_with_copied_weights(kind, targets, rslora, make_model):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
-def test_merged_equals_unmerged(kind, dtype, tolerance, make_model):
+def test_a_merged_model_gives_the_same_logits(kind, dtype, tolerance, make_model):
     model = apply(Lora(rank=4, alpha=6, targets=ALL), make_model(kind)).eval()
     perturb(trainable(model).values(), scale=0.02)
     model, batch = model.to(dtype), random_batch(model)
@@ -73,7 +73,7 @@ def test_merged_equals_unmerged(kind, dtype, tolerance, make_model):
     torch.testing.assert_close(model(**batch).logits, before, atol=tolerance, rtol=tolerance)
 
 
-def test_merging_is_idempotent_and_unmerging_gives_back_every_bit(make_model):
+def test_merging_is_idempotent_and_unmerging_restores_every_bit(make_model):
     model = apply(Lora(rank=4), make_model()).eval()
     perturb(trainable(model).values())
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -87,13 +87,12 @@ def test_merging_is_idempotent_and_unmerging_gives_back_every_bit(make_model):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def beside(linear, update):
-    """A linear layer with a branch."""
+def with_branch(linear, update):
     Place(linear).add(update)
     return linear
 
 
-def test_merging_leaves_a_shared_base_alone(make_model):
+def test_merging_does_not_change_a_shared_base_weight(make_model):
     model = make_model()
     shared = layers(model)[0].attention.self.query.weight
     values = shared.clone()
@@ -132,25 +131,25 @@ def test_base_weights_are_not_copied(make_model):
     assert all(after[name] == pointer for name, pointer in before.items())
 
 
-def test_scaling_is_alpha_over_rank_or_over_its_root(make_model):
+def test_scaling_is_alpha_over_rank_or_with_rslora_over_its_root(make_model):
     for rslora, wanted in ((False, 32 / 16), (True, 32 / 4)):
         model = apply(Lora(rank=16, alpha=32, rslora=rslora), make_model())
         assert layers(model)[0].attention.self.query.lora.scaling == wanted
 
 
-def test_dropout_acts_on_the_update_alone(make_model):
+def test_dropout_acts_on_the_update_only(make_model):
     torch.manual_seed(0)
     linear = torch.nn.Linear(8, 8)
     update = LowRank(linear, rank=2, scaling=1.0, dropout=0.9).train()
     x, plain = torch.randn(4, 8), linear(torch.ones(4, 8))
-    adapted = beside(linear, update)
-    assert torch.equal(adapted(torch.ones(4, 8)), plain)  # B is zero: dropout cannot show
+    adapted = with_branch(linear, update)
+    assert torch.equal(adapted(torch.ones(4, 8)), plain)  # B is zero, so dropout has no effect
     perturb([update.B])
     assert not torch.equal(adapted(x), adapted(x))
 
 
-def test_counts_for_bert_base():
-    """2 L r 2 d without the head, and 769 for each class on top."""
+def test_bert_base_gets_the_expected_number_of_trained_parameters():
+    """2 L r 2 d without the head, and 769 more for each class."""
     for rank, wanted in ((4, 147_456), (8, 294_912), (16, 589_824)):
         model = apply(Lora(rank=rank), bert_base())
         assert count_without_head(model) == wanted
@@ -159,11 +158,11 @@ def test_counts_for_bert_base():
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": ()}])
-def test_unusable_options_are_refused(wrong):
+def test_invalid_options_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Lora(**wrong)
 
 
-def test_a_rank_above_the_layer_is_refused(make_model):
+def test_a_rank_above_the_width_of_the_layer_is_refused(make_model):
     with pytest.raises(DoesNotFit, match="rank 33 is larger than a layer of 32 to 32"):
         apply(Lora(rank=33), make_model())

@@ -1,4 +1,4 @@
-"""The contract, asked of every method folder there is, on every kind of encoder."""
+"""The contract of a method, for every method folder on every kind of encoder."""
 
 import re
 
@@ -22,18 +22,18 @@ def default(name):
     return find(name)()
 
 
-def test_there_are_methods():
+def test_method_folders_are_found():
     assert {"lora", "baseline"} <= set(METHODS)
 
 
 @every_method
-def test_the_name_is_the_folder(name):
+def test_the_name_of_a_method_is_its_folder(name):
     assert default(name).name == name
 
 
 @every_kind
 @every_method
-def test_starts_where_the_pretrained_model_is(name, kind, make_model):
+def test_a_model_starts_at_the_pretrained_output_if_and_only_if_its_method_says_so(name, kind, make_model):
     method, model = default(name), make_model(kind)
     batch = random_batch(model)
     before = model(**batch).logits
@@ -60,7 +60,7 @@ def test_the_head_is_always_trained(name, make_model):
 
 @every_kind
 @every_method
-def test_untouched_keys_keep_their_names(name, kind, make_model):
+def test_pretrained_parameters_keep_their_names_and_values(name, kind, make_model):
     before = make_model(kind).state_dict()
     after = apply(default(name), make_model(kind)).state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
@@ -73,7 +73,7 @@ def test_saving_and_loading_keeps_every_bit(name, kind, make_model, tmp_path):
     model = apply(method, make_model(kind))
     perturb(trainable(model).values())
     save_adapter(tmp_path, model, method)
-    torch.manual_seed(99)  # what the loader draws must not matter
+    torch.manual_seed(99)  # random values drawn by the loader must not matter
     loaded, loaded_method = load_adapter(tmp_path)
     batch = random_batch(model)
     assert loaded_method == method
@@ -82,7 +82,7 @@ def test_saving_and_loading_keeps_every_bit(name, kind, make_model, tmp_path):
 
 @every_kind
 @every_method
-def test_a_few_steps_lower_the_loss_and_change_nothing_else(name, kind, make_model):
+def test_a_few_steps_lower_the_loss_and_change_no_frozen_parameter(name, kind, make_model):
     model = apply(default(name), make_model(kind)).eval()
     batch, labels = random_batch(model), torch.tensor([0, 1, 0, 1, 1])
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
@@ -99,7 +99,7 @@ def test_a_few_steps_lower_the_loss_and_change_nothing_else(name, kind, make_mod
 
 
 @every_method
-def test_the_trained_count_is_the_formula_of_its_readme(name, make_model):
+def test_the_number_of_trained_parameters_is_the_formula_of_its_readme(name, make_model):
     text = (REPOSITORY / name / "README.md").read_text()
     (formula,) = re.findall(r"^trained = (.+)$", text, flags=re.MULTILINE)
     method, model = default(name), make_model()
@@ -127,7 +127,7 @@ def test_two_methods_are_trained_saved_and_loaded_together(first, second, make_m
     assert set(trainable(model)) == separately
     start = {name: parameter.clone() for name, parameter in trainable(model).items()}
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-3)
-    for _ in range(3):  # what is behind a zero matrix gets its gradient in the second step
+    for _ in range(3):  # a parameter multiplied by a zero matrix gets a gradient only in the second step
         torch.nn.functional.cross_entropy(model(**batch).logits, labels).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -149,12 +149,12 @@ def test_injection_freezes_nothing_that_another_method_trains(first, second, mak
 
 
 @every_method
-def test_the_head_starts_the_same_whatever_the_method_draws(name, make_model):
+def test_the_initial_head_does_not_depend_on_the_method(name, make_model):
     plain = make_model()
     injected = apply(default(name), make_model())
     assert all(torch.equal(injected.get_parameter(n), p) for n, p in head_parameters(plain).items())
 
 
 @every_method
-def test_the_default_learning_rate_is_a_number(name):
+def test_the_default_learning_rate_is_between_0_and_1(name):
     assert 0 < find(name).default_lr < 1

@@ -1,4 +1,4 @@
-"""The GLUE metrics against values worked out by hand."""
+"""The GLUE metrics against values computed by hand."""
 
 import math
 import warnings
@@ -17,19 +17,19 @@ def compute(name, predictions, references):
         return metrics.load(find(name)).compute(predictions=np.array(predictions), references=np.array(references))
 
 
-def test_matthews_by_hand():
+def test_matthews_correlation_is_that_computed_by_hand():
     # TP 3, TN 2, FP 1, FN 2: (3*2 - 1*2) / sqrt(4 * 5 * 3 * 4)
     found = compute("cola", [1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 1, 1])
     assert found == {"matthews_correlation": pytest.approx(4 / math.sqrt(240))}
 
 
-def test_accuracy_and_f1_by_hand():
+def test_accuracy_and_f1_are_those_computed_by_hand():
     # precision 2/3, recall 2/4
     found = compute("mrpc", [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0])
     assert found == {"accuracy": pytest.approx(0.5), "f1": pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))}
 
 
-def test_correlations_by_hand():
+def test_correlations_are_those_computed_by_hand():
     # deviations (-1.5, -.5, .5, 1.5) and (-1, 0, -1, 2) times 1: 4 / sqrt(5 * 6); ranks of the second (1.5, 3, 1.5, 4)
     found = compute("stsb", [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 1.0, 4.0])
     assert found["pearson"] == pytest.approx(4 / math.sqrt(30))
@@ -37,7 +37,7 @@ def test_correlations_by_hand():
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.targets.has_classes])
-def test_one_class_predicted_is_defined_and_silent(name):
+def test_predicting_one_class_has_defined_scores_and_gives_no_warning(name):
     found = compute(name, [0, 0, 0, 0], [0, 1, 0, 1])
     assert set(found) == set(find(name).metrics)
     assert found.get("accuracy", 0.5) == 0.5
@@ -45,22 +45,22 @@ def test_one_class_predicted_is_defined_and_silent(name):
     assert found.get("f1", 0.0) == 0.0
 
 
-def test_one_class_everywhere_is_defined():
+def test_one_class_in_predictions_and_references_has_defined_scores():
     assert compute("cola", [1, 1], [1, 1]) == {"matthews_correlation": 0.0}
     assert compute("mrpc", [0, 0], [0, 0]) == {"accuracy": 1.0, "f1": 0.0}
 
 
 @pytest.mark.parametrize("constant", [0.0, 2.7, 1e6])
-def test_constant_predictions_correlate_with_nothing(constant):
+def test_constant_values_have_a_correlation_of_0(constant):
     assert compute("stsb", [constant] * 3, [1.0, 2.0, 3.0]) == {"pearson": 0.0, "spearmanr": 0.0}
     assert compute("stsb", [1.0, 2.0, 3.0], [constant] * 3) == {"pearson": 0.0, "spearmanr": 0.0}
 
 
-def test_the_score_is_the_mean_as_in_the_glue_average():
+def test_the_score_of_a_task_is_the_mean_of_its_metrics():
     assert mean_score([0.8, 0.9]) == pytest.approx(0.85)
 
 
-def test_the_majority_is_that_of_the_training_set():
+def test_the_majority_class_is_that_of_the_training_set():
     assert find("mrpc").targets.floor([1, 1, 0], 4).tolist() == [1, 1, 1, 1]
     assert find("stsb").targets.floor([1.0, 2.0], 2).tolist() == [1.5, 1.5]
 

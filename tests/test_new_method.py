@@ -1,4 +1,4 @@
-"""A method is added by one folder: tune, test and the matrix of tests come for free."""
+"""A method is added by one folder: tune, test and the tests of all methods then work for it."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class Norms(Method):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A copy of the repository with one folder more and not a line changed elsewhere."""
+    """A copy of the repository with one more folder and no other change."""
     root = tmp_path_factory.mktemp("clone")
     for name in ("common", "lora", "scripts", "tests"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -51,11 +51,11 @@ def run(clone, *words):
     return done.stdout.strip().splitlines()
 
 
-def test_it_is_as_short_as_promised():
+def test_the_new_method_has_at_most_15_lines():
     assert len([line for line in METHOD.splitlines() if line]) <= 15
 
 
-def test_it_is_trained_and_answers(clone, bert):
+def test_the_new_method_is_trained_and_predicts(clone, bert):
     small = f"--checkpoint {bert} --data demo --task_name rte --max_train_samples 32 --n_epochs 1".split()
     folder = run(clone, "-m", "norms.tune", *small, "--output_dir", str(clone / "runs"))[-1]
     with open(os.path.join(folder, "result.json")) as file:
@@ -64,7 +64,7 @@ def test_it_is_trained_and_answers(clone, bert):
     assert any(line.endswith("RTE.tsv") for line in run(clone, "-m", "norms.test", "--run", folder))
 
 
-def test_the_matrix_finds_it(clone):
+def test_the_tests_of_all_methods_find_the_new_one(clone):
     lines = run(clone, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "tests/test_methods.py", "-k", "norms")
     passed = [line for line in lines if line.startswith("PASSED")]
     assert len(passed) > 25

@@ -1,4 +1,4 @@
-"""Every place takes any number of branches; what they add is what they return, and the host stays what it is."""
+"""A place takes any number of branches and adds what they return; the host is not changed."""
 
 import copy
 
@@ -25,7 +25,7 @@ class Add(Branch):
 
 
 class Nothing(Branch):
-    """Adds nothing; keeps what it was given."""
+    """Adds nothing, and keeps its inputs."""
 
     def forward(self, x, out, host):
         self.given = x, out, host
@@ -84,7 +84,7 @@ def test_a_branch_is_given_input_output_and_host(place, make_model):
         torch.testing.assert_close(seen[0], branch.given[0] + branch.given[1])
 
 
-def test_names_say_host_and_method_and_a_second_branch_has_a_number(make_model):
+def test_parameter_names_give_host_and_method_and_number_further_branches(make_model):
     model = make_model()
     place = encoders.linear(layers(model)[0], "query")
     for _ in range(3):
@@ -95,7 +95,7 @@ def test_names_say_host_and_method_and_a_second_branch_has_a_number(make_model):
 
 
 @every_place
-def test_a_copy_of_a_model_has_hooks_of_its_own(place, make_model):
+def test_a_copy_of_a_model_has_its_own_hooks(place, make_model):
     model = make_model()
     PLACES[place](model).add(Add(value=0.0))
     other = copy.deepcopy(model)
@@ -131,7 +131,7 @@ class Vectors(Branch):
 
 
 class Both(Branch):
-    """Two branches of one of these two places as one."""
+    """Two branches of one of these two kinds as one."""
 
     def __init__(self, one, other):
         super().__init__()
@@ -141,11 +141,11 @@ class Both(Branch):
         one, other = (branch(x, out, host) for branch in (self.one, self.other))
         if isinstance(one, tuple):
             return tuple(torch.cat(each, dim=1) for each in zip(one, other, strict=True))
-        return torch.cat((other, one))  # what comes later stands further in front
+        return torch.cat((other, one))  # the later branch comes first
 
 
 @every_kind
-def test_two_prefixes_of_one_layer_are_one_that_is_longer(kind, make_model):
+def test_two_prefixes_of_one_layer_equal_one_longer_prefix(kind, make_model):
     one, other = make_model(kind), make_model(kind)
     place = encoders.keys_values(layers(one)[1])
     place.add(Prefix(2, 0))
@@ -158,11 +158,11 @@ def test_two_prefixes_of_one_layer_are_one_that_is_longer(kind, make_model):
 
 @pytest.mark.parametrize("level", ["words", "embeddings"])
 @every_kind
-def test_two_prompts_are_one_that_is_longer(kind, level, make_model):
+def test_two_prompts_equal_one_longer_prompt(kind, level, make_model):
     one, other = make_model(kind), make_model(kind)
     width = encoders.word_embeddings(one).embedding_dim if level == "words" else HIDDEN
     if kind == "electra" and level == "embeddings":
-        width = HIDDEN // 2  # ELECTRA's projection comes behind the embeddings
+        width = HIDDEN // 2  # ELECTRA's projection comes after the embeddings
     encoders.front(one, 2, level).add(Vectors(2, width, 0))
     encoders.front(one, 3, level).add(Vectors(3, width, 1))
     encoders.front(other, 5, level).add(Both(Vectors(2, width, 0), Vectors(3, width, 1)))
@@ -172,7 +172,7 @@ def test_two_prompts_are_one_that_is_longer(kind, level, make_model):
 
 
 class Everywhere(Method):
-    """Two branches at every place there is."""
+    """Two branches at every place."""
 
     default_lr = 1e-3
 
@@ -196,13 +196,13 @@ def test_packed_logits_and_gradients_equal_the_padded_ones_at_every_place(kind, 
     assert_packed_equals_padded(padded, packed)
 
 
-def test_what_stands_before_the_head_is_no_part_of_it(make_model):
+def test_branches_before_the_head_are_not_part_of_it(make_model):
     model = apply(Everywhere(), make_model())
     assert not [name for name in encoders.head_parameters(model) if "vector" in name]
 
 
 class Plain(Branch):
-    """A low-rank update of a newcomer, of nn.Linear and F.linear."""
+    """A low-rank update of plain nn.Linear and F.linear."""
 
     def __init__(self):
         super().__init__()
@@ -213,7 +213,7 @@ class Plain(Branch):
         return nn.functional.linear(self.down(x), self.up)
 
 
-def test_plain_modules_and_functions_in_a_branch_take_the_fast_path(make_model, monkeypatch):
+def test_plain_linear_layers_in_a_branch_take_the_fast_path(make_model, monkeypatch):
     from common.fast import linear
 
     if linear.onednn() is None:
@@ -232,7 +232,7 @@ def test_plain_modules_and_functions_in_a_branch_take_the_fast_path(make_model, 
     assert prepared.layout is not None
 
 
-def test_without_torchs_private_operators_everything_runs_and_one_line_says_so(make_model, monkeypatch, capsys):
+def test_without_torchs_private_operators_logits_are_the_same(make_model, monkeypatch, capsys):
     from common.fast import linear
 
     class Changed:
@@ -247,7 +247,7 @@ def test_without_torchs_private_operators_everything_runs_and_one_line_says_so(m
         wanted = model(**batch).logits
         prepare(model, torch.device("cpu"))
         torch.testing.assert_close(model(**packed_batch(model, batch)).logits, wanted, atol=1e-5, rtol=1e-5)
-        assert capsys.readouterr().err.count("linear layers run at its own speed") <= 1
+        assert capsys.readouterr().err.count("linear layers use the slower F.linear") <= 1
     finally:
         monkeypatch.undo()
         linear.onednn.cache_clear()

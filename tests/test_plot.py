@@ -1,4 +1,4 @@
-"""Figures show what the rows say, can be told apart without colour, and have nothing on top of something else."""
+"""Figures show the numbers of the rows, can be read without colour, and nothing in them overlaps."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def grouped(rows):
 
 
 def points(figure):
-    """Number of a configuration -> where it stands."""
+    """Number of a configuration -> its coordinates in the figure."""
     (axes,) = figure.axes
     lines = {line.get_gid(): line.get_xydata()[0] for line in axes.lines if line.get_gid()}
     return {int(name.removeprefix("configuration-")): tuple(place) for name, place in lines.items()}
@@ -46,7 +46,7 @@ def luminance(colour):
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def test_any_two_methods_can_be_told_apart_in_grey():
+def test_any_two_methods_can_be_distinguished_in_grey():
     looks = [figures.style(number) for number in range(15)]
     for one, other in combinations(looks, 2):
         differ = one["marker"] != other["marker"] and one["linestyle"] != other["linestyle"]
@@ -64,9 +64,9 @@ def test_a_method_looks_the_same_in_every_figure():
     assert len({str(look) for look in figures.styles(every).values()}) == len(figures.styles(every))
 
 
-def test_the_front_is_what_nothing_dominates():
+def test_the_pareto_front_holds_the_points_that_no_other_dominates():
     points = {(1, 0.5): True, (2, 0.5): False, (2, 0.7): True, (3, 0.6): False, (4, 0.75): False, (4, 0.8): True}
-    assert figures.front([*points, (1, 0.5)]) == [*points.values(), True]  # of two equal ones, neither is better
+    assert figures.front([*points, (1, 0.5)]) == [*points.values(), True]  # equal points do not dominate each other
 
 
 def test_a_point_is_the_mean_of_its_seeds_with_the_t_interval_and_the_cost():
@@ -79,12 +79,12 @@ def test_a_point_is_the_mean_of_its_seeds_with_the_t_interval_and_the_cost():
     for cost, x in ((PARAMETERS, 1000), (TIME, 20), (MEMORY, 3)):
         figure = figures.draw(setting, configurations, "score", cost)
         assert points(figure)[lora] == pytest.approx((x, 0.6))
-        (bars,) = figure.axes[0].containers  # one seed has none
+        (bars,) = figure.axes[0].containers  # a single seed has no interval
         (((_, low), (_, high)),) = bars.lines[2][0].get_segments()
         assert (low, high) == pytest.approx((0.3516, 0.8484), abs=1e-4)  # by hand: 0.6 -+ 4.3027 * 0.1 / sqrt(3)
 
 
-def test_memory_that_is_not_known_is_not_drawn():
+def test_unknown_memory_is_not_drawn():
     rows = [row(peak_memory_mib=None), row(seed=43), row(method="bitfit", peak_memory_mib=7)]
     setting, configurations = grouped(rows)
     figure = figures.draw(setting, configurations, "score", MEMORY)
@@ -94,7 +94,7 @@ def test_memory_that_is_not_known_is_not_drawn():
     assert figures.known(grouped(rows[:2])[1], MEMORY) == []
 
 
-def test_full_fine_tuning_is_known_by_its_size_not_its_name():
+def test_full_fine_tuning_is_recognised_by_its_size_not_its_name():
     shared = {"total_params": 5000}
     rows = [row(method="bitfit", trainable_params_without_head=5000, seed=seed, **shared) for seed in (1, 2)]
     setting, configurations = grouped([*rows, row(method="baseline", trainable_params_without_head=4999, **shared)])
@@ -105,7 +105,7 @@ def test_full_fine_tuning_is_known_by_its_size_not_its_name():
     assert "full fine-tuning" not in words(figures.draw(setting, others, "score", TIME))
 
 
-def test_the_head_alone_stands_left_of_all_others():
+def test_the_head_alone_is_drawn_left_of_all_others():
     rows = [row(method="baseline", top_k=k, trainable_params_without_head=n) for k, n in ((0, 0), (1, 7), (2, 10**8))]
     setting, configurations = grouped(rows)
     figure = figures.draw(setting, configurations, "score", PARAMETERS)
@@ -114,18 +114,18 @@ def test_the_head_alone_stands_left_of_all_others():
     left, right = axes.get_window_extent().x0, axes.get_window_extent().x1
     assert left < places[0] < places[7] < places[10**8] < right
     assert "0: head alone" in axes.get_xlabel()
-    figure.canvas.sample()
+    figure.canvas.draw()
     assert {"0", "10k", "100M"} <= {label.get_text() for label in axes.get_xticklabels()}
 
 
-def test_of_each_method_and_its_options_the_best_training_is_shown():
+def test_the_best_training_settings_of_each_method_and_its_options_are_shown():
     rows = [row(lr=1e-3, score=0.6), row(lr=2e-3, score=0.7), row(rank=4, score=0.5), row(method="bitfit", score=0.4)]
     setting, configurations = grouped(rows)
     shown = [configurations[number] for number in points(figures.draw(setting, configurations, "score", TIME))]
     assert sorted(each.mean("score") for each in shown) == [0.4, 0.5, 0.7]
 
 
-def test_lines_join_what_differs_in_size_alone():
+def test_lines_connect_configurations_that_differ_in_size_only():
     def lora(rank, **changes):
         return row(rank=rank, alpha=rank, trainable_params_without_head=10 * rank, **changes)
 
@@ -137,13 +137,13 @@ def test_lines_join_what_differs_in_size_alone():
     assert [each.label for each in line] == ["lora (rank 2, alpha 2)", "lora (rank 4, alpha 4)", "lora"]
 
 
-def test_a_figure_says_what_its_numbers_come_from():
+def test_a_figure_names_the_data_encoder_seeds_and_device_of_its_numbers():
     rows = [row(seed=seed, data="demo", max_train_samples=1234, device="a device") for seed in (1, 2)]
     setting, configurations = grouped(rows)
     said = words(figures.draw(setting, configurations, "score", TIME))
     for part in (
         "rte, synthetic data, subset (max_train_samples 1,234), minilm (abababababab)",
-        "seeds 1, 2, 2 a point",
+        "seeds 1, 2, 2 per point",
         "95 % t interval",
         "selected on: development set",
         "On a device.",
@@ -154,13 +154,13 @@ def test_a_figure_says_what_its_numbers_come_from():
     assert axes.get_ylabel() == "accuracy, development set"
     setting, configurations = grouped([row(select="holdout", dev_score=0.5, dev_accuracy=0.5)])
     said = words(figures.draw(setting, configurations, "score", PARAMETERS))
-    assert "Seed 42 alone." in said
-    assert "selected on: held-out training rows" in said
-    assert "majority class" not in said  # that is the one of the held-out rows
+    assert "Seed 42 only." in said
+    assert "selected on: held-out training examples" in said
+    assert "majority class" not in said  # its majority class is that of the held-out examples
 
 
 def crowd():
-    """Rows of many methods with long names, spread over ten decades, of several seeds and devices."""
+    """Rows of many methods, with long names, several seeds and costs over many decades."""
     names = ("adapters", "bitfit", "lora", "prefix", "prompt", "lora+bitfit", "adapters+lora+prompt")
     rows = [
         row(
@@ -178,11 +178,11 @@ def crowd():
 
 @pytest.mark.parametrize("cost", figures.COSTS, ids=lambda cost: cost.name)
 @pytest.mark.parametrize("rows", [crowd(), [row()], [row("mrpc", seed=s, score=s / 9) for s in (1, 2)]])
-def test_nothing_lies_on_something_else_or_outside(rows, cost):
+def test_nothing_overlaps_or_leaves_the_figure(rows, cost):
     setting, configurations = grouped(rows)
     with figures.look():
         figure = figures.draw(setting, configurations, "score", cost)
-        figure.canvas.sample()
+        figure.canvas.draw()
         (axes,) = figure.axes
         outer = figure.bbox
         legend = axes.get_legend()
@@ -196,13 +196,13 @@ def test_nothing_lies_on_something_else_or_outside(rows, cost):
         assert one.y0 > other.y1 - 1 or other.y0 > one.y1 - 1
 
 
-def test_an_interval_beyond_all_means_does_not_flatten_them():
+def test_an_interval_wider_than_all_means_does_not_flatten_them():
     rows = [row(seed=1, score=0.5), row(seed=2, score=0.6), row(method="bitfit", score=0.57)]  # 0.55 -+ 0.64
     setting, configurations = grouped(rows)
     figure = figures.draw(setting, configurations, "score", TIME)
     low, high = figure.axes[0].get_ylim()
     assert 0.4 < low < 0.5 < 0.57 < high < 0.7
-    assert "cut where it leaves the figure" in words(figure)
+    assert "cut at the edge of the figure" in words(figure)
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def run(monkeypatch, capsys):
     return main
 
 
-def test_rows_become_png_and_svg_and_the_same_bytes_each_time(run, tmp_path):
+def test_rows_give_the_same_png_and_svg_files_each_time(run, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(each) for each in (row(), row(method="bitfit"))))
     printed = run(path)
@@ -237,13 +237,13 @@ def test_rows_become_png_and_svg_and_the_same_bytes_each_time(run, tmp_path):
 
 
 def test_text_of_any_kind_can_be_drawn(tmp_path):
-    odd = "$\\frac{ <b> & ]]> --> \x00\x1b \ud800 \n_"
-    setting, configurations = grouped([row(checkpoint=odd, device=odd, data=odd, seed=1), row(
-        checkpoint=odd, device=odd, data=odd, method="adapters", placement=odd,
+    text = "$\\frac{ <b> & ]]> --> \x00\x1b \ud800 \n_"
+    setting, configurations = grouped([row(checkpoint=text, device=text, data=text, seed=1), row(
+        checkpoint=text, device=text, data=text, method="adapters", placement=text,
     )])  # fmt: skip
     for form in figures.FORMATS:
-        figures.save(figures.draw(setting, configurations, "score", TIME), tmp_path / f"odd.{form}")
-    assert "$\\frac{ <b> & ]]> -->" in "".join(ElementTree.parse(tmp_path / "odd.svg").getroot().itertext())
+        figures.save(figures.draw(setting, configurations, "score", TIME), tmp_path / f"text.{form}")
+    assert "$\\frac{ <b> & ]]> -->" in "".join(ElementTree.parse(tmp_path / "text.svg").getroot().itertext())
 
 
 def test_the_committed_rows_make_figures(run, tmp_path):
@@ -270,12 +270,12 @@ def test_the_curve_of_several_seeds_is_their_mean(options, run):
     assert "synthetic data" in figure.get_suptitle()
 
 
-def test_one_file_can_be_named_for_a_learning_curve_and_not_for_many_figures(options, monkeypatch, tmp_path, capfd):
+def test_out_may_be_one_file_for_a_learning_curve_but_not_for_several_figures(options, monkeypatch, tmp_path, capfd):
     folder, result = train(Lora(rank=1), options())
     monkeypatch.setattr(sys, "argv", ["plot", str(folder), "--out", str(tmp_path / "a" / "curve.svg")])
     plot.main()
     ElementTree.parse(tmp_path / "a" / "curve.svg")
     (tmp_path / "rows").write_text(json.dumps(result))
     words = (str(tmp_path / "rows"), "--out", str(tmp_path / "curve.svg"))
-    assert "is one file, and rows make several figures" in exits_with_one_line(capfd, *words, program=plot.main)
+    assert "is one file, but rows give several figures" in exits_with_one_line(capfd, *words, program=plot.main)
     assert not (tmp_path / "curve.svg").exists()

@@ -1,4 +1,4 @@
-"""Frozen weights in bfloat16: half the memory, the trained ones in float32, nothing lost on the way to the disk."""
+"""Frozen weights in bfloat16: trained weights stay float32, in memory and on disk."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from lora.method import Lora
 CPU = torch.device("cpu")
 
 
-def test_frozen_matrices_shrink_and_trained_ones_do_not(make_model):
+def test_frozen_matrices_become_bfloat16_and_trained_ones_stay_float32(make_model):
     model = apply(Lora(), make_model())
     precision.hold_frozen(model, "bfloat16", CPU)
     kinds = {parameter.requires_grad: set() for parameter in model.parameters()}
@@ -27,14 +27,14 @@ def test_frozen_matrices_shrink_and_trained_ones_do_not(make_model):
     assert kinds == {True: {torch.float32}, False: {torch.bfloat16}}
 
 
-def test_logits_are_those_of_float32_to_three_digits(make_model):
+def test_logits_are_close_to_those_of_float32(make_model):
     full, half = (apply(Lora(), make_model()) for _ in range(2))
     precision.hold_frozen(half, "bfloat16", CPU)
     batch = random_batch(full)
     torch.testing.assert_close(half(**batch).logits.float(), full(**batch).logits, atol=0.1, rtol=0.1)
 
 
-def test_gradients_arrive_in_float32(make_model):
+def test_gradients_of_trained_parameters_are_float32(make_model):
     model = apply(Lora(), make_model()).train()
     precision.hold_frozen(model, "bfloat16", CPU)
     model(**random_batch(model)).logits.float().square().sum().backward()
@@ -57,7 +57,7 @@ def test_auto_is_the_launch_precision_on_a_gpu_and_float32_elsewhere(chosen, dev
     assert prepared.frozen_dtype == wanted
 
 
-def test_a_run_is_trained_stored_and_tested_the_same_way(options):
+def test_a_run_with_frozen_bfloat16_is_stored_in_float32_and_predicts(options):
     settings = options(frozen_dtype="bfloat16")
     folder, result = train(Lora(rank=2), settings)
     assert result["frozen_dtype"] == "bfloat16"

@@ -1,4 +1,4 @@
-"""Submission files are what the leaderboard takes, from the run that was meant."""
+"""Submission files have the format of the leaderboard and come from the right run."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def answers(settings, **choice):
         ("ax", {"entailment", "neutral", "contradiction"}),
     ],
 )
-def test_class_strings_are_those_of_the_files(name, labels):
+def test_classes_are_written_as_in_the_official_files(name, labels):
     task = tasks.find(name)
     lines = submission_lines(task, np.eye(task.targets.n_outputs))
     assert lines[0] == "index\tprediction"
@@ -43,7 +43,7 @@ def test_scores_are_clipped_to_the_range():
     assert lines[1:] == ["0\t0.000", "1\t3.142", "2\t5.000"]
 
 
-def test_one_file_with_a_line_for_each_test_row(options):
+def test_the_file_has_a_line_for_each_test_example(options):
     settings = options(task_name="rte")
     folder, _ = train(Lora(rank=2), settings)
     (path,) = answers(settings, task_name="rte")
@@ -53,7 +53,7 @@ def test_one_file_with_a_line_for_each_test_row(options):
     assert lines[1].split("\t")[0] == "0"
 
 
-def test_a_model_of_mnli_answers_three_sets(options):
+def test_a_model_of_mnli_predicts_three_test_sets(options):
     settings = options(task_name="mnli")
     folder, _ = train(Lora(rank=2), settings)
     assert [path.name for path in answers(settings, task_name="mnli")] == ["MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"]
@@ -71,7 +71,7 @@ def test_predictions_do_not_depend_on_the_batch_size(options):
     assert len(set(found)) == 1
 
 
-def test_the_best_validation_score_is_taken(options):
+def test_the_run_with_the_best_validation_score_is_taken(options):
     settings = options()
     folders = [train(Lora(rank=rank), settings)[0] for rank in (1, 2, 3)]
     for folder, score in zip(folders, (0.5, 0.9, 0.7), strict=True):
@@ -80,7 +80,7 @@ def test_the_best_validation_score_is_taken(options):
     assert find_run("lora", PredictOptions(task_name="sst2", output_dir=settings.output_dir)) == folders[1]
 
 
-def test_a_score_on_fewer_validation_rows_does_not_win(options):
+def test_a_score_on_fewer_validation_examples_does_not_win(options):
     settings = options()
     large = train(Lora(rank=1), settings)[0]
     small = train(Lora(rank=1), dataclasses.replace(settings, max_eval_samples=1))[0]
@@ -102,7 +102,7 @@ def test_runs_on_different_data_are_not_mixed(options):
     assert find_run("lora", dataclasses.replace(choice, data="demo")) == demo
 
 
-def test_runs_that_were_selected_in_different_ways_are_not_mixed(options):
+def test_runs_with_different_ways_of_selection_are_not_mixed(options):
     settings = options()
     homes = {
         select: train(Lora(rank=1), dataclasses.replace(settings, select=select))[0] for select in ("dev", "holdout")

@@ -1,4 +1,4 @@
-"""A prefix is seen by every token, moves none of them, and is stored without the network that made it."""
+"""Every token attends to a prefix, which shifts no position and is stored without the network that makes it."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from prefix.method import Prefix, PrefixTuning
     ("length", "hidden_dim", "wanted"),
     [(20, 0, 368_640), (10, 0, 184_320), (30, 0, 552_960), (20, 512, 9_864_704), (30, 512, 9_872_384)],
 )
-def test_counts_for_bert_base(length, hidden_dim, wanted):
+def test_bert_base_gets_the_expected_number_of_trained_parameters(length, hidden_dim, wanted):
     assert count_without_head(apply(PrefixTuning(length, hidden_dim), bert_base())) == wanted
 
 
@@ -30,7 +30,7 @@ def peft_twin(ours, plain, length):
     return theirs
 
 
-def test_equals_peft_but_for_the_positions_that_peft_shifts(make_model):
+def test_equals_peft_except_for_the_positions_that_peft_shifts(make_model):
     ours = perturbed(PrefixTuning(prefix_length=5), make_model())
     theirs, batch = peft_twin(ours, make_model(), 5), random_batch(ours)
     shifted = torch.arange(5, 5 + batch["input_ids"].shape[1])[None]
@@ -48,8 +48,8 @@ def test_a_full_input_fits_where_peft_runs_out_of_positions(make_model):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_of_every_form_mean_the_same(kind, make_model):
-    """None, bool (sdpa), float (eager); the padded tokens are not seen, the prefix always is."""
+def test_masks_of_every_type_give_the_same_logits(kind, make_model):
+    """No mask, bool (sdpa) and float (eager): padding is always masked, the prefix never."""
     batch = random_batch(make_model(kind))
     lengths = batch["attention_mask"].sum(1).tolist()
     model = perturbed(PrefixTuning(prefix_length=3), make_model(kind))
@@ -61,7 +61,7 @@ def test_masks_of_every_form_mean_the_same(kind, make_model):
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_bfloat16_gives_the_same_to_its_precision(implementation, make_model):
+def test_bfloat16_logits_are_close_to_those_of_float32(implementation, make_model):
     model = perturbed(PrefixTuning(prefix_length=3), make_model())
     model.set_attn_implementation(implementation)
     batch = random_batch(model)
@@ -79,7 +79,7 @@ def test_packed_logits_and_gradients_equal_the_padded_ones(kind, hidden_dim, mak
     assert_packed_equals_padded(*(perturbed(method, make_model(kind)) for _ in range(2)))
 
 
-def test_what_is_stored_is_the_output_of_the_network_and_gives_the_same_logits(make_model, tmp_path):
+def test_the_output_of_the_network_is_stored_and_gives_the_same_logits(make_model, tmp_path):
     method = PrefixTuning(prefix_length=4, hidden_dim=6)
     model = perturbed(method, make_model())
     save_adapter(tmp_path, model, method)
@@ -90,7 +90,7 @@ def test_what_is_stored_is_the_output_of_the_network_and_gives_the_same_logits(m
     torch.testing.assert_close(loaded.eval()(**batch).logits, model(**batch).logits, atol=1e-6, rtol=1e-6)
 
 
-def test_the_form_to_train_on_with_is_kept_beside_it(make_model, tmp_path):
+def test_the_network_is_also_stored_for_further_training(make_model, tmp_path):
     method = PrefixTuning(prefix_length=4, hidden_dim=6)
     model = perturbed(method, make_model())
     save_adapter(tmp_path, model, method)
@@ -111,6 +111,6 @@ def test_the_network_runs_once_in_a_forward_pass(make_model):
 
 
 @pytest.mark.parametrize("wrong", [{"prefix_length": 0}, {"hidden_dim": -1}])
-def test_unusable_options_are_refused(wrong):
+def test_invalid_options_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         PrefixTuning(**wrong)

@@ -1,4 +1,4 @@
-"""One process or several: the same work, done and told once."""
+"""Several processes do the work of one, once, and report once."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
 def launch(n_processes: int, module: str, *arguments: str) -> list[str]:
-    """Lines that a launched module prints."""
+    """Launch a module and return the lines that it prints."""
     command = [*LAUNCH, "--num_processes", str(n_processes), "-m", module, *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -25,7 +25,7 @@ def launch(n_processes: int, module: str, *arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(checkpoints, tmp_path_factory):
-    """One run on one process, one on two; 47 validation rows, so that no number of processes divides them."""
+    """A run on one process and one on two, with 47 validation examples, which two processes cannot halve."""
     folders = {}
     for n in (1, 2):
         out = tmp_path_factory.mktemp(f"processes{n}")
@@ -36,11 +36,11 @@ def runs(checkpoints, tmp_path_factory):
     return folders
 
 
-def test_bad_input_is_told_once_however_many_processes_meet_it():
+def test_two_processes_report_bad_input_once():
     command = [*LAUNCH, "--num_processes", "2", "-m", "lora.tune", "--data", "/no/such/folder"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.stderr.count("error: data folder /no/such/folder not found") == 1
-    assert "returned non-zero exit status 2" in done.stderr  # accelerate's own last word
+    assert "returned non-zero exit status 2" in done.stderr  # accelerate's last line
     assert done.returncode != 0
 
 
@@ -55,7 +55,7 @@ def test_two_processes_share_the_work_and_write_once(runs):
     assert len(list(runs[2].glob("events*"))) == len(list(runs[1].glob("events*")))
 
 
-def test_two_processes_predict_as_one_and_in_the_same_order(runs):
+def test_two_processes_predict_the_same_as_one_in_the_same_order(runs):
     texts = []
     for n in (1, 2):
         (line,) = [x for x in launch(n, "lora.test", "--run", str(runs[1]), "--batch_size", "7") if x.endswith(".tsv")]
@@ -66,17 +66,17 @@ def test_two_processes_predict_as_one_and_in_the_same_order(runs):
 
 
 def test_two_processes_give_the_validation_score_of_one(runs):
-    """Evaluated on the very same adapter, which no dropout has touched differently."""
+    """Evaluated with the same adapter, since dropout differs when two processes train."""
     code = (
         "import sys; sys.path.insert(0, '.')\n"
         "from accelerate import Accelerator\n"
-        "from common import classification, evaluation, saving\n"
+        "from common import classification, evaluation, loading\n"
         "from common.tokens import tokenize\n"
         "from common.checkpoints import load_tokenizer\n"
-        f"model, _ = saving.load_adapter({str(runs[1])!r})\n"
+        f"model, _ = loading.load_adapter({str(runs[1])!r})\n"
         "task = classification.find('mrpc')\n"
-        "rows = task.read('validation', 'demo').sample(47)\n"
-        "tokens = tokenize(rows, load_tokenizer(model.base.checkpoint), 64)\n"
+        "examples = task.read('validation', 'demo').sample(47)\n"
+        "tokens = tokenize(examples, load_tokenizer(model.base.checkpoint), 64)\n"
         "accelerator = Accelerator(cpu=True)\n"
         "found, _ = evaluation.evaluate(task, model, {'validation': tokens}, 8, accelerator)\n"
         "accelerator.print('found', found)\n"
@@ -100,7 +100,7 @@ def test_two_processes_give_the_validation_score_of_one(runs):
     [("adapters", ["--drop_layers", "random"]), ("prefix", ["--hidden_dim", "8"])],
 )
 def test_dropped_adapters_and_a_prefix_network_train_on_two_processes(method, own, checkpoints, tmp_path):
-    """Randomly dropped adapters get no gradient in a step, in other layers on each process."""
+    """Randomly dropped adapters get no gradient in a step, and each process drops other layers."""
     words = f"--checkpoint {checkpoints['bert']} --data demo --task_name sst2 --n_epochs 2 --max_train_samples 45"
     words += f" --max_eval_samples 30 --batch_size 4 --output_dir {tmp_path}"
     folder = Path(launch(2, f"{method}.tune", *words.split(), *own)[-1])

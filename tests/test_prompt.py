@@ -1,4 +1,4 @@
-"""A prompt stands in front of the text, and what is classified is still [CLS]."""
+"""A prompt is put in front of the text, and [CLS] is still what is classified."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from prompt.method import PromptTuning
 
 
 @pytest.mark.parametrize(("length", "wanted"), [(10, 7_680), (20, 15_360), (100, 76_800)])
-def test_counts_for_bert_base(length, wanted):
+def test_bert_base_gets_the_expected_number_of_trained_parameters(length, wanted):
     assert count_without_head(apply(PromptTuning(length, init="random"), bert_base())) == wanted
 
 
@@ -22,7 +22,7 @@ def prompt_of(model):
 
 
 def hidden_states(model, batch):
-    """What the encoder itself hands on, the prompt's places included."""
+    """The last hidden states of the encoder, with the positions of the prompt, and the logits."""
     seen = []
     hook = encoder(model).encoder.register_forward_hook(
         lambda _m, _a, out: seen.append(out.last_hidden_state), prepend=True
@@ -32,8 +32,8 @@ def hidden_states(model, batch):
     return seen[0], logits
 
 
-def test_equals_peft_but_for_the_token_that_is_classified(make_model):
-    """Every hidden state is peft's; peft's classifier takes the first virtual token, ours [CLS]."""
+def test_equals_peft_except_for_the_token_that_is_classified(make_model):
+    """Every hidden state equals peft's; peft's classifier takes the first virtual token, ours [CLS]."""
     peft = pytest.importorskip("peft")
     ours = perturbed(PromptTuning(5), make_model())
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5)
@@ -46,8 +46,8 @@ def test_equals_peft_but_for_the_token_that_is_classified(make_model):
     seen = []
     theirs.base_model.bert.encoder.register_forward_hook(lambda _m, _a, out: seen.append(out.last_hidden_state))
     their_logits = theirs(**batch).logits
-    there = torch.cat((torch.ones(5, 5), batch["attention_mask"]), dim=1).bool()
-    torch.testing.assert_close(mine[there], seen[0][there], atol=1e-6, rtol=1e-5)
+    is_token = torch.cat((torch.ones(5, 5), batch["attention_mask"]), dim=1).bool()
+    torch.testing.assert_close(mine[is_token], seen[0][is_token], atol=1e-6, rtol=1e-5)
 
     def classified(at):
         return ours.classifier(ours.bert.pooler(mine[:, at:]))
@@ -77,7 +77,7 @@ def test_the_embeddings_level_gives_the_prompt_no_layernorm_and_the_text_its_pos
     torch.testing.assert_close(seen[0][:, 5:], make_model().bert.embeddings(batch["input_ids"]))
 
 
-def test_vectors_start_as_words_or_as_a_text(make_model, bert):
+def test_vectors_start_as_words_as_a_text_or_at_random(make_model, bert):
     table = make_model().get_input_embeddings().weight
     torch.manual_seed(0)
     vectors = prompt_of(apply(PromptTuning(6), make_model()))
@@ -99,7 +99,7 @@ def test_a_text_without_tokens_is_refused(make_model):
 
 
 @pytest.mark.parametrize("padding", ["none", "batch"])
-def test_texts_are_cut_to_what_the_prompt_leaves_and_the_run_says_so(padding, options, capsys):
+def test_texts_are_truncated_to_the_positions_that_the_prompt_leaves(padding, options, capsys):
     _, result = train(PromptTuning(60), options(max_train_samples=16, padding=padding))
     assert result["max_length"] == 4
     assert capsys.readouterr().out.count("60 positions are the method's own: inputs are cut to 4 tokens") == 1
@@ -111,7 +111,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(options):
 
 
 @pytest.mark.parametrize("wrong", [{"prompt_length": 0}, {"init": "text"}, {"init_text": "a"}])
-def test_unusable_options_are_refused(wrong):
+def test_invalid_options_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         PromptTuning(**wrong)
 

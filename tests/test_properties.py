@@ -1,4 +1,4 @@
-"""Whatever is in a file or on a command line: it is used, or told in one clear line; and nothing is written elsewhere.
+"""Any content of a file or a command line is used or refused with a clear error, and nothing is written elsewhere.
 
 `make torture` runs the same properties on 10^5 cases.
 """
@@ -40,7 +40,7 @@ watched = {"home": "", "outside": []}
 
 
 def _watch(event: str, arguments: tuple) -> None:
-    """Notes what is written outside the folder of the tests."""
+    """Audit hook that records writes outside the folder of the tests."""
     writes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "shutil.rmtree")
     if event == "open":
         writes = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) != 0
@@ -64,7 +64,7 @@ def home(tmp_path_factory):
 
 @contextlib.contextmanager
 def nothing_outside(folder: Path):
-    """One case: counted, and only this folder is written to."""
+    """Count a case, and assert that it writes to this folder only."""
     counted["cases"] += 1
     watched.update(home=str(folder), outside=[])
     try:
@@ -75,7 +75,7 @@ def nothing_outside(folder: Path):
 
 
 def share(of_all: float) -> settings:
-    """So much of all the cases, dear ones less: `quick` has 400, `torture` 10^5."""
+    """Run this share of a profile's cases (`quick`: 400, `torture`: 10^5); a slow property gets a small one."""
     return settings(max_examples=round(of_all * settings.default.max_examples))
 
 
@@ -109,7 +109,7 @@ LABELS = {"rte": ["entailment", "not_entailment"], "cola": ["0", "1"], "stsb": [
 
 @st.composite
 def tables(draw):
-    """A task and the bytes of a training file that is like one of its files, but for a few things."""
+    """A task and the bytes of a training file like its own, with a few faults."""
     task = tasks.find(draw(st.sampled_from(sorted(LABELS))))
     header = list(task.splits["train"].header)
     names = header or ["id", *(task.file_texts or task.texts), task.file_label]
@@ -125,7 +125,7 @@ def tables(draw):
 
 @share(0.5)
 @given(tables())
-def test_any_bytes_are_rows_or_one_clear_error(home, case):
+def test_any_bytes_are_examples_or_one_clear_error(home, case):
     task, content = case
     path = home / task.splits["train"].file
     path.parent.mkdir(exist_ok=True)
@@ -138,7 +138,7 @@ def test_any_bytes_are_rows_or_one_clear_error(home, case):
 
 @share(0.1)
 @given(st.lists(st.tuples(words, words), min_size=2, max_size=5), st.sampled_from(["\n", "\r\n"]), st.booleans())
-def test_rows_come_back_as_they_were_written(home, pairs, end, final):
+def test_examples_are_read_as_they_were_written(home, pairs, end, final):
     lines = ["index\tsentence1\tsentence2\tlabel"]
     lines += [f"{n}\t{a}\t{b}\t{LABELS['rte'][n % 2]}" for n, (a, b) in enumerate(pairs)]
     path = home / "RTE" / "train.tsv"
@@ -185,7 +185,7 @@ def changed_configs(draw):
 
 @share(0.05)
 @given(st.integers(0, 5), changed_configs(), edits(), edits(), st.sampled_from(["values", "bytes", "tensors"]))
-def test_any_change_to_an_adapter_loads_or_is_one_clear_error(home, adapters, number, change, some, others, where):
+def test_any_changed_adapter_is_loaded_or_is_one_clear_error(home, adapters, number, change, some, others, where):
     folder = home / "changed"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(adapters[number], folder)
@@ -200,31 +200,31 @@ def test_any_change_to_an_adapter_loads_or_is_one_clear_error(home, adapters, nu
         model, method = loading.load_adapter(folder)
         assert method.name in names()
         assert trainable(model)
-        assert stored.read_bytes() == (adapters[number] / runs.ADAPTER).read_bytes()  # else it is told
+        assert stored.read_bytes() == (adapters[number] / runs.ADAPTER).read_bytes()  # else it is refused
 
 
 @st.composite
 def command_lines(draw):
-    """Words like those of a command line, for one of the methods."""
+    """A method, and words like those of a command line for it."""
     kind = find(draw(st.sampled_from(names())))
     known = [field.name for field in [*fields(TuneOptions), *fields(kind)] if field.name != "debug"]
-    said = []
+    arguments = []
     for _ in range(draw(st.integers(0, 4))):
         name = draw(st.sampled_from(known) | st.text(string.ascii_lowercase, min_size=1, max_size=6))
-        said.append("--" + name)
+        arguments.append("--" + name)
         value = st.sampled_from(["0", "1", "-1", "1e9", "nan", "inf", "None", "True", "demo", "../..", "/etc", "none"])
-        said += draw(st.lists(value | st.integers().map(str) | st.floats().map(str) | words, max_size=2))
-    return kind, said
+        arguments += draw(st.lists(value | st.integers().map(str) | st.floats().map(str) | words, max_size=2))
+    return kind, arguments
 
 
 @share(0.05)
 @given(command_lines())
 def test_any_words_are_options_or_one_clear_error(home, case):
-    kind, said = case
-    before, sys.argv = sys.argv, ["program", *said]
-    heard, code = io.StringIO(), None
+    kind, arguments = case
+    before, sys.argv = sys.argv, ["program", *arguments]
+    stderr, code = io.StringIO(), None
     try:
-        with nothing_outside(home), contextlib.redirect_stderr(heard), contextlib.redirect_stdout(io.StringIO()):
+        with nothing_outside(home), contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
             options, method = parse("program", options=TuneOptions(), method=kind())
     except SystemExit as stop:
         code = stop.code
@@ -232,7 +232,7 @@ def test_any_words_are_options_or_one_clear_error(home, case):
         sys.argv = before
     if code is not None:
         assert code in (0, 2)
-        assert code == 0 or (heard.getvalue()[:7], heard.getvalue().count("\n")) == ("error: ", 1)
+        assert code == 0 or (stderr.getvalue()[:7], stderr.getvalue().count("\n")) == ("error: ", 1)
         return
     folder = run_folder(method, options)
     assert folder.parent.parent.parent == Path(options.output_dir)
@@ -248,7 +248,7 @@ class Content(bytes):
 
 @pytest.fixture(scope="module")
 def unfinished(home, adapters):
-    """What a checkpoint is loaded into, and the bytes of one."""
+    """A training state to load a checkpoint into, and the bytes of its checkpoint."""
     from accelerate import Accelerator
 
     model = apply(Lora(rank=1), load_model(str(home / "bert"), 2))
@@ -263,7 +263,7 @@ def unfinished(home, adapters):
 
 @share(0.1)
 @given(edits())
-def test_any_change_to_a_checkpoint_is_one_clear_error(home, unfinished, edit):
+def test_any_changed_checkpoint_is_one_clear_error(home, unfinished, edit):
     state, content = unfinished
     changed = edit(content)
     (home / CHECKPOINT).write_bytes(changed)
@@ -271,7 +271,7 @@ def test_any_change_to_a_checkpoint_is_one_clear_error(home, unfinished, edit):
         if changed == content:
             assert state.load(home).step == 3
         else:
-            with pytest.raises(InputError, match="--no_resume begins the run anew"):
+            with pytest.raises(InputError, match="--no_resume restarts the run"):
                 state.load(home)
 
 
@@ -285,7 +285,7 @@ def result(home, adapters):
 
 @share(0.2)
 @given(st.integers(0, 80), anything, edits())
-def test_any_result_is_a_result_or_one_clear_error(home, result, place, value, edit):
+def test_any_changed_result_is_a_result_or_one_clear_error(home, result, place, value, edit):
     values = json.loads(result)
     values[sorted(values)[place % len(values)]] = value
     text = edit(json.dumps(values).encode())

@@ -1,4 +1,4 @@
-"""What the README and docs/ say to type is understood, and their Python runs."""
+"""The commands of the README and docs/ are valid, their Python runs, and their links exist."""
 
 import re
 import sys
@@ -24,15 +24,15 @@ def test_the_python_lines_run(tmp_path, monkeypatch):
     assert (tmp_path / "my-adapter" / "adapter.safetensors").is_file()
 
 
-def test_the_options_that_it_lists_exist():
+def test_the_listed_options_exist():
     page = PAGES[REPOSITORY / "docs" / "options.md"]
     listed = {name.removeprefix("no_") for name in re.findall(r"`--(\w+)`", page)}
     assert len(listed) > 15
     assert listed - {field.name for field in fields(TuneOptions)} == {"help"}
 
 
-def test_its_commands_are_understood(monkeypatch):
-    """Every line that launches a module of a method, up to the point where it would begin to work."""
+def test_the_commands_are_parsed(monkeypatch):
+    """Every command that launches a module of a method is parsed, but not run."""
     lines = re.findall(r"-m (\w+)\.(tune|test|experiment)((?: [^#\n`|]*)?)", TEXT.replace("\\\n", " "))
     assert len(lines) > 5
     for name, verb, words in lines:
@@ -43,7 +43,7 @@ def test_its_commands_are_understood(monkeypatch):
         parse("program", **parts[verb])
 
 
-def test_links_into_the_repository_lead_somewhere():
+def test_links_into_the_repository_exist():
     for page, text in PAGES.items():
         for path in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
             assert (page.parent / path).exists(), (page.name, path)
@@ -53,7 +53,7 @@ def test_the_readme_has_at_most_a_thousand_words():
     assert len(README.split()) <= 1000
 
 
-def test_the_answer_is_that_of_the_committed_rows():
+def test_the_first_table_of_the_readme_is_that_of_the_committed_rows():
     """Score, interval and parameters of every method in the first table."""
     tables = aggregation.group(aggregation.read([REPOSITORY / "results" / "sizes.jsonl"]))
     ((_, configurations),) = tables.items()

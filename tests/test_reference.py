@@ -1,4 +1,4 @@
-"""The fast path is checked against the plain one: --reference gives the same loss curve, for every method."""
+"""The fast path and the plain one of --reference have the same loss curve, for every method."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from common.training import train
 
 @pytest.mark.parametrize("method", methods.names())
 def test_thirty_steps_of_the_fast_path_have_the_loss_curve_of_the_plain_one(method, options, tmp_path, monkeypatch):
-    """Dropout off, since it would drop other units; float32; every step, to 1e-5."""
-    checkpoint = str(save_checkpoint("bert", tmp_path / "still", **still("bert")))
+    """Without dropout, which would drop other units; in float32; every step within 1e-5."""
+    checkpoint = str(save_checkpoint("bert", tmp_path / "no_dropout", **still("bert")))
     monkeypatch.setattr(training, "LOG_EVERY", 1)
     curves = []
     for reference in (False, True):
@@ -26,7 +26,7 @@ def test_thirty_steps_of_the_fast_path_have_the_loss_curve_of_the_plain_one(meth
     assert curves[0][1] == pytest.approx(curves[1][1], abs=1e-5)
 
 
-def test_the_reference_is_the_model_of_transformers_as_it_is(options, monkeypatch):
+def test_the_reference_is_the_unchanged_model_of_transformers(options, monkeypatch):
     models = []
     usual = training.prepare
     monkeypatch.setattr(training, "prepare", lambda model, *others: models.append(model) or usual(model, *others))
@@ -38,13 +38,13 @@ def test_the_reference_is_the_model_of_transformers_as_it_is(options, monkeypatc
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_the_reference_has_no_bfloat16(options):
+def test_the_reference_refuses_bfloat16(options):
     with pytest.raises(InputError, match="reference and frozen_dtype bfloat16"):
         options(reference=True, frozen_dtype="bfloat16")
 
 
-def test_the_fast_path_gives_other_random_units_but_the_same_share(options):
-    """A check of the check: with dropout the two paths differ."""
+def test_with_dropout_the_fast_path_and_the_reference_differ(options):
+    """Shows that the comparison above can fail."""
     curves = []
     for reference in (False, True):
         folder, _ = train(find("lora")(), options(reference=reference))

@@ -1,4 +1,4 @@
-"""The page of results holds what the tables hold, needs nothing from elsewhere, and every run's recipe repeats it."""
+"""The report holds the tables, loads nothing from elsewhere, and the recipe of every run repeats it."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from common.combined import Combined
 from common.methods import find
 from common.options import TuneOptions, parse
 from common.runs import read_rows
-from common.study import aggregation, report
+from common.study import aggregation, report, tables
 from lora.method import Lora
 from prefix.method import PrefixTuning
 from prompt.method import PromptTuning
@@ -30,13 +30,13 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'&\u
 
 
 def as_row(method, options, **facts):
-    """The options of a run as its row has them, once through JSON."""
+    """The options of a run as in its row of results: converted to JSON and back."""
     values = {name: v for name, v in asdict(options).items() if name not in ("output_dir", "report_to", "debug")}
     return json.loads(json.dumps({"method": method.name, **method.options(), **values, **facts}))
 
 
-def understood(line, kind, monkeypatch):
-    """What the project's own parser reads in a command."""
+def parsed(line, kind, monkeypatch):
+    """Options and method that the project's parser reads from a command."""
     words = shlex.split(line)
     start = words.index("-m")
     assert words[start + 1] == f"{kind().name}.tune"
@@ -59,27 +59,27 @@ def understood(line, kind, monkeypatch):
     ],
     ids=str,
 )
-def test_a_command_is_read_back_as_the_same_options(method, monkeypatch):
+def test_a_command_is_parsed_to_the_same_options(method, monkeypatch):
     options = TuneOptions(lr=type(method).default_lr, max_length=64, frozen_dtype="float32")
-    assert understood(report.command(as_row(method, options)), type(method), monkeypatch) == [options, method]
+    assert parsed(report.command(as_row(method, options)), type(method), monkeypatch) == [options, method]
 
 
-def test_every_option_of_the_loop_is_read_back(monkeypatch):
+def test_every_option_of_the_loop_is_parsed_from_its_command(monkeypatch):
     options = TuneOptions(
         checkpoint="-a folder", task_name="rte", data="demo", lr=0.1, betas=(0.5, 0.25), eps=1e-9, weight_decay=0.0,
         batch_size=3, eval_batch_size=5, gradient_accumulation_steps=7, warmup_ratio=0.0, n_epochs=9, max_grad_norm=0.0,
         padding="none", frozen_dtype="bfloat16", reference=False, max_length=11, param_budget=10**6, select="holdout",
         seed=13, max_train_samples=17, max_eval_samples=19,
     )  # fmt: skip
-    assert understood(report.command(as_row(Lora(), options)), Lora, monkeypatch) == [options, Lora()]
+    assert parsed(report.command(as_row(Lora(), options)), Lora, monkeypatch) == [options, Lora()]
     assert "--padding batch" in report.command(as_row(Lora(), TuneOptions(padding="batch")))
 
 
-def test_a_row_of_a_real_run_is_read_back(monkeypatch):
+def test_the_command_of_a_committed_row_is_parsed_to_its_options(monkeypatch):
     latest = {each["method"]: each for each in read_rows(REPOSITORY / "results" / "scores.jsonl")}
     assert len(latest) > 5
     for name, each in latest.items():
-        options, method = understood(report.command(each), find(name), monkeypatch)
+        options, method = parsed(report.command(each), find(name), monkeypatch)
         found = json.loads(json.dumps(asdict(options) | method.options()))
         assert {key: value for key, value in each.items() if key in found} == {
             key: value for key, value in found.items() if key in each
@@ -100,7 +100,7 @@ def test_how_a_run_was_launched_is_part_of_its_command(facts, launcher):
     assert line.startswith(f"{launcher} -m lora.tune --checkpoint ")
 
 
-def test_a_combination_has_its_python(monkeypatch):
+def test_the_recipe_of_a_combination_is_python_code_that_trains_it(monkeypatch):
     method = Combined((Lora(rank=4, targets=("key",)), BitFit()))
     options = TuneOptions(data="demo", task_name="rte", betas=(0.5, 0.25))
     called = []
@@ -110,7 +110,7 @@ def test_a_combination_has_its_python(monkeypatch):
 
 
 class Elements(HTMLParser):
-    """Every element with its attributes, as a browser would find them, and the text of each kind."""
+    """Every element of a page with its attributes, and every text with its element."""
 
     def __init__(self, text):
         super().__init__()
@@ -127,7 +127,7 @@ class Elements(HTMLParser):
 
 @pytest.fixture
 def make(tmp_path, monkeypatch, capsys):
-    """make(rows, *arguments): the path of their page."""
+    """make(rows, *arguments): the path of their report."""
 
     def run(rows, *arguments):
         path = tmp_path / "rows.jsonl"
@@ -149,9 +149,9 @@ def some_rows():
 def test_the_page_holds_the_tables_and_their_notes(make):
     page = make(some_rows(), "--compare", "lora", "bitfit")
     text = page.read_text()
-    tables = aggregation.group(aggregation.read([page.with_name("rows.jsonl")]))
-    wanted = [tables.of_task(*each, "score") for each in tables.items()]
-    wanted += [*tables.averages(tables), tables.comparison(tables, ["lora", "bitfit"], "score")]
+    groups = aggregation.group(aggregation.read([page.with_name("rows.jsonl")]))
+    wanted = [tables.of_task(*each, "score") for each in groups.items()]
+    wanted += [*tables.averages(groups), tables.comparison(groups, ["lora", "bitfit"], "score")]
     for one in wanted:
         for note in [one.title, *one.notes]:
             assert report.escaped(note) in text
@@ -169,7 +169,7 @@ def test_every_run_has_its_recipe(make):
         assert report.escaped(report.command(each)) in text
         assert report.escaped(each["run"]) in text
     assert text.count("git checkout c0ffee") == len(rows)
-    assert text.count("c0ffee with changes that were not committed") == len(rows)
+    assert text.count("c0ffee with uncommitted changes") == len(rows)
     assert text.count("torch 9.9") == len(rows)
     names = re.findall(r'<details id="([^"]+)"', text)
     assert len(names) == len(set(names)) == 3
@@ -181,14 +181,14 @@ def test_every_run_has_its_recipe(make):
     assert len(ids) == len(set(ids))
 
 
-def test_memory_that_is_not_known_is_told_and_not_drawn(make):
+def test_unknown_memory_is_reported_and_not_drawn(make):
     text = make([row(peak_memory_mib=None)]).read_text()
-    assert "memory not known, largest of the seeds" in text
+    assert "memory unknown, largest of the seeds" in text
     assert "figure-0-time" in text
     assert "figure-0-memory" not in text
 
 
-def test_the_page_needs_nothing_from_elsewhere(make):
+def test_the_page_loads_nothing_from_elsewhere(make):
     text = make(some_rows()).read_text()
     assert "http://" not in text
     assert "https://" not in text
@@ -200,7 +200,7 @@ def test_the_page_needs_nothing_from_elsewhere(make):
         assert "url(" not in attributes.get("style", "").replace("url(#", "")
 
 
-def test_text_of_rows_is_never_markup(make):
+def test_text_of_rows_is_escaped(make):
     rows = [row(checkpoint=HOSTILE, data=HOSTILE, device=HOSTILE, git_commit=HOSTILE, run="<script>", seed=1)]
     rows += [row(checkpoint=HOSTILE, data=HOSTILE, method="adapters", placement=HOSTILE, torch_version=HOSTILE)]
     found = Elements(make(rows).read_text())
@@ -265,7 +265,7 @@ def test_the_page_works_in_a_browser(browser, make, tmp_path):
         rows = first.find_elements("css selector", "tbody tr")
         return state, [row.find_elements("css selector", "td")[place].text for row in rows]
 
-    assert sorted_by("seconds") == ("ascending", ["9", "10", "2,000"])  # as words 10 would come first
+    assert sorted_by("seconds") == ("ascending", ["9", "10", "2,000"])  # as text, 10 would come first
     assert sorted_by("seconds") == ("descending", ["2,000", "10", "9"])
     assert sorted_by("standard deviation") == ("ascending", ["0.0212", "0.1000", "n/a"])
     assert sorted_by("standard deviation") == ("descending", ["0.1000", "0.0212", "n/a"])

@@ -1,4 +1,4 @@
-"""A run that is interrupted anywhere ends as if it had not been: the same weights, scores and curves, bit for bit."""
+"""An interrupted run resumes and ends with the weights, scores and curves of an uninterrupted one, bit for bit."""
 
 import os
 import random
@@ -32,11 +32,11 @@ METHODS = [find(name)() for name in names()] + [Adapters(drop_layers="random"), 
 
 
 class PowerCut(BaseException):
-    """Ends a run where it is, with nothing saved on the way out."""
+    """Ends a run at once, with nothing saved."""
 
 
 def at_step(monkeypatch, step: int, event) -> None:
-    """Let something happen once, at the beginning of an optimizer step."""
+    """Call `event` once, at the beginning of an optimizer step."""
     usual = training.schedule
 
     def schedule(now, *settings):
@@ -48,17 +48,17 @@ def at_step(monkeypatch, step: int, event) -> None:
     monkeypatch.setattr(training, "schedule", schedule)
 
 
-def cut_power() -> None:
+def lose_power() -> None:
     raise PowerCut
 
 
-def ask_to_stop() -> None:
+def send_sigterm() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture
 def uninterrupted(options, tmp_path):
-    """The outcome of a run that nothing disturbs, in an output folder of its own."""
+    """uninterrupted(method): the outcome of an uninterrupted run, in its own output folder."""
 
     def run(method, **changes):
         folder, _ = train(method, options(output_dir=str(tmp_path / "uninterrupted"), **changes))
@@ -68,14 +68,14 @@ def uninterrupted(options, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_a_run_cut_off_three_times_ends_as_one_that_was_not(method, options, uninterrupted, monkeypatch):
+def test_a_run_interrupted_three_times_ends_like_an_uninterrupted_one(method, options, uninterrupted, monkeypatch):
     settings = {"n_epochs": 3, "checkpoint_every": 4}  # 6 steps in an epoch
-    for step, event, error in ((2, cut_power, PowerCut), (9, ask_to_stop, Interrupted), (15, cut_power, PowerCut)):
+    for step, event, error in ((2, lose_power, PowerCut), (9, send_sigterm, Interrupted), (15, lose_power, PowerCut)):
         at_step(monkeypatch, step, event)
         with pytest.raises(error):
             train(method, options(**settings))
     folder, result = train(method, options(**settings))
-    assert result["n_resumed"] == 2  # the first cut came before the first checkpoint
+    assert result["n_resumed"] == 2  # the first interruption came before the first checkpoint
     assert outcome(folder) == uninterrupted(method, **settings)
 
 
@@ -84,7 +84,7 @@ def test_a_run_cut_off_three_times_ends_as_one_that_was_not(method, options, uni
 )
 def test_resuming_is_exact_with_other_settings_too(settings, options, uninterrupted, monkeypatch):
     settings |= {"n_epochs": 3, "checkpoint_every": 2, "max_train_samples": 100}
-    at_step(monkeypatch, 11, cut_power)
+    at_step(monkeypatch, 11, lose_power)
     with pytest.raises(PowerCut):
         train(Lora(rank=2, dropout=0.1), options(**settings))
     folder, _ = train(Lora(rank=2, dropout=0.1), options(**settings))
@@ -92,8 +92,8 @@ def test_resuming_is_exact_with_other_settings_too(settings, options, uninterrup
 
 
 @pytest.mark.parametrize("place", ["evaluate", "trackers.finish", "saving.save_adapter", "files.write_json"])
-def test_a_cut_at_the_end_of_an_epoch_or_of_the_run_loses_nothing(place, options, uninterrupted, monkeypatch):
-    """Between the last step and the result: the work that is left is done again."""
+def test_an_interruption_at_the_end_of_an_epoch_or_of_the_run_loses_nothing(place, options, uninterrupted, monkeypatch):
+    """Interrupted between the last step and the result, the run does the rest again."""
     *owner, name = ("training", *place.split("."))[-2:]
     owner = getattr(training, owner[0]) if "." in place else training
     usual, calls = getattr(owner, name), []
@@ -112,7 +112,7 @@ def test_a_cut_at_the_end_of_an_epoch_or_of_the_run_loses_nothing(place, options
     assert outcome(folder) == uninterrupted(Lora(rank=2), n_epochs=2, checkpoint_every=5)
 
 
-def test_every_random_generator_goes_on_where_it_was(options, monkeypatch):
+def test_every_random_generator_resumes_from_its_state(options, monkeypatch):
     """A method may draw from any of them."""
     drawn = []
     usual = TextClassification.loss
@@ -123,16 +123,16 @@ def test_every_random_generator_goes_on_where_it_was(options, monkeypatch):
 
     monkeypatch.setattr(TextClassification, "loss", draw)
     train(Lora(rank=2), options(seed=7))
-    whole, drawn[:] = list(drawn), []
-    at_step(monkeypatch, 3, ask_to_stop)
+    uninterrupted, drawn[:] = list(drawn), []
+    at_step(monkeypatch, 3, send_sigterm)
     with pytest.raises(Interrupted):
         train(Lora(rank=2), options(seed=7, overwrite=True))
     train(Lora(rank=2), options(seed=7))
-    assert drawn == whole
+    assert drawn == uninterrupted
 
 
-def test_a_run_that_is_begun_anew_forgets_its_checkpoint(options, monkeypatch):
-    at_step(monkeypatch, 3, ask_to_stop)
+def test_with_no_resume_a_run_ignores_its_checkpoint(options, monkeypatch):
+    at_step(monkeypatch, 3, send_sigterm)
     with pytest.raises(Interrupted, match=r"stopped by SIGTERM after step 4 of 6, which is saved in .*same command"):
         train(Lora(rank=2), options())
     _, result = train(Lora(rank=2), options(resume=False))
@@ -141,7 +141,7 @@ def test_a_run_that_is_begun_anew_forgets_its_checkpoint(options, monkeypatch):
 
 def test_overwriting_repeats_a_finished_run_and_resumes_an_unfinished_one(options, monkeypatch):
     train(Lora(rank=2), options())
-    at_step(monkeypatch, 3, ask_to_stop)
+    at_step(monkeypatch, 3, send_sigterm)
     with pytest.raises(Interrupted):
         train(Lora(rank=2), options(overwrite=True))
     assert not (run_folder(Lora(rank=2), options()) / "result.json").exists()
@@ -149,13 +149,13 @@ def test_overwriting_repeats_a_finished_run_and_resumes_an_unfinished_one(option
     assert result["n_resumed"] == 1
 
 
-def test_a_finished_run_keeps_no_checkpoint_and_no_lock(options):
+def test_a_finished_run_leaves_no_checkpoint_and_no_lock(options):
     folder, _ = train(Lora(rank=2), options(checkpoint_every=1))
     names = {path.name.partition(".out.")[0] for path in folder.iterdir()}
     assert names == {"adapter.json", "adapter.safetensors", "predictions.safetensors", "result.json", "events"}
 
 
-def test_the_time_limit_saves_and_each_launch_gets_on(options):
+def test_each_launch_under_a_time_limit_saves_and_makes_progress(options):
     for step in range(1, 7):
         with pytest.raises(Interrupted, match=f"stopped by the time limit after step {step} of 6"):
             train(Lora(rank=2), options(time_limit=1e-9))
@@ -164,30 +164,30 @@ def test_the_time_limit_saves_and_each_launch_gets_on(options):
 
 
 def test_a_checkpoint_of_another_run_is_refused(options, monkeypatch):
-    at_step(monkeypatch, 3, ask_to_stop)
+    at_step(monkeypatch, 3, send_sigterm)
     with pytest.raises(Interrupted):
         train(Lora(rank=2), options())
     usual = data.read
     fewer = lambda *place: usual(*place).sample(40)  # noqa: E731
     monkeypatch.setattr(data, "read", fewer)
-    with pytest.raises(InputError, match="is of another run: train_examples was 48 and is 40"):
+    with pytest.raises(InputError, match="belongs to another run: train_examples was 48 and is 40"):
         train(Lora(rank=2), options())
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"{" + b, lambda b: b[:300] + b"x" + b[301:]])
-def test_a_damaged_checkpoint_is_told(damage, options, monkeypatch):
-    at_step(monkeypatch, 3, ask_to_stop)
+def test_a_damaged_checkpoint_is_refused(damage, options, monkeypatch):
+    at_step(monkeypatch, 3, send_sigterm)
     with pytest.raises(Interrupted):
         train(Lora(rank=2), options())
     path = run_folder(Lora(rank=2), options()) / CHECKPOINT
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(
-        InputError, match=r"checkpoint.safetensors is missing or damaged: .*--no_resume begins the run anew"
+        InputError, match=r"checkpoint.safetensors is missing or damaged: .*--no_resume restarts the run"
     ):
         train(Lora(rank=2), options())
 
 
-def test_a_second_process_on_a_run_is_told_and_changes_nothing(options):
+def test_a_second_process_on_a_run_is_refused_and_changes_nothing(options):
     folder = run_folder(Lora(rank=2), options())
     with locks.lock_folder(folder):
         holder = f"is being trained by process {os.getpid()} on "
@@ -199,7 +199,7 @@ def test_a_second_process_on_a_run_is_told_and_changes_nothing(options):
     assert not folder.exists()
 
 
-def test_the_lock_of_a_dead_process_binds_nobody(options):
+def test_the_lock_of_a_dead_process_stops_nobody(options):
     folder = run_folder(Lora(rank=2), options())
     code = "import os; from pathlib import Path; from common.runtime.locks import lock_folder\n"
     code += f"with lock_folder(Path({str(folder)!r})): os.kill(os.getpid(), 9)"
@@ -239,13 +239,13 @@ def test_too_many_bad_steps_end_the_run_and_keep_its_last_checkpoint(options, mo
     assert (result["n_resumed"], result["bad_steps"]) == (1, 0)  # from the end of the first epoch
 
 
-def test_a_classifier_with_one_answer_for_all_rows_is_flagged(options):
+def test_a_classifier_with_one_answer_for_all_examples_is_flagged(options):
     _, result = train(Lora(rank=2), options(lr=1e-9))
     assert result["best_collapsed"] == 1.0
-    assert "which gives all rows one answer" in summary(result)
+    assert "which gives the same answer for all examples" in summary(result)
 
 
-def test_running_out_of_memory_is_told_in_one_line_with_what_is_kept(options, monkeypatch):
+def test_running_out_of_memory_is_reported_in_one_line_with_what_is_kept(options, monkeypatch):
     def too_much():
         torch.empty(2**60)
 
@@ -254,12 +254,12 @@ def test_running_out_of_memory_is_told_in_one_line_with_what_is_kept(options, mo
         train(Lora(rank=2), options(n_epochs=2))
 
 
-def test_more_parameters_than_the_machine_holds_are_refused_before_they_are_made(options):
+def test_more_parameters_than_fit_into_memory_are_refused_before_they_are_made(options):
     with pytest.raises(InputError, match=r"prefix would train [\d,]+ parameters, which need [\d,]+ GiB"):
         train(PrefixTuning(prefix_length=10**9), options())
 
 
-def test_a_launched_run_goes_on_after_each_signal_when_it_is_launched_again(bert, tmp_path, uninterrupted):
+def test_a_launched_run_resumes_after_each_signal_when_it_is_launched_again(bert, tmp_path, uninterrupted):
     words = ["--checkpoint", bert, "--data", "demo", "--task_name", "sst2", "--n_epochs", "40", "--batch_size", "8"]
     words += ["--max_train_samples", "48", "--max_eval_samples", "20", "--checkpoint_every", "3", "--lr", "1e-2"]
     command = [sys.executable, "-m", "lora.tune", *words, "--output_dir", str(tmp_path)]
@@ -284,11 +284,11 @@ def test_a_launched_run_goes_on_after_each_signal_when_it_is_launched_again(bert
 
 
 def checkpoints_below(folder: Path) -> set[int]:
-    """When each was written, in nanoseconds."""
+    """When each checkpoint was written, in nanoseconds."""
     return {path.stat().st_mtime_ns for path in folder.rglob(CHECKPOINT)}
 
 
-def test_resume_is_an_option_of_its_own(monkeypatch):
+def test_no_resume_is_an_option(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["program", "--no_resume"])
     (options,) = parse("program", options=TuneOptions())
     assert not options.resume

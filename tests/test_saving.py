@@ -1,4 +1,4 @@
-"""What is on disk is whole, holds the trained tensors only, and is loaded as it was or not at all."""
+"""A saved adapter is complete, holds the trained tensors only, and is loaded unchanged or refused."""
 
 import json
 
@@ -28,19 +28,19 @@ def test_only_trained_tensors_are_stored(saved):
     assert (folder / runs.ADAPTER).stat().st_size < bytes_of_tensors + 8192
 
 
-def test_tuples_come_back_as_tuples(saved):
+def test_tuples_are_loaded_as_tuples(saved):
     _, method = loading.load_adapter(saved[0])
     assert method == Lora(rank=3, targets=("key", "output"))
     assert isinstance(method.targets, tuple)
 
 
-def test_provenance_is_stored_beside_it(saved):
+def test_provenance_is_stored_with_the_adapter(saved):
     config = json.loads((saved[0] / runs.CONFIG).read_text())
     keys = {"method", "options", "base_checkpoint", "base_sha256", "base_revision", "git_commit", "git_dirty"}
     assert keys | {"torch_version", "transformers_version", "task_name"} <= set(config)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_half_one(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -54,7 +54,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_half_one(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_not_a_number_is_no_result(tmp_path):
+def test_nan_is_not_written_as_a_result(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "result.json", {"score": float("nan")})
     assert not list(tmp_path.iterdir())
@@ -77,13 +77,13 @@ def test_a_damaged_config_is_refused(saved, change, message):
         loading.load_adapter(saved[0])
 
 
-def test_a_config_that_is_no_json_is_refused(saved):
+def test_a_config_that_is_not_json_is_refused(saved):
     (saved[0] / runs.CONFIG).write_text("{")
     with pytest.raises(InputError, match=r"adapter.json is damaged"):
         loading.load_adapter(saved[0])
 
 
-def test_a_model_from_elsewhere_is_not_saved(make_model, tmp_path):
+def test_a_model_that_load_model_did_not_make_is_not_saved(make_model, tmp_path):
     model = apply(Lora(), make_model())
     del model.base
     with pytest.raises(InputError, match="load_model"):

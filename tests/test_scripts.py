@@ -1,4 +1,4 @@
-"""The small tools read what the loop writes."""
+"""The small scripts read what the training loop writes."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def test_learning_curves_are_drawn(options, monkeypatch, capsys):
     assert path.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_run_without_curves_is_named(options, capfd):
+def test_a_run_without_curves_is_reported(options, capfd):
     folder, _ = train(Lora(rank=1), options(report_to=("none",)))
     assert "holds no TensorBoard curves" in exits_with_one_line(capfd, str(folder), program=plot.main)
 
@@ -42,7 +42,7 @@ def test_results_are_collected_once_and_printed(options, monkeypatch, tmp_path, 
     assert f"accuracy {result['best_accuracy']:.4f} ({result['majority_accuracy']:.4f})" in last
 
 
-def test_rows_are_exported_as_csv_whole(options, monkeypatch, tmp_path):
+def test_all_columns_of_the_rows_are_exported_as_csv(options, monkeypatch, tmp_path):
     results = [train(Lora(rank=1), options(seed=seed))[1] for seed in (1, 2)] + [train(BitFit(), options())[1]]
     for each in results:
         append_once(tmp_path / "rows.jsonl", each)
@@ -56,12 +56,12 @@ def test_rows_are_exported_as_csv_whole(options, monkeypatch, tmp_path):
     assert set(found[0]) == {key for each in results for key in each}
 
 
-def test_a_folder_without_a_result_is_named(tmp_path, capfd):
+def test_a_folder_without_a_result_is_reported(tmp_path, capfd):
     line = exits_with_one_line(capfd, str(tmp_path), "--out", str(tmp_path / "rows"), program=collect.main)
     assert "cannot read" in line
 
 
-def test_a_reader_that_has_read_enough_is_no_error(options, tmp_path):
+def test_a_reader_that_closes_the_pipe_causes_no_error(options, tmp_path):
     folder, _ = train(Lora(rank=1), options())
     row = json.loads((folder / "result.json").read_text())
     rows = "".join(json.dumps(row | {"run": str(n)}) + "\n" for n in range(2000))

@@ -1,4 +1,4 @@
-"""A search ends with exactly the trials asked for, whatever is killed, and tries what its method declares."""
+"""A search ends with exactly the trials asked for, whatever is killed, and searches what its method declares."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import methods, training
+from common import classification, methods, training
 from common.errors import InputError, Interrupted
 from common.methods import find
 from common.options import TuneOptions, command_line, given, non_default, parse
@@ -36,19 +36,19 @@ from scripts.search import main
 
 @pytest.fixture
 def options(options):
-    """Those of conftest, without curves, which nobody looks at here."""
+    """The options of conftest without curves, which no test here reads."""
     return lambda **changes: options(report_to=("none",), **changes)
 
 
 every_method = pytest.mark.parametrize("name", methods.names())
 FEW = {"batch_size", "n_epochs", "rank", "alpha", "dropout"}
-"""Options that are given, so that the learning rate is searched alone."""
+"""Options that are given, so that only the learning rate is searched."""
 METHOD = Lora(rank=2)
 SETTINGS = SearchOptions(trials=2, lr_range=(1e-4, 1e-2))
 
 
 def study_under(folder) -> optuna.Study:
-    """The one study under a folder, read as any user of Optuna would."""
+    """The only study below a folder, loaded by Optuna's own functions."""
     (journal,) = Path(folder).rglob("search-*.journal")
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
     (name,) = optuna.get_all_study_names(storage)
@@ -59,20 +59,21 @@ def trials_of(folder) -> list[optuna.trial.FrozenTrial]:
     return study_under(folder).trials
 
 
-def opened(place, options, n, settings=SETTINGS) -> Search:
-    """A worker of a study that is kept somewhere."""
+def open_worker(place, options, n, settings=SETTINGS) -> Search:
+    """A worker of a study in a journal or database."""
     method = METHOD
     space = space_of(method, options, settings, FEW)
     facts = facts_of(method, options, settings, space)
     found, keeper = open_study(str(place), "s", facts, defaults(method, options, space), True, ["maximize"])
-    return Search(found, keeper, n, method, options, TaskData(options), space, False, time.monotonic(), 0)
+    data = TaskData(classification.find(options.task_name), options)
+    return Search(found, keeper, n, method, options, data, space, False, time.monotonic(), 0)
 
 
 # What is searched
 
 
 @every_method
-def test_a_space_is_of_options_that_the_method_accepts_and_holds_the_default(name):
+def test_the_space_of_a_method_holds_values_that_it_accepts_and_its_defaults(name):
     kind = find(name)
     assert set(own_space(kind().name)) <= {field.name for field in dataclasses.fields(kind)}
     for option, what in own_space(kind().name).items():
@@ -86,7 +87,7 @@ def test_a_space_is_of_options_that_the_method_accepts_and_holds_the_default(nam
 
 
 @every_method
-def test_every_method_has_the_same_training_to_search_and_its_defaults_are_the_first_trial(name):
+def test_every_method_searches_the_same_training_options_and_tries_its_defaults_first(name):
     kind = find(name)
     lr = kind.default_lr
     options = TuneOptions(lr=lr)
@@ -115,7 +116,7 @@ def test_a_budget_decides_the_size_and_alpha_follows_it(options):
     assert (method.rank, method.alpha, method.dropout) == (11, 11.0, 0.1)
 
 
-def test_a_learning_rate_has_three_digits_and_ends_that_are_whole_give_whole_numbers(options):
+def test_a_learning_rate_has_three_digits_and_a_range_of_integers_gives_integers(options):
     space = {"lr": Range(1e-5, 1e-3, log=True), "rank": Range(1, 64)}
     method, changed = configuration(Lora(), options(), space, {"lr": 0.000123456, "rank": 7})
     assert (changed.lr, method.rank, type(method.rank)) == (0.000123, 7, int)
@@ -132,7 +133,7 @@ def test_a_learning_rate_has_three_digits_and_ends_that_are_whole_give_whole_num
     ],
     ids=str,
 )
-def test_the_command_line_of_a_configuration_is_read_as_that_configuration(method):
+def test_the_command_line_of_a_configuration_is_parsed_to_that_configuration(method):
     changed = TuneOptions(lr=1.5e-7, betas=(0.8, 0.9), max_length=12, reference=True, resume=False)
     words = command_line(
         non_default(changed, TuneOptions()) | non_default(method, type(method)()), TuneOptions, type(method)
@@ -141,10 +142,10 @@ def test_the_command_line_of_a_configuration_is_read_as_that_configuration(metho
     assert {"lr", "reference", "resume"} <= given(words)
 
 
-# Trials and their ends
+# Trials and how they end
 
 
-def test_a_study_in_two_launches_is_the_study_in_one(options, tmp_path):
+def test_a_study_in_two_launches_has_the_trials_of_a_study_in_one(options, tmp_path):
     for folder, launches in (("once", [3]), ("twice", [1, 3])):
         for n in launches:
             search(Lora(), options(output_dir=str(tmp_path / folder)), dataclasses.replace(SETTINGS, trials=n), FEW)
@@ -154,16 +155,16 @@ def test_a_study_in_two_launches_is_the_study_in_one(options, tmp_path):
     assert len({trial.params["lr"] for trial in once}) == 3
 
 
-def test_other_seeds_draw_other_trials_and_workers_never_the_same(options, tmp_path):
-    one, other = (opened(tmp_path / str(seed), options(seed=seed), 9) for seed in (1, 2))
-    another = opened(tmp_path / "1", options(seed=1), 9)
+def test_other_seeds_give_other_trials_and_workers_of_a_study_never_the_same(options, tmp_path):
+    one, other = (open_worker(tmp_path / str(seed), options(seed=seed), 9) for seed in (1, 2))
+    another = open_worker(tmp_path / "1", options(seed=1), 9)
     claimed = [worker.claim() for worker in (one, other, one, another, other)]
     drawn = [trial.params["lr"] for trial, _ in claimed]
     assert drawn[0] == drawn[1] == options().lr  # the defaults
     assert len(set(drawn)) == 4
 
 
-def test_a_search_that_is_asked_to_stop_goes_on_in_the_same_trial(options, tmp_path, monkeypatch):
+def test_a_search_that_received_sigterm_resumes_in_the_same_trial(options, tmp_path, monkeypatch):
     schedule, steps = training.schedule, []
 
     def stop_once(*settings):
@@ -187,7 +188,7 @@ def test_a_trial_below_the_median_is_pruned_and_its_run_keeps_its_checkpoint(opt
     search(METHOD, options(**changes), settings, FEW)
     found = study_under(tmp_path)
     first = found.trials[0]
-    better = {"values": [2.0], "intermediate_values": dict.fromkeys(range(1, 5), 2.0)}  # than any score can be
+    better = {"values": [2.0], "intermediate_values": dict.fromkeys(range(1, 5), 2.0)}  # above any possible score
     shared = {"params": first.params, "distributions": first.distributions, "user_attrs": first.user_attrs}
     for _ in range(5):
         found.add_trial(optuna.trial.create_trial(**shared, **better))
@@ -200,13 +201,14 @@ def test_a_trial_below_the_median_is_pruned_and_its_run_keeps_its_checkpoint(opt
     assert len(read_rows(next(tmp_path.rglob(ROWS)))) == 1
 
 
-def test_nothing_is_pruned_where_that_is_not_wanted(options):
-    assert isinstance(opened(Path(options().output_dir) / "a", options(), 1).study.pruner, optuna.pruners.MedianPruner)
+def test_nothing_is_pruned_without_a_pruner(options):
+    pruner = open_worker(Path(options().output_dir) / "a", options(), 1).study.pruner
+    assert isinstance(pruner, optuna.pruners.MedianPruner)
     found, _ = open_study(str(Path(options().output_dir) / "b"), "s", {}, {}, False, ["maximize"])
     assert isinstance(found.pruner, optuna.pruners.NopPruner)
 
 
-def test_a_configuration_that_fails_is_a_trial_with_its_reason(options, tmp_path, monkeypatch, capsys):
+def test_a_configuration_that_fails_is_a_failed_trial_with_a_reason(options, tmp_path, monkeypatch, capsys):
     usual = training.prepare_run
 
     def fail_once(*arguments):
@@ -223,12 +225,12 @@ def test_a_configuration_that_fails_is_a_trial_with_its_reason(options, tmp_path
     assert "trial 0 failed: out of memory" in said
 
 
-def test_what_does_not_fit_fails_and_a_search_of_nothing_else_says_so(options):
+def test_a_search_of_configurations_that_all_do_not_fit_reports_why(options):
     with pytest.raises(InputError, match=r"no trial of 2 has a score: rank 40 is larger than a layer"):
         search(Lora(rank=40), options(), SETTINGS, FEW)
 
 
-def test_a_full_disk_is_no_fault_of_the_trial(options, tmp_path, monkeypatch):
+def test_a_full_disk_does_not_fail_the_trial(options, tmp_path, monkeypatch):
     def full(path, write):
         raise InputError("cannot write: No space left on device") from OSError()
 
@@ -249,7 +251,7 @@ def test_a_configuration_that_another_process_trains_is_waited_for(options, monk
     monkeypatch.setattr("common.study.search.time.sleep", lambda _seconds: holder.__exit__(None, None, None))
     search(METHOD, options(), dataclasses.replace(SETTINGS, trials=1), FEW)
     said = capsys.readouterr().out
-    assert "the same configuration is at work already" in said
+    assert "the same configuration is already running" in said
     assert "trials: 1; 1 complete" in said
 
 
@@ -260,23 +262,23 @@ def test_the_last_line_is_the_command_of_the_best_trial(options, capsys):
     tuned, method = parse("x", said[-1].split()[3:], options=TuneOptions(lr=Lora.default_lr), method=Lora())
     folder, result = training.train(method, tuned)
     rows = read_rows(folder.parent / ROWS)
-    told = [each for each in rows if each.items() >= result.items()]
-    assert [each["search_trials"] for each in told] == [SETTINGS.trials]  # it was finished already
+    found = [each for each in rows if each.items() >= result.items()]
+    assert [each["search_trials"] for each in found] == [SETTINGS.trials]  # it was finished already
     assert result["best_score"] == max(row["best_score"] for row in rows)
-    assert any(f"on the development set, which chose nothing: {result['dev_score']:.4f}" in line for line in said)
+    assert any(f"on the development set, not used before: {result['dev_score']:.4f}" in line for line in said)
 
 
 # Two objectives
 
 
-def test_the_front_is_of_the_trials_that_none_beats():
-    trials = optuna.create_study(directions=["maximize", "minimize"])
+def test_the_pareto_front_holds_the_trials_that_no_other_dominates():
+    study = optuna.create_study(directions=["maximize", "minimize"])
     for score, size in ((0.5, 10), (0.6, 20), (0.55, 30), (0.6, 25), (0.7, 40), (0.4, 10)):
-        trials.add_trial(optuna.trial.create_trial(values=[score, size]))
-    assert [trial.number for trial in front(trials)] == [0, 1, 4]
+        study.add_trial(optuna.trial.create_trial(values=[score, size]))
+    assert [trial.number for trial in front(study)] == [0, 1, 4]
 
 
-def test_a_search_for_the_front_prints_it(options, tmp_path, capsys):
+def test_a_search_for_the_pareto_front_prints_it(options, tmp_path, capsys):
     settings = dataclasses.replace(SETTINGS, trials=3, pareto=True)
     search(Adapters(placement="pfeiffer"), options(), settings, {"batch_size", "n_epochs", "placement"})
     trials = trials_of(tmp_path)
@@ -291,7 +293,7 @@ def test_a_search_for_the_front_prints_it(options, tmp_path, capsys):
 # Several workers
 
 
-def test_two_workers_of_which_one_is_killed_end_with_exactly_the_trials_asked_for(bert, tmp_path):
+def test_a_study_with_a_killed_worker_ends_with_exactly_the_trials_asked_for(bert, tmp_path):
     words = f"lora --checkpoint {bert} --data demo --task_name sst2 --max_train_samples 64 --max_eval_samples 20"
     words += f" --trials 6 --pruner none --rank 2 --n_epochs 3 --batch_size 4 --output_dir {tmp_path} --report_to none"
     command = [sys.executable, "-m", "scripts.search", *words.split()]
@@ -323,13 +325,13 @@ def test_two_workers_of_which_one_is_killed_end_with_exactly_the_trials_asked_fo
     rows = {row["run"]: row for row in read_rows(next(tmp_path.rglob(ROWS)))}
     assert len(rows) == 6
     assert rows[killed.name]["n_resumed"] == 1
-    assert sum(text.count("taken up again") for text in said) == 1
+    assert sum(text.count("resumed, since no process is running it") for text in said) == 1
     assert all("trials: 6; 6 complete, 0 pruned, 0 failed" in text for text in said)
     assert not [path.name for path in tmp_path.rglob("*.lock")]
 
 
-def test_a_trial_at_work_is_nobody_elses_and_the_last_one_is_claimed_once(options, tmp_path):
-    one, other = (opened(tmp_path / "j", options(), 2) for _ in range(2))
+def test_a_running_trial_is_claimed_by_no_other_worker(options, tmp_path):
+    one, other = (open_worker(tmp_path / "j", options(), 2) for _ in range(2))
     (first, release), (second, _) = one.claim(), other.claim()
     assert (first.number, second.number) == (0, 1)
     assert one.claim() is other.claim() is None
@@ -338,17 +340,17 @@ def test_a_trial_at_work_is_nobody_elses_and_the_last_one_is_claimed_once(option
     assert (again.number, again.params) == (first.number, first.params)
 
 
-def test_a_trial_that_was_left_before_its_values_were_chosen_gets_them(options, tmp_path):
-    worker = opened(tmp_path / "j", options(), 2)
+def test_a_trial_abandoned_before_its_values_were_chosen_gets_them(options, tmp_path):
+    worker = open_worker(tmp_path / "j", options(), 2)
     worker.study.ask()
     trial, _ = worker.claim()
     assert (trial.number, set(trial.params)) == (0, {"lr"})
 
 
-def test_in_a_database_a_trial_without_a_sign_of_life_is_taken_up_again(options, tmp_path, monkeypatch):
+def test_in_a_database_a_trial_without_a_heartbeat_is_resumed(options, tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "HEARTBEAT", 0.05)
     monkeypatch.setattr(trials, "GRACE", 1.0)
-    one, other = (opened(f"sqlite:///{tmp_path}/study.db", options(), 2) for _ in range(2))
+    one, other = (open_worker(f"sqlite:///{tmp_path}/study.db", options(), 2) for _ in range(2))
     alive, release = one.claim()
     dead, claimed, began = one.study.ask(), None, time.monotonic()
     while claimed is None:
@@ -359,8 +361,8 @@ def test_in_a_database_a_trial_without_a_sign_of_life_is_taken_up_again(options,
     claimed[1]()
 
 
-def test_in_a_database_two_that_take_the_last_trial_together_are_one_trial(options, tmp_path):
-    one, other = (opened(f"sqlite:///{tmp_path}/study.db", options(), 1) for _ in range(2))
+def test_in_a_database_a_last_trial_that_two_workers_claim_is_counted_once(options, tmp_path):
+    one, other = (open_worker(f"sqlite:///{tmp_path}/study.db", options(), 1) for _ in range(2))
     usual_ask, taken = one.study.ask, []
 
     def ask():
@@ -374,7 +376,7 @@ def test_in_a_database_two_that_take_the_last_trial_together_are_one_trial(optio
     assert [trial.number for trial in one.counted()] == [0]
 
 
-def test_workers_may_make_a_database_together(tmp_path):
+def test_workers_can_create_a_database_at_the_same_time(tmp_path):
     url, together = f"sqlite:///{tmp_path}/study.db", threading.Barrier(4)
 
     def begin(_number):
@@ -382,18 +384,18 @@ def test_workers_may_make_a_database_together(tmp_path):
         return open_study(url, "s", {}, {"x": 1}, True, ["maximize"])[0]
 
     with ThreadPoolExecutor(4) as pool:
-        assert [len(trials.trials) for trials in pool.map(begin, range(4))][-1] == 1
+        assert [len(study.trials) for study in pool.map(begin, range(4))][-1] == 1
 
 
-def test_two_studies_in_one_journal_know_their_own_trials(options, tmp_path):
+def test_two_studies_in_one_journal_lock_their_own_trials(options, tmp_path):
     found = [open_study(str(tmp_path / "j"), name, {}, {}, True, ["maximize"]) for name in "ab"]
-    trials = [trials.ask() for trials, _ in found]
-    release = found[0][1].hold(trials[0])
-    assert [keeper.is_lost(trials.trials[0]) for trials, keeper in found] == [False, True]
+    first, _ = (study.ask() for study, _ in found)
+    release = found[0][1].hold(first)
+    assert [keeper.is_lost(study.trials[0]) for study, keeper in found] == [False, True]
     release()
 
 
-def test_a_search_in_a_database_ends_with_its_trials(options, tmp_path):
+def test_a_search_in_a_database_completes_its_trials(options, tmp_path):
     settings = dataclasses.replace(SETTINGS, storage=f"sqlite:///{tmp_path}/study.db")
     search(METHOD, options(), settings, FEW)
     (name,) = optuna.get_all_study_names(settings.storage)
@@ -404,7 +406,7 @@ def test_a_search_in_a_database_ends_with_its_trials(options, tmp_path):
 # Journals
 
 
-def test_a_line_that_was_cut_off_costs_nothing(options, tmp_path):
+def test_a_truncated_last_line_of_a_journal_loses_no_trial(options, tmp_path):
     search(METHOD, options(), dataclasses.replace(SETTINGS, trials=1), FEW)
     (journal,) = tmp_path.rglob("*.journal")
     with journal.open("a") as file:
@@ -414,7 +416,7 @@ def test_a_line_that_was_cut_off_costs_nothing(options, tmp_path):
     check_journal(journal)
 
 
-def test_a_damaged_journal_is_told_and_stays_as_it_is(options, tmp_path):
+def test_a_damaged_journal_is_refused_and_not_changed(options, tmp_path):
     search(METHOD, options(), dataclasses.replace(SETTINGS, trials=1), FEW)
     (journal,) = tmp_path.rglob("*.journal")
     lines = journal.read_text().splitlines(keepends=True)
@@ -425,10 +427,10 @@ def test_a_damaged_journal_is_told_and_stays_as_it_is(options, tmp_path):
     assert journal.read_bytes() == before
 
 
-def test_a_study_of_other_options_is_told(options, tmp_path):
+def test_a_study_of_other_options_is_refused(options, tmp_path):
     settings = dataclasses.replace(SETTINGS, trials=1, storage=str(tmp_path / "j"), study_name="mine")
     search(METHOD, options(), settings, FEW)
-    with pytest.raises(InputError, match=r"mine in .* is another one \(warmup_ratio was 0.1 and is 0.2\): put back"):
+    with pytest.raises(InputError, match=r"mine in .* has other settings \(warmup_ratio was 0.1 and is 0.2\): restore"):
         search(METHOD, options(warmup_ratio=0.2), settings, FEW)
     with pytest.raises(InputError, match=r"searched was .*choose another study_name"):
         search(METHOD, options(), dataclasses.replace(settings, lr_range=(1e-5, 1e-2)), FEW)
@@ -451,7 +453,7 @@ def test_help_needs_neither_model_nor_data_nor_their_libraries():
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
-def test_what_is_wrong_with_every_trial_is_told_before_anything_is_written(options, tmp_path, capfd):
+def test_what_is_wrong_with_every_trial_is_reported_before_anything_is_written(options, tmp_path, capfd):
     with pytest.raises(InputError, match="param_budget is 10, but rank 1 already trains"):
         search(METHOD, options(param_budget=10), SETTINGS, FEW)
     with pytest.raises(InputError, match="nothing is left to search"):

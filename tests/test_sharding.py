@@ -1,7 +1,7 @@
-"""Under FSDP 2 a run is what it is without: the same weights under the same names, and it goes on where it stopped.
+"""Under FSDP 2 a run gives the same weights under the same names as without it, and resumes where it stopped.
 
-accelerate shards on accelerators only. Here its own code for FSDP 2 and torch's run on CPUs, over gloo, once it takes
-several CPU processes for what it shards over.
+accelerate shards over accelerators only. Here the FSDP 2 code of accelerate and torch runs on CPUs, with gloo: the
+script makes accelerate accept several CPU processes.
 """
 
 import json
@@ -47,7 +47,7 @@ with destroy_group_at_end():
 
 
 def train_all(lines: list[dict], folder: Path, **launched: str) -> str:
-    """Train on two processes, one run after the other; what the first process prints."""
+    """Train one run after the other on two processes, and return what rank 0 prints."""
     (folder / "script.py").write_text(SCRIPT)
     (folder / "runs.json").write_text(json.dumps(lines))
     with socket.socket() as probe:
@@ -75,12 +75,12 @@ SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_P
 
 @pytest.fixture(scope="module")
 def runs(checkpoints, tmp_path_factory):
-    """Some methods with and without sharding, as folders by kind and run, and what the sharded ones said.
+    """Folders of runs with and without sharding, by kind and run, and what the sharded ones printed.
 
-    Of rows that no number of processes divides; one of the sharded runs is interrupted after its first step.
+    Two processes cannot halve the 19 examples; one of the sharded runs is interrupted after its first step.
     """
     folders, said = {}, {}
-    for kind, launched in (("sharded", SHARDED), ("not", {})):
+    for kind, launched in (("sharded", SHARDED), ("unsharded", {})):
         out = tmp_path_factory.mktemp(kind)
         small = {"checkpoint": checkpoints["bert"], "data": "demo", "task_name": "sst2", "output_dir": str(out)}
         small |= {"max_train_samples": 19, "max_eval_samples": 19, "eval_batch_size": 8, "n_epochs": 2, "lr": 1e-3}
@@ -97,7 +97,7 @@ def runs(checkpoints, tmp_path_factory):
     return folders, said["sharded"]
 
 
-def test_sharded_training_is_training(runs):
+def test_sharded_training_gives_the_weights_and_scores_of_unsharded_training(runs):
     (sharded, plain), said = runs[0].values(), runs[1]
     assert sharded.keys() == plain.keys()
     assert len(plain) == len(RUNS) + 1
@@ -114,8 +114,8 @@ def test_sharded_training_is_training(runs):
                 assert ours[key] == pytest.approx(wanted[key], abs=1e-6), (run, key)
 
 
-def test_what_cannot_be_sharded_is_told(runs):
+def test_a_method_that_cannot_be_sharded_is_refused(runs):
     told = [line for line in runs[1].splitlines() if line.startswith("stopped:") and "time limit" not in line]
     assert told == [
-        "stopped: FSDP and a method that leaves out parameters in some steps: launch without FSDP",
+        "stopped: FSDP and a method that skips parameters in some steps: launch without FSDP",
     ]

@@ -1,4 +1,4 @@
-"""Intervals and tests are those of scipy, and of a calculation by hand."""
+"""Intervals and tests equal those of scipy and those computed by hand."""
 
 import itertools
 
@@ -20,7 +20,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("values", [[0.8, 0.9], [0.80, 0.82, 0.85], list(np.random.default_rng(0).normal(size=20))])
 @pytest.mark.parametrize("level", [0.9, 0.95])
-def test_the_interval_is_students(values, level):
+def test_the_interval_is_students_t_interval(values, level):
     wanted = scipy.stats.t.interval(level, len(values) - 1, np.mean(values), scipy.stats.sem(values))
     assert significance.confidence_interval(values, level) == pytest.approx(wanted)
     assert significance.confidence_interval(values, level) == pytest.approx(
@@ -28,20 +28,20 @@ def test_the_interval_is_students(values, level):
     )
 
 
-def test_the_interval_of_three_is_the_one_by_hand():
+def test_the_interval_of_three_values_is_that_computed_by_hand():
     # mean 2, s = 1, t(0.975, 2) = 4.3027 in every table
     low, high = significance.confidence_interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
 
 
-def test_equal_values_have_an_interval_of_no_width_and_one_value_has_none():
+def test_equal_values_have_an_interval_of_width_0_and_one_value_has_none():
     assert significance.confidence_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
-    with pytest.raises(InputError, match="wanted two"):
+    with pytest.raises(InputError, match="wanted at least two"):
         significance.confidence_interval([0.5])
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
-def test_the_exact_permutation_test_is_scipys(a, b):
+def test_the_exact_permutation_test_equals_that_of_scipy(a, b):
     wanted = scipy.stats.permutation_test(
         (np.asarray(a), np.asarray(b)),
         lambda a, b, axis: np.mean(a - b, axis=axis),
@@ -52,7 +52,7 @@ def test_the_exact_permutation_test_is_scipys(a, b):
     assert significance.permutation_test(a, b) == pytest.approx(wanted.pvalue)
 
 
-def test_the_permutation_test_is_the_one_by_hand():
+def test_the_permutation_test_is_that_computed_by_hand():
     assert significance.permutation_test([3, 3, 3], [1, 2, 1]) == 2 / 8  # all of one sign: +++ and --- only
     # d = 1, 2, -3: a sum of 0, which every flip reaches
     assert significance.permutation_test([0.1, 0.2, 0.0], [0.0, 0.0, 0.3]) == 1.0
@@ -61,12 +61,12 @@ def test_the_permutation_test_is_the_one_by_hand():
     )  # d = 4, 1, -1: 6, 4, 4 and 2 by flips, and 4 found
 
 
-def test_equal_sides_differ_by_chance_alone():
+def test_equal_sides_or_a_single_pair_have_a_p_value_of_1():
     assert significance.permutation_test([0.1, 0.7], [0.1, 0.7]) == 1.0
     assert significance.permutation_test([0.9], [0.1]) == 1.0
 
 
-def test_many_pairs_are_flipped_at_random_close_to_the_exact_share_and_repeatably():
+def test_the_random_p_value_of_many_pairs_is_close_to_the_exact_one_and_repeatable():
     draw = np.random.default_rng(5)
     a, b = draw.normal(0.35, 1, 17), draw.normal(0, 1, 17)
     signs = np.array(list(itertools.product((-1, 1), repeat=17)))
@@ -76,19 +76,19 @@ def test_many_pairs_are_flipped_at_random_close_to_the_exact_share_and_repeatabl
     assert found == significance.permutation_test(a, b, seed=3) != significance.permutation_test(a, b, seed=4)
 
 
-def test_the_random_p_is_never_zero():
+def test_the_random_p_value_is_never_0():
     assert significance.permutation_test([1.0] * 40, [0.0] * 40) == pytest.approx(1e-5, rel=1e-3)
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(1, 0), (8, 2), (2, 8), (30, 15), (5, 5)])
-def test_mcnemar_is_the_binomial_test_of_those_that_differ(only_a, only_b):
+def test_mcnemar_is_the_binomial_test_of_the_examples_that_differ(only_a, only_b):
     a = [True] * 20 + [True] * only_a + [False] * only_b + [False] * 7
     b = [True] * 20 + [False] * only_a + [True] * only_b + [False] * 7
     wanted = scipy.stats.binomtest(only_b, only_a + only_b, 0.5).pvalue
     assert significance.mcnemar(a, b) == pytest.approx(wanted)
 
 
-def test_mcnemar_is_the_one_by_hand():
+def test_mcnemar_is_that_computed_by_hand():
     # 5 against 0: 2 / 2^5
     assert significance.mcnemar([1] * 5 + [0], [0] * 5 + [0]) == pytest.approx(2 / 32)
     assert significance.mcnemar([1, 0, 1], [1, 0, 1]) == 1.0
@@ -109,7 +109,7 @@ def test_the_bootstrap_of_accuracy_is_near_the_normal_interval_and_the_z_test():
     assert p == pytest.approx(2 * scipy.stats.norm.sf(abs(gains.mean()) / error), abs=0.04)
 
 
-def test_the_bootstrap_takes_metrics_that_are_no_means():
+def test_the_bootstrap_takes_metrics_that_are_not_means():
     references = np.random.default_rng(0).integers(0, 2, 200)
     good, poor = predictions(0.9, 1, references), predictions(0.6, 2, references)
     for metric in (metrics.f1, metrics.matthews_correlation):
@@ -124,7 +124,7 @@ def test_the_bootstrap_of_several_runs_is_that_of_their_mean():
     one = significance.paired_bootstrap(a, b, references, metrics.accuracy, n=200)
     assert one == significance.paired_bootstrap([a, a], [b, b, b], references, metrics.accuracy, n=200)
 
-    def right(answers, references):  # of rows that hold the number of runs that have them right
+    def right(answers, references):  # the answers are already shares of runs that are right
         return float(np.mean(answers))
 
     counts = (a == references).astype(float) + (c == references)
@@ -134,7 +134,7 @@ def test_the_bootstrap_of_several_runs_is_that_of_their_mean():
     assert found[1] == pytest.approx(interval)
 
 
-def test_the_bootstrap_keeps_what_belongs_together_and_its_seed():
+def test_the_bootstrap_resamples_whole_pairs_and_depends_on_its_seed():
     references = np.linspace(0, 5, 50)
     a = references + np.random.default_rng(1).normal(size=50)
     b = references + np.random.default_rng(2).normal(size=50)
@@ -144,7 +144,7 @@ def test_the_bootstrap_keeps_what_belongs_together_and_its_seed():
     assert first != significance.paired_bootstrap(a, b, references, metrics.spearmanr, n=100, seed=2)
 
 
-def test_holms_correction_is_the_one_by_hand():
+def test_holms_correction_is_that_computed_by_hand():
     # in order: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which may not be below what came before
     assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert significance.holm([0.6, 0.7]) == [1.0, 1.0]
@@ -164,7 +164,7 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
 
 
 @pytest.mark.parametrize("test", [significance.permutation_test, significance.mcnemar])
-def test_what_makes_no_pairs_is_refused(test):
+def test_values_that_make_no_pairs_are_refused(test):
     for sides in (([1, 0], [1]), ([], [])):
         with pytest.raises(InputError, match="make no pairs"):
             test(*sides)

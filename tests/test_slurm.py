@@ -1,4 +1,4 @@
-"""The jobs for SLURM, run for real on a CPU; only the cluster's own commands are stood in for."""
+"""The jobs for SLURM really run, on a CPU; only SLURM's own commands are replaced."""
 
 import argparse
 import json
@@ -48,7 +48,7 @@ exit 0
 
 
 class Cluster:
-    """A machine with SLURM as far as the jobs can see; what they ask of it stands in `record`."""
+    """A stand-in for a machine with SLURM. The file `record` holds the commands that jobs give to SLURM."""
 
     def __init__(self, folder: Path):
         self.record = folder / "record"
@@ -86,7 +86,7 @@ def small(bert, tmp_path):
 
 
 def signalled(job: subprocess.Popen, number: signal.Signals, out: Path) -> str:
-    """Signal the job's shell, and nothing else, once its run has a checkpoint; what it says."""
+    """Signal the job's shell only, once its run has a checkpoint, and return its stderr."""
     while not list(out.rglob(CHECKPOINT)):
         assert job.poll() is None, job.communicate()
         time.sleep(0.01)
@@ -94,7 +94,7 @@ def signalled(job: subprocess.Popen, number: signal.Signals, out: Path) -> str:
     return job.communicate(timeout=120)[1]
 
 
-def test_a_run_of_two_tasks_that_is_warned_is_queued_again_and_goes_on(cluster, small, tmp_path):
+def test_a_run_of_two_tasks_is_requeued_after_the_warning_signal_and_resumes(cluster, small, tmp_path):
     words = ["lora.tune", "--task_name", "rte", *small]
     said = signalled(cluster.start("one_run", *words, n_tasks=2), signal.SIGUSR1, tmp_path)
     assert "stopped by SIGUSR1 after step" in said
@@ -110,7 +110,7 @@ def test_a_run_of_two_tasks_that_is_warned_is_queued_again_and_goes_on(cluster, 
     assert not list(tmp_path.rglob(CHECKPOINT))
 
 
-def test_a_run_of_a_grid_that_is_cancelled_saves_and_is_not_queued_again(cluster, small, tmp_path):
+def test_a_cancelled_run_of_a_grid_saves_and_is_not_requeued(cluster, small, tmp_path):
     words = ["lora", "--tasks", "rte sst2", "--lr", "1e-3", *small]
     job = cluster.start("grid", *words, array_task=2)
     assert "stopped by SIGTERM" in signalled(job, signal.SIGTERM, tmp_path)
@@ -119,26 +119,26 @@ def test_a_run_of_a_grid_that_is_cancelled_saves_and_is_not_queued_again(cluster
     assert path.parent.parent.name == "sst2"  # the second of the grid
 
 
-def test_an_array_that_is_longer_than_its_grid_is_told(cluster):
+def test_an_array_that_is_longer_than_its_grid_is_refused(cluster):
     job = cluster.start("grid", "lora", "--tasks", "rte", "--lr", "1e-3", array_task=9)
     n = len(list(commands("tune", "lora", ["rte"], [], [], ["--lr", "1e-3"])))
     assert job.communicate(timeout=60)[1] == f"error: no run 9 in this grid: submit with --array 1-{n}\n"
     assert job.returncode == 2
 
 
-def test_a_worker_of_a_search_is_given_the_words_of_the_job(cluster):
+def test_a_worker_of_a_search_gets_the_arguments_of_the_job(cluster):
     cluster.start("search", "lora", "--help").communicate(timeout=60)
     assert cluster.said().endswith(" task scripts.search lora --help\n")
 
 
-def test_a_run_that_fails_is_not_queued_again(cluster):
+def test_a_run_that_fails_is_not_requeued(cluster):
     job = cluster.start("one_run", "lora.tune", "--lr", "-1")
     assert "error: lr is -1" in job.communicate(timeout=60)[1]
     assert (job.returncode, cluster.requeued()) == (2, 0)
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.name)
-def test_a_job_asks_for_what_sbatch_knows_and_names_no_cluster(job):
+def test_a_job_uses_options_that_sbatch_knows_and_names_no_cluster(job):
     """Options of sbatch 22 and newer; what differs between clusters comes from the command line."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     names = "job-name nodes ntasks ntasks-per-node gpus-per-node cpus-per-task time signal open-mode"
@@ -155,7 +155,7 @@ def test_a_job_asks_for_what_sbatch_knows_and_names_no_cluster(job):
 
 
 @pytest.mark.parametrize("script", [*JOBS, JOBS[0].with_name("job.sh")], ids=lambda path: path.name)
-def test_a_script_is_bash_without_faults(script):
+def test_a_script_is_valid_bash(script):
     assert subprocess.run(["bash", "-n", script], capture_output=True, text=True).stderr == ""
     if shutil.which("shellcheck"):
         check = ["shellcheck", "--external-sources", "--shell=bash", script]

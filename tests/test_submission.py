@@ -1,4 +1,4 @@
-"""The zip for the leaderboard holds the best runs' files, checked, or says what is missing."""
+"""The zip for the leaderboard holds the checked files of the best runs; missing files are reported."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from scripts import submission
 SUBMITTED = [task for task in tasks.TASKS.values() if task.submission]
 
 
-def test_the_leaderboard_wants_eleven_files_of_these_sizes():
+def test_the_eleven_files_have_the_sizes_that_the_leaderboard_wants():
     sizes = {task.submission.removesuffix(".tsv"): task.test_rows for task in SUBMITTED}
     assert sizes == {
         "CoLA": 1_063, "SST-2": 1_821, "MRPC": 1_725, "STS-B": 1_379, "QQP": 390_965, "MNLI-m": 9_796,
@@ -25,7 +25,7 @@ def test_the_leaderboard_wants_eleven_files_of_these_sizes():
 
 @pytest.fixture
 def runs(tmp_path):
-    """A finished run of every task on demo data, as far as a submission looks at one, with its files."""
+    """Two finished runs of every task on demo data: what a submission reads of them."""
     import numpy as np
 
     for name in tasks.TRAINED:
@@ -63,7 +63,7 @@ def test_the_zip_is_flat_and_holds_the_files_of_the_best_runs(monkeypatch, runs)
     assert files["RTE.tsv"] == (runs / "lora" / "rte" / "run1" / "RTE.tsv").read_text()
 
 
-def test_what_is_missing_is_said_and_nothing_is_written(monkeypatch, runs, capfd):
+def test_missing_files_are_reported_and_nothing_is_written(monkeypatch, runs, capfd):
     (runs / "lora" / "mnli" / "run1" / "AX.tsv").unlink()
     shutil.rmtree(runs / "lora" / "wnli")
     words = ["lora", "--output_dir", str(runs), "--out", str(runs / "s.zip")]
@@ -82,17 +82,17 @@ def test_what_is_missing_is_said_and_nothing_is_written(monkeypatch, runs, capfd
         (lambda text: text.replace("prediction", "label", 1), "first line"),
         (lambda text: text.rpartition("\n2\t")[0] + "\n", "rows, wanted 3"),
         (lambda text: text.replace("\n1\t", "\n7\t"), "line 3 has the index '7', wanted 1"),
-        (lambda text: text.replace("not_entailment", "no"), "answers 'no', wanted one of entailment, not_entailment"),
+        (lambda text: text.replace("not_entailment", "no"), "has the prediction 'no', wanted one of entailment"),
         (lambda text: "", "first line"),
     ],
 )
-def test_a_wrong_file_is_told(change, said):
+def test_a_wrong_file_is_reported(change, said):
     right = "index\tprediction\n0\tentailment\n1\tnot_entailment\n2\tentailment\n"
     assert problem(tasks.find("rte"), right, 3) == ""
     assert said in problem(tasks.find("rte"), change(right), 3)
 
 
-def test_scores_lie_between_0_and_5():
+def test_scores_outside_0_to_5_are_refused():
     answers = ("0.000", "5", "5.1", "nan", "")
     found = [x for x in answers if not problem(tasks.find("stsb"), f"index\tprediction\n0\t{x}\n", 1)]
     assert found == ["0.000", "5"]

@@ -1,4 +1,4 @@
-"""Shell sweeps run everything once, go on where they stopped, and tell at the end what failed."""
+"""Shell sweeps run everything once, resume where they stopped, and list at the end what failed."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ def sweep(script: str, *words: str) -> subprocess.Popen:
     pipe, path = subprocess.PIPE, f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = [f"scripts/{script}", *words]
     settings = {"cwd": REPOSITORY, "env": os.environ | {"PATH": path}, "stdout": pipe, "stderr": pipe, "text": True}
-    # Where these tests run in the background Ctrl-C is ignored, and no shell can trap what it was told to ignore.
+    # Tests in the background ignore SIGINT, and a shell cannot trap a signal that was ignored when it started.
     return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **settings)
 
 
@@ -33,14 +33,14 @@ def small(bert, tmp_path):
 
 
 @pytest.mark.parametrize("method", methods.names())
-def test_every_grid_is_of_eight_configurations_or_that_of_the_papers_baseline(method):
-    """The same budget of trials for every method; full fine-tuning has the grid of the mirrored repository."""
+def test_every_grid_but_that_of_full_fine_tuning_has_eight_configurations(method):
+    """All methods have the same number of trials, but full fine-tuning has the grid of the mirrored repository."""
     lines = list(commands("tune", method, ["rte"], ["minilm"], ["1", "2"], []))
     assert len(lines) == len(set(map(tuple, lines))) == 2 * (24 if method == "baseline" else 8)
     assert len(list(commands("tune", method, [], [], [], ["--lr", "1e-3"]))) % len(tasks.TRAINED) == 0
 
 
-def test_an_option_that_is_given_is_no_longer_varied():
+def test_an_option_that_is_given_is_not_varied():
     lines = list(commands("tune", "lora", ["rte"], [], [], ["--rank=2", "--n-epochs", "1"]))
     assert [" ".join(line) for line in lines] == [
         f"lora.tune --task_name rte --lr {lr} --rank 2 --n_epochs 1" for lr in ("0.0001", "0.0005")
@@ -67,7 +67,7 @@ def test_a_dry_run_prints_the_commands_and_runs_none(small, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_that_is_stopped_goes_on_and_ends_with_each_run_once(small, tmp_path):
+def test_a_stopped_sweep_resumes_and_ends_with_each_run_once(small, tmp_path):
     for number, code, run in ((signal.SIGINT, 130, 1), (signal.SIGTERM, 75, 2)):
         running = sweep("run_tune.sh", *small)
         while len(finished(tmp_path)) < run - 1 or not {*tmp_path.rglob(CHECKPOINT)} - finished(tmp_path):
@@ -76,7 +76,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_with_each_run_once(small, tmp_
         running.send_signal(number)
         _, said = running.communicate(timeout=60)
         assert running.returncode == code, said
-        assert f"stopped in run {run} of 2: the same command goes on from there" in said
+        assert f"stopped in run {run} of 2: the same command resumes from there" in said
         assert (len(finished(tmp_path)), len(list(tmp_path.rglob(CHECKPOINT)))) == (run - 1, 1)
     again = sweep("run_tune.sh", *small)
     said, _ = again.communicate(timeout=120)
@@ -86,11 +86,11 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_with_each_run_once(small, tmp_
 
 
 def finished(folder: Path) -> set[Path]:
-    """Where the checkpoints of the finished runs were."""
+    """Paths that the checkpoints of the finished runs had."""
     return {path.with_name(CHECKPOINT) for path in folder.rglob("result.json")}
 
 
-def test_a_run_that_fails_stops_no_other_and_is_told_at_the_end(small, tmp_path):
+def test_a_run_that_fails_stops_no_other_and_is_listed_at_the_end(small, tmp_path):
     failing = [word if word != "rte sst2" else "rte wnli" for word in small]
     (tmp_path / "data" / "RTE").mkdir(parents=True)
     at = failing.index("demo")
@@ -103,7 +103,7 @@ def test_a_run_that_fails_stops_no_other_and_is_told_at_the_end(small, tmp_path)
 
 
 @pytest.mark.parametrize("words", [["nosuch"], ["lora", "--tasks", "nosuch"], []])
-def test_what_cannot_be_swept_is_told(words):
+def test_an_unknown_method_or_task_or_no_arguments_are_refused(words):
     done = sweep("run_tune.sh", *words)
     _, said = done.communicate(timeout=60)
     assert done.returncode == 2

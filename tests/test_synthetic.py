@@ -1,4 +1,4 @@
-"""The demo data is the same everywhere, balanced, without leaks, and cannot be answered from a word count alone."""
+"""The demo data is the same everywhere, balanced, without leaks, and no single word decides a label."""
 
 import hashlib
 
@@ -32,14 +32,14 @@ def test_no_example_is_in_two_splits(name):
 
 
 def test_the_text_never_changes():
-    """Scores on the demo data are only comparable while it stays as it is: a change here is news for the CHANGELOG."""
+    """Scores on the demo data are only comparable while it does not change: note a change in the CHANGELOG."""
     digest = hashlib.sha256()
     for name, split in SPLITS:
         digest.update(repr(generate(find(name), split)).encode())
     assert digest.hexdigest()[:16] == "512a2f521e34063e"
 
 
-def test_one_word_does_not_give_the_sentiment_away():
+def test_no_single_word_decides_the_sentiment():
     """Every word of praise and blame occurs under both labels, so that negation has to be read."""
     from common.synthetic import BLAME, PRAISE
 

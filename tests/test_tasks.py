@@ -1,4 +1,4 @@
-"""The table of GLUE tasks says what the benchmark says."""
+"""The table of GLUE tasks agrees with the benchmark."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from common.synthetic import GENERATORS
 from common.tasks import TASKS, TRAINED, find, held_out
 
 
-def test_nine_tasks_are_trained_and_eleven_sets_are_submitted():
+def test_nine_tasks_are_trained_and_eleven_files_are_submitted():
     assert set(TRAINED) == {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"}
     files = {task.submission for task in TASKS.values() if "test" in task.splits}
     assert files == {
@@ -24,7 +24,7 @@ def test_class_order_is_that_of_the_hub():
     assert not find("stsb").targets.has_classes
 
 
-def test_official_metrics():
+def test_the_metrics_are_the_official_ones():
     wanted = {
         "cola": ("matthews_correlation",),
         "mrpc": ("accuracy", "f1"),
@@ -35,7 +35,7 @@ def test_official_metrics():
     assert all(task.metrics == wanted.get(name, ("accuracy",)) for name, task in TASKS.items())
 
 
-def test_one_model_answers_the_three_test_sets_of_mnli():
+def test_one_model_predicts_the_three_test_sets_of_mnli():
     assert [task.name for task in held_out("mnli")] == ["mnli-m", "mnli-mm", "ax"]
     assert [task.name for task in held_out("ax")] == ["ax"]
     assert {task.trained_as for task in held_out("mnli")} == {"mnli"}
@@ -50,6 +50,6 @@ def test_every_entry_is_complete(task):
     assert ("test" in task.splits) == bool(task.submission)
 
 
-def test_an_unknown_task_is_named_with_the_known_ones():
+def test_an_unknown_task_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match=r"unknown task 'glue': choose one of cola, sst2"):
         find("glue")

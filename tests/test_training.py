@@ -1,4 +1,4 @@
-"""The loop does what it says, the same way each time, and says afterwards what it did."""
+"""The training loop is deterministic, trains only what it should, and records what it did."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def test_one_seed_gives_identical_weights(method, options):
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
-def test_after_training_every_untrained_tensor_is_as_it_was(options, monkeypatch):
+def test_training_changes_no_frozen_tensor(options, monkeypatch):
     models = []
 
     def keep(method, model):
@@ -50,16 +50,16 @@ def test_after_training_every_untrained_tensor_is_as_it_was(options, monkeypatch
 
     monkeypatch.setattr("common.training.apply", keep)
     train(Lora(rank=2), options())
-    model, before = models[-1]  # the first one was blank, to see whether the method fits
+    model, before = models[-1]
     trained = set(trainable(model))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert changed <= trained
 
 
-def test_accumulated_batches_are_one_large_batch(options):
+def test_accumulated_micro_batches_equal_one_large_batch(options):
     # Without dropout the sum over micro-batches has to be the sum over the batch, also in the epoch's short last step.
-    class Still(Lora):
+    class NoDropout(Lora):
         def inject(self, model):
             for module in model.modules():
                 if isinstance(module, torch.nn.Dropout):
@@ -67,13 +67,13 @@ def test_accumulated_batches_are_one_large_batch(options):
             super().inject(model)
 
     same = {"max_train_samples": 44, "lr": 1e-3}
-    large = weights(train(Still(rank=2), options(batch_size=16, **same))[0])
-    small = weights(train(Still(rank=2), options(batch_size=4, gradient_accumulation_steps=4, **same))[0])
+    large = weights(train(NoDropout(rank=2), options(batch_size=16, **same))[0])
+    small = weights(train(NoDropout(rank=2), options(batch_size=4, gradient_accumulation_steps=4, **same))[0])
     for name, value in large.items():
         torch.testing.assert_close(small[name], value, atol=2e-5, rtol=1e-4)
 
 
-def test_the_learning_rate_is_that_of_transformers():
+def test_the_learning_rate_schedule_is_that_of_transformers():
     from transformers import get_linear_schedule_with_warmup
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -94,7 +94,7 @@ def test_losses_are_those_of_transformers(make_model, bert):
         torch.testing.assert_close(task.targets.losses(output.logits, labels).mean(), output.loss)
 
 
-def test_result_tells_what_was_run_and_what_came_out(options, bert):
+def test_the_result_holds_options_counts_and_scores(options, bert):
     settings = options(n_epochs=2, task_name="mrpc")
     folder, result = train(Lora(rank=2, alpha=4), settings)
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
@@ -112,7 +112,7 @@ def test_result_tells_what_was_run_and_what_came_out(options, bert):
     assert "majority class" in summary(result)
 
 
-def test_total_params_is_the_untouched_encoder(options, bert):
+def test_total_params_counts_the_pretrained_encoder(options, bert):
     wanted = sum(p.numel() for p in load_model(bert, 2).base_model.parameters())
     assert {train(method, options())[1]["total_params"] for method in (Lora(rank=2), Baseline())} == {wanted}
 
@@ -148,7 +148,7 @@ def test_tensorboard_has_curves_by_step_and_scores_by_epoch(options):
     assert curves["final/score"][1][-1] == pytest.approx(result["best_score"])
 
 
-def test_hyperparameters_stand_beside_the_final_scores(options):
+def test_hyperparameters_are_logged_with_the_final_scores(options):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -190,7 +190,7 @@ def test_tensorboard_compares_the_methods_of_a_sweep(options):
         assert not {"output_dir", "debug", "resume"} & set(row)
 
 
-def test_a_finished_run_is_not_repeated_unless_asked(options):
+def test_a_finished_run_is_repeated_only_with_overwrite(options):
     folder, _ = train(Lora(rank=2), options())
     stamp = (folder / "result.json").stat().st_mtime_ns
     assert train(Lora(rank=2), options())[0] == folder
@@ -199,7 +199,7 @@ def test_a_finished_run_is_not_repeated_unless_asked(options):
     assert (folder / "result.json").stat().st_mtime_ns > stamp
 
 
-def test_every_decisive_option_has_its_own_folder(options, monkeypatch):
+def test_every_option_that_changes_the_result_changes_the_folder(options, monkeypatch):
     folders = {
         run_folder(Lora(), options()),
         run_folder(Lora(rank=4), options()),
@@ -221,7 +221,7 @@ def test_a_diverging_run_ends_with_a_clear_error_and_no_result(options):
         find_run("baseline", PredictOptions(task_name="sst2", output_dir=options().output_dir))
 
 
-def test_no_tracker_writes_no_events(options):
+def test_without_a_tracker_no_events_are_written(options):
     folder, _ = train(Lora(rank=2), options(report_to=("none",)))
     names = ["adapter.json", "adapter.safetensors", "predictions.safetensors", "result.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -234,14 +234,14 @@ def test_mnli_is_validated_on_both_sets(options):
 
 
 def test_the_demo_data_can_be_learned(bert, options):
-    """Full fine-tuning of even a random tiny encoder beats the majority class by far on synthetic sentiment."""
+    """Full fine-tuning of a tiny random encoder is far above the majority class on synthetic sentiment."""
     settings = options(max_train_samples=None, max_eval_samples=None, n_epochs=12, lr=2e-3, batch_size=16)
     _, result = train(Baseline(), settings)
     assert result["best_accuracy"] > result["majority_accuracy"] + 0.15
     assert result["best_collapsed"] == 0.0
 
 
-def test_combined_methods_are_trained_like_one(options):
+def test_combined_methods_are_trained_like_a_single_one(options):
     folder, result = train(Combined((Lora(), BitFit())), options(max_train_samples=16))
     assert (result["method"], result["lora"]["rank"], result["bitfit"]["terms"]) == ("lora+bitfit", 8, ("all",))
     assert folder.parent.parent.name == "lora+bitfit"
@@ -249,20 +249,20 @@ def test_combined_methods_are_trained_like_one(options):
 
 
 @pytest.mark.parametrize("method", [Lora(rank=2), PrefixTuning(hidden_dim=4)])
-def test_the_development_set_is_looked_at_once_where_a_tenth_of_train_selects(method, options, monkeypatch, bert):
-    looks, usual = [], evaluation.evaluate
+def test_with_holdout_the_development_set_is_evaluated_once_at_the_end(method, options, monkeypatch, bert):
+    seen, usual = [], evaluation.evaluate
 
     def evaluate(task, model, splits, *others):
         scores, outputs = usual(task, model, splits, *others)
-        looks.append((tuple(splits), scores))
+        seen.append((tuple(splits), scores))
         return scores, outputs
 
     monkeypatch.setattr(training, "evaluate", evaluate)
     settings = options(task_name="mnli", select="holdout", n_epochs=3, max_train_samples=80, lr=3e-2)
     folder, result = train(method, settings)
-    assert [splits for splits, _ in looks] == [("holdout",)] * 3 + [("validation_matched", "validation_mismatched")]
+    assert [splits for splits, _ in seen] == [("holdout",)] * 3 + [("validation_matched", "validation_mismatched")]
     assert (result["train_examples"], result["validation_examples"], result["select"]) == (72, 8, "holdout")
-    assert result["dev_accuracy_mismatched"] == looks[-1][1]["accuracy_mismatched"]
+    assert result["dev_accuracy_mismatched"] == seen[-1][1]["accuracy_mismatched"]
     task = tasks.find("mnli")
     tokens = {
         split: tokenize(data.read(task, split, "demo").sample(20), load_tokenizer(bert), result["max_length"])
@@ -285,7 +285,7 @@ def test_the_predictions_on_disk_are_those_of_the_best_epoch(options, bert):
     assert (logits.argmax(1) == labels).mean() == pytest.approx(result["best_score"])
 
 
-def test_a_run_ends_after_the_epoch_that_promises_too_little_and_can_go_on(options):
+def test_a_run_pruned_after_an_epoch_can_resume(options):
     seen = []
 
     def after_epoch(epoch, score):
@@ -309,5 +309,5 @@ def test_data_of_another_task_is_not_used(options):
     assert "rows" not in vars(task_data)
 
 
-def test_selection_on_the_development_set_has_no_scores_beside_it(options):
+def test_selection_on_the_development_set_gives_no_separate_dev_scores(options):
     assert not [key for key in train(Lora(rank=2), options())[1] if key.startswith("dev_")]

@@ -1,1 +1,1 @@
-"""The long tests of reliability: real processes are killed, real disks fill up, files are broken at random."""
+"""Long reliability tests: kill real processes, fill real disks, damage files at random."""

@@ -1,4 +1,4 @@
-"""make torture: everything, or some parts of it: python -m torture [PART ...] [--seed N]"""
+"""Run the reliability tests, all or some parts: python -m torture [PART ...] [--seed N]"""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def files(home: Path, chance: random.Random) -> str:
-    """The properties of tests/test_properties.py on 10^5 cases, and files of bytes under atheris where it is there."""
+    """Test the properties of tests/test_properties.py on 10^5 cases, and run atheris if it is installed."""
     count = home / "cases"
     command = [sys.executable, "-m", "pytest", "-q", "tests/test_properties.py", "--hypothesis-profile", "torture"]
     command += [f"--hypothesis-seed={chance.randrange(2**32)}", f"--basetemp={home / 'pytest'}"]
@@ -26,7 +26,7 @@ def files(home: Path, chance: random.Random) -> str:
     guided = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert guided.returncode == 0, guided.stdout[-3000:] + guided.stderr[-3000:]
     found = f"{int(count.read_text()):,} broken files and command lines, {guided.stdout.strip().splitlines()[-1]}"
-    return f"{found}: no traceback, no hang, nothing written outside the folder"
+    return f"{found}: no traceback, no hang, no file written outside the folder"
 
 
 PARTS = {
@@ -39,7 +39,7 @@ PARTS = {
 
 
 def main() -> None:
-    """Run the parts one after the other and print a line for each; the last line sums up."""
+    """Run the parts one after the other; print a line for each and a summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; none = all")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))

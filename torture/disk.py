@@ -1,4 +1,4 @@
-"""A disk fills up while a run saves; what was saved before still loads, and the run goes on once there is room."""
+"""A disk fills up while a run saves: earlier files must still load, and the run must resume once there is space."""
 
 import os
 import random
@@ -21,7 +21,7 @@ SIZE = 1 << 20
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
-    """A file system of 1 MiB at a folder; False where only an administrator could mount one."""
+    """Mount a file system of 1 MiB at a folder; yields False without the permission to mount."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
     mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
@@ -33,7 +33,7 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 
 def torture(home: Path, chance: random.Random, n_times: int) -> str:
-    """What was found, in words. Raises AssertionError if something saved is lost or the run ends otherwise."""
+    """Run the test and describe the result. Raises AssertionError if a saved file is lost or a run ends otherwise."""
     checkpoint, log = runs.tiny_checkpoint(home), home / "disk.log"
     whole, _ = runs.run_whole(Lora(), runs.settings(checkpoint, home / "whole"), log)
     n_full, n_kept, kinds = 0, 0, set()
@@ -42,25 +42,25 @@ def torture(home: Path, chance: random.Random, n_times: int) -> str:
         with small_disk(out) as mounted:
             train_on = partial(train, Lora(), runs.settings(checkpoint, out))
             code = runs.finish(runs.start(partial(fill_up, out, chance.randrange(200_000), mounted, train_on), log))
-            said = log.read_text().strip().splitlines()[-1]
+            last_line = log.read_text().strip().splitlines()[-1]
             assert code in (0, INPUT_ERROR), log.read_text()[-2000:]
             if code:
                 n_full += 1
                 n_kept += bool(list(out.rglob(CHECKPOINT)))
-                assert re.match(r"error: .*(No space left|File too large)", said), said
+                assert re.match(r"error: .*(No space left|File too large)", last_line), last_line
             runs.check_readable(out)
             assert not list(out.rglob("*.part"))
             (out / "full").unlink(missing_ok=True)
             assert runs.finish(runs.start(train_on, log)) == 0, log.read_text()[-2000:]
             (result,) = out.rglob("result.json")
             assert runs.outcome(result.parent) == whole
-            kinds.add("a full disk" if mounted else "a limit on the size of files")
-    done = f"{n_full} of {n_times} runs met {' and '.join(kinds)}, {n_kept} of them with a checkpoint"
-    return f"{done}: told in one line, and all went on to the same bits"
+            kinds.add("a full disk" if mounted else "a file size limit")
+    done = f"{n_full} of {n_times} runs stopped at {' and '.join(kinds)}, {n_kept} of them with a checkpoint"
+    return f"{done}: reported in one line, and all resumed to the same bits"
 
 
 def fill_up(out: Path, room: int, mounted: bool, work: Callable[[], object]) -> None:
-    """Leave so many bytes of a disk, or of every file where there is no disk to fill, and work on that."""
+    """Call `work` with `room` bytes left on the disk or, if none is mounted, with that limit on the size of files."""
     if mounted:
         state = os.statvfs(out)
         (out / "full").write_bytes(b"x" * max(0, state.f_bavail * state.f_frsize - room))

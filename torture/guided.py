@@ -1,6 +1,6 @@
-"""Files of bytes that atheris guides by the branches they reach: python -m torture.guided FOLDER [libFuzzer's options]
+"""Coverage-guided fuzzing of the file readers with atheris: python -m torture.guided FOLDER [libFuzzer's options]
 
-Where atheris is not installed, that is said and nothing else is done: the properties under hypothesis are there always.
+Without atheris, only a line is printed; the hypothesis tests of the same readers always run.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ N_RUNS = 30_000
 
 
 def main() -> None:
-    """Feed the readers of TSV, JSON and safetensors; whatever is not an InputError ends the process with an error."""
+    """Fuzz the readers of TSV, JSON and safetensors; any exception but InputError ends the process with an error."""
     if importlib.util.find_spec("atheris") is None:
-        print("no atheris here")
+        print("atheris is not installed")
         return
     import atheris
 
@@ -30,7 +30,7 @@ def main() -> None:
     home = Path(sys.argv[1])
     for folder in ("RTE", "STS-B", "CoLA"):
         (home / folder).mkdir(parents=True)
-    files = {name: home / tasks.find(name).splits["train"].file for name in ("rte", "stsb", "cola")}
+    tables = {name: home / tasks.find(name).splits["train"].file for name in ("rte", "stsb", "cola")}
     adapter, rows = home / runs.CONFIG, home / "rows.jsonl"
 
     def feed(content: bytes) -> None:
@@ -38,7 +38,7 @@ def main() -> None:
         with contextlib.suppress(InputError), contextlib.redirect_stderr(io.StringIO()):
             if kind < b"\x60":
                 name = ("rte", "stsb", "cola")[kind[0] % 3 if kind else 0]
-                files[name].write_bytes(content)
+                tables[name].write_bytes(content)
                 data.read(tasks.find(name), "train", str(home))
             elif kind < b"\xa0":
                 adapter.write_bytes(content)
@@ -70,7 +70,7 @@ def main() -> None:
     _, status = os.wait()
     if status:
         sys.exit(os.waitstatus_to_exitcode(status) or 1)
-    print(f"{N_RUNS:,} more guided by atheris")
+    print(f"{N_RUNS:,} more inputs guided by atheris")
 
 
 if __name__ == "__main__":

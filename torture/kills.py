@@ -1,4 +1,4 @@
-"""Runs of every method are killed at random moments and launched again until they are finished."""
+"""Runs of every method are killed at random times and launched again until they finish."""
 
 import random
 from collections import Counter
@@ -12,7 +12,7 @@ from torture import runs
 
 
 def torture(home: Path, chance: random.Random, n_kills: int) -> str:
-    """Kill until there were so many kills; what was found, in words. Raises AssertionError if anything differs."""
+    """Run the test until n_kills kills and describe the result. Raises AssertionError if an outcome differs."""
     checkpoint, log = runs.tiny_checkpoint(home), home / "kills.log"
     wholes = [
         runs.run_whole(method, runs.settings(checkpoint, home / f"whole{number}"), log)
@@ -48,4 +48,4 @@ def torture(home: Path, chance: random.Random, n_kills: int) -> str:
         n_resumed += read_rows(path)[0]["n_resumed"]
     signals = ", ".join(f"{count} {name}" for name, count in sorted(killed.items()))
     done = f"{killed.total()} kills ({signals}) in {n_runs} runs of {len(wholes)} methods"
-    return f"{done}, {n_resumed} times gone on from a checkpoint: all bits as without a kill"
+    return f"{done}, {n_resumed} times resumed from a checkpoint: all bits as without a kill"

@@ -1,4 +1,4 @@
-"""One of two processes of a run is killed: the launch ends with an error, and the next one goes on exactly."""
+"""One of the two processes of a run is killed: the launch must fail, and the next one must resume exactly."""
 
 import os
 import random
@@ -19,7 +19,7 @@ LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lora.tune
 
 
 def launch(checkpoint: Path, out: Path) -> subprocess.Popen[str]:
-    """A run of some seconds on two processes, in a group of its own."""
+    """Launch a run of some seconds on two processes, in its own process group."""
     words = f"--checkpoint {checkpoint} --data demo --task_name sst2 --output_dir {out} --max_train_samples 64"
     words += " --max_eval_samples 20 --n_epochs 60 --batch_size 4 --checkpoint_every 3 --lr 1e-3"
     pipe = subprocess.PIPE
@@ -29,7 +29,7 @@ def launch(checkpoint: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def ranks(launcher: int) -> list[psutil.Process]:
-    """The processes that train."""
+    """The training processes of a launch."""
     found = []
     for process in psutil.Process(launcher).children(recursive=True):
         try:
@@ -41,11 +41,11 @@ def ranks(launcher: int) -> list[psutil.Process]:
 
 
 def torture(home: Path, chance: random.Random, n_times: int) -> str:
-    """What was found, in words. Raises AssertionError or TimeoutExpired if a launch hangs, succeeds or differs."""
+    """Run the test and describe the result. Raises AssertionError or TimeoutExpired for a wrong result or a hang."""
     checkpoint = runs.tiny_checkpoint(home)
     running = launch(checkpoint, home / "whole")
-    said = running.communicate(timeout=runs.LIMIT)
-    assert running.returncode == 0, said
+    output = running.communicate(timeout=runs.LIMIT)
+    assert running.returncode == 0, output
     whole = runs.outcome(next((home / "whole").rglob("result.json")).parent)
     for number in range(n_times):
         out = home / f"ranks{number}"
@@ -59,15 +59,15 @@ def torture(home: Path, chance: random.Random, n_times: int) -> str:
         else:
             chance.choice(ranks(running.pid)).kill()
         began = time.monotonic()
-        said = running.communicate(timeout=60)
-        assert running.returncode != 0, said
+        output = running.communicate(timeout=60)
+        assert running.returncode != 0, output
         assert time.monotonic() - began < 60
         again = launch(checkpoint, out)
-        said = again.communicate(timeout=runs.LIMIT)
-        assert again.returncode == 0, said
-        assert "resuming at step" in said[0], said
+        output = again.communicate(timeout=runs.LIMIT)
+        assert again.returncode == 0, output
+        assert "resuming at step" in output[0], output
         found = runs.outcome(next(out.rglob("result.json")).parent)
         for part, value in whole.items():
             assert found[part] == value, f"a run on two processes differs in {part}: {out}"
-    done = f"{n_times} launches of 2 processes with one killed or all asked to stop"
-    return f"{done}: none hung, all went on to the same bits"
+    done = f"{n_times} launches of 2 processes with one killed or SIGTERM to all"
+    return f"{done}: none hung, all resumed to the same bits"

@@ -1,4 +1,4 @@
-"""Tiny runs in processes of their own, what came out of them, and whether their folders can be read."""
+"""Tiny runs in child processes, their outcomes, and checks of their folders."""
 
 import json
 import os
@@ -25,38 +25,38 @@ from prefix.method import PrefixTuning
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from conftest import TIMES, outcome, save_checkpoint  # noqa: F401
 
-torch.set_num_threads(1)  # before the first product: threads do not survive a fork
+torch.set_num_threads(1)  # before the first matrix product: threads do not survive a fork
 
 METHODS: list[Method] = [find(name)() for name in names()]
 METHODS += [Adapters(drop_layers="random"), PrefixTuning(hidden_dim=8), Combined((find("lora")(), find("bitfit")()))]
-"""Every method of the repository, and those of its forms that keep more state."""
+"""Every method of the repository, and their variants with more state."""
 
 LIMIT = 300.0
-"""Seconds after which a process hangs."""
+"""Seconds after which a process counts as hanging."""
 
 
 def settings(checkpoint: Path, out: Path, **changes: Any) -> TuneOptions:
-    """A run of a second."""
+    """Options of a run of about a second."""
     small: dict[str, Any] = {"checkpoint": str(checkpoint), "data": "demo", "task_name": "sst2", "output_dir": str(out)}
     small |= {"max_train_samples": 64, "max_eval_samples": 20, "n_epochs": 3, "batch_size": 8, "checkpoint_every": 3}
     return TuneOptions(**small | changes)
 
 
 def tiny_checkpoint(folder: Path) -> Path:
-    """A random encoder of two layers."""
+    """Save a random encoder of two layers."""
     return save_checkpoint("bert", folder / "bert")
 
 
 def start(work: Callable[[], object], log: Path) -> int:
-    """Do some work in a process of its own, which says what it says into a file; its number."""
+    """Call `work` in a child process with its output in a file; returns the process id."""
     process = os.fork()
     if process:
         return process
     code = 1
     try:
-        with open(log, "a") as said:
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
+        with open(log, "a") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
             with one_line_errors():
                 work()
             code = 0
@@ -71,13 +71,13 @@ def start(work: Callable[[], object], log: Path) -> int:
 
 
 def ended(process: int) -> int | None:
-    """Exit code of a started process, negative for a signal; None while it runs."""
+    """Exit code of a child process, negative for a signal; None while it runs."""
     found, status = os.waitpid(process, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if found else None
 
 
 def finish(process: int) -> int:
-    """Wait for a process. Raises TimeoutError if it hangs."""
+    """Wait for a child process; returns its exit code. Raises TimeoutError if it hangs."""
     until = time.monotonic() + LIMIT
     while (code := ended(process)) is None:
         if time.monotonic() > until:
@@ -88,7 +88,7 @@ def finish(process: int) -> int:
 
 
 def run_whole(method: Method, options: TuneOptions, log: Path) -> tuple[dict[str, Any], float]:
-    """The outcome of a run that nothing disturbs, and its seconds."""
+    """Outcome and seconds of an undisturbed run."""
     began = time.monotonic()
     code = finish(start(lambda: train(method, options), log))
     assert code == 0, log.read_text()
@@ -96,7 +96,7 @@ def run_whole(method: Method, options: TuneOptions, log: Path) -> tuple[dict[str
 
 
 def check_readable(home: Path) -> None:
-    """Every file under its final name is whole, at this moment. Raises what reading it raises."""
+    """Check that every file under its final name is complete. Raises the error of reading it otherwise."""
     for folder in home.glob("*/*/*"):
         if (folder / "result.json").is_file():
             assert (folder / "adapter.safetensors").is_file(), folder
@@ -104,17 +104,17 @@ def check_readable(home: Path) -> None:
     for path in [*home.rglob("*.json"), *home.rglob("*.jsonl"), *home.rglob("*.safetensors")]:
         try:
             if path.suffix == ".safetensors":
-                # Opened once: safe_open does it twice, and the run may put a new file there in between.
+                # Opened once: safe_open opens it twice, and the run may replace the file in between.
                 safetensors.torch.load(path.read_bytes())
             else:
                 for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
                     json.loads(line)
-        except FileNotFoundError:  # it was there when the folder was listed
+        except FileNotFoundError:  # deleted after the folder was listed
             continue
 
 
 def kill_at_random(process: int, seconds: float, home: Path, chance: random.Random) -> str | None:
-    """Watch a process for a random while and kill it; the signal's name, or None if it ended before."""
+    """Check the files of a process for a random time, then kill it; the name of the signal, None if it ended before."""
     until = time.monotonic() + chance.uniform(0, seconds)
     while time.monotonic() < until:
         if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:

@@ -1,4 +1,4 @@
-"""Several processes work on one experiment of many runs; some of them are killed and begin again."""
+"""Several processes run one experiment of many runs; some of them are killed and started again."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from torture import runs
 
 
 def torture(home: Path, chance: random.Random, n_workers: int, n_runs: int) -> str:
-    """What was found, in words. Raises AssertionError if a row is lost, double or another one than it should be."""
+    """Run the test and describe the result. Raises AssertionError if a row is lost, duplicated or different."""
     checkpoint, log = runs.tiny_checkpoint(home), home / "workers.log"
     grid = [Lora(rank=rank) for rank in range(1, n_runs // 5 + 1)]
 
@@ -31,13 +31,13 @@ def torture(home: Path, chance: random.Random, n_workers: int, n_runs: int) -> s
     until = time.monotonic() + runs.LIMIT + 10 * seconds
     try:
         while any(workers):
-            assert time.monotonic() < until, "the workers do not come to an end"
-            for place, worker in enumerate(workers):
+            assert time.monotonic() < until, "the workers do not finish"
+            for index, worker in enumerate(workers):
                 code = runs.ended(worker) if worker else None
                 if code is None:
                     continue
                 assert code in (0, -9, -15, INTERRUPTED), log.read_text()[-2000:]
-                workers[place] = runs.start(lambda: sweep(several), log) if code else 0
+                workers[index] = runs.start(lambda: sweep(several), log) if code else 0
             alive = [worker for worker in workers if worker]
             if alive and time.monotonic() > next_kill:
                 os.kill(chance.choice(alive), chance.choice((signal.SIGKILL, signal.SIGTERM)))
@@ -49,7 +49,7 @@ def torture(home: Path, chance: random.Random, n_workers: int, n_runs: int) -> s
             os.kill(worker, signal.SIGKILL)
     rows = read_rows(next(several.rglob(ROWS)))
     wanted = {row["run"]: row for row in read_rows(next((home / "one").rglob(ROWS)))}
-    assert sorted(row["run"] for row in rows) == sorted(wanted), "rows are lost or double"
+    assert sorted(row["run"] for row in rows) == sorted(wanted), "rows are lost or duplicated"
     assert len(rows) == n_runs
     for row in rows:
         assert {k: v for k, v in row.items() if k not in runs.TIMES} == {
@@ -60,4 +60,4 @@ def torture(home: Path, chance: random.Random, n_workers: int, n_runs: int) -> s
         for out in (home / "one", several)
     )
     assert one == other, "weights differ"
-    return f"{n_workers} workers, {n_kills} kills: {len(rows)} rows of {n_runs} runs, all bits as of one worker"
+    return f"{n_workers} workers, {n_kills} kills: {len(rows)} rows of {n_runs} runs, all bits as with one worker"

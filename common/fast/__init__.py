@@ -1,7 +1,7 @@
-"""The same mathematics in less time, behind one door: `prepare`.
+"""Faster implementations of the same mathematics; `prepare` is the only entry point.
 
-Methods know nothing of it: what they build of nn.Linear, F.linear and nn.Dropout is made fast with the rest of the
-model. `--reference` runs without it, to the same loss curve.
+Methods do not depend on it: the nn.Linear, F.linear and nn.Dropout that they use become faster with the rest of the
+model. `--reference` trains without it and gives the same loss curve.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from common.fast.precision import hold_frozen
 
 @dataclass(frozen=True)
 class Prepared:
-    """How a model runs, once it is prepared."""
+    """How a prepared model runs."""
 
     layout: Layout | None
-    """How its batches are packed; None = they are padded."""
+    """How its batches are packed; None = padded batches."""
     frozen_dtype: str
-    """The type of its frozen weights."""
+    """Dtype of its frozen weights."""
 
 
 def prepare(
@@ -35,18 +35,18 @@ def prepare(
     padding: str = "none",
     reference: bool = False,
 ) -> Prepared:
-    """Make a model with an injected method fast, in place: for training and prediction alike.
+    """Make a model with an injected method faster, in place, for training and prediction.
 
     Args:
-        model: on the CPU; what is trained of it requires a gradient.
-        device: that it will run on.
-        frozen_dtype: of frozen weights. auto: bfloat16 on a GPU with mixed precision in bf16, else float32.
-        mixed_precision: what `accelerate launch` asked for.
-        padding: none = sequences lie end to end; batch = they are padded to the longest of their batch.
-        reference: leave the model as it is: plain modules, padded batches, torch's own dropout and products.
+        model: on the CPU; its trained parameters require a gradient.
+        device: where the model will run.
+        frozen_dtype: dtype of frozen weights; auto = bfloat16 on a GPU with bf16 mixed precision, else float32.
+        mixed_precision: of `accelerate launch`.
+        padding: none = packed sequences; batch = pad to the longest sequence of the batch.
+        reference: do not change the model: plain modules, padded batches, torch's own dropout and linear layers.
 
     Raises:
-        InputError: an unknown type, or one that the reference does not have.
+        InputError: an unknown dtype, or one that the reference does not support.
     """
     if reference:
         check({"reference and frozen_dtype bfloat16: leave one of them out": frozen_dtype == "bfloat16"})
@@ -54,7 +54,7 @@ def prepare(
     if frozen_dtype == "auto":
         frozen_dtype = "bfloat16" if device.type == "cuda" and mixed_precision == "bf16" else "float32"
     hold_frozen(model, frozen_dtype, device)
-    use_fast_linear(model)  # after the cast: it reorders the weights that it finds
+    use_fast_linear(model)  # after the cast, since it prepacks the weights
     if padding == "batch":
         return Prepared(None, frozen_dtype)
     use_fast_dropout(model)

@@ -1,7 +1,7 @@
-"""Linear layers by oneDNN on x86 CPUs, each frozen weight reordered once into the layout it is multiplied in.
+"""Linear layers by oneDNN on x86 CPUs, with each frozen weight prepacked once into oneDNN's blocked layout.
 
-F.linear reorders every weight anew in each call, and its float32 products are MKL's, which run at less than half of
-oneDNN's speed on AMD's processors. The operators are those that torch.compile calls on CPUs.
+F.linear reorders every weight again in each call, and its float32 products are MKL's, which run at less than half the
+speed of oneDNN's on AMD processors. The operators here are those that torch.compile calls on CPUs.
 """
 
 import functools
@@ -19,12 +19,12 @@ from torch.overrides import TorchFunctionMode
 from common.places import Branch
 
 TOKENS = 1024
-"""Rows of a product that layouts are chosen for; any number of rows may meet them."""
+"""Number of tokens that layouts are chosen for; they work with any number."""
 
 
 @dataclass(frozen=True)
 class OneDnn:
-    """The private operators of torch that this file calls, and the types that they multiply on this machine."""
+    """The private operators of torch that this file calls, and their dtypes on this machine."""
 
     linear: Callable[..., torch.Tensor]
     reorder: Callable[..., torch.Tensor]
@@ -33,31 +33,34 @@ class OneDnn:
 
 @functools.cache
 def onednn() -> OneDnn | None:
-    """Looked up at first use; None where they are not there, so that F.linear is used."""
+    """The operators, looked up at first use; None = not available, F.linear is used."""
     if not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"):
         return None
-    operators = torch.ops.mkldnn
+    mkldnn = torch.ops.mkldnn
     try:
-        half = operators._is_mkldnn_bf16_supported()
-        found = operators._linear_pointwise, operators._reorder_linear_weight
+        has_bfloat16 = mkldnn._is_mkldnn_bf16_supported()
+        found = mkldnn._linear_pointwise, mkldnn._reorder_linear_weight
     except AttributeError as error:
-        print(f"torch {torch.__version__} is too new ({error}): linear layers run at its own speed", file=sys.stderr)
+        print(
+            f"torch {torch.__version__} is too new ({error}): linear layers use the slower F.linear",
+            file=sys.stderr,
+        )
         return None
-    return OneDnn(*found, (torch.float32, torch.bfloat16) if half else (torch.float32,))
+    return OneDnn(*found, (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,))
 
 
 def use_fast_linear(model: nn.Module) -> None:
-    """Let every nn.Linear of a model on a CPU, and every F.linear in a branch, go through `fast_linear`."""
-    there = onednn()
-    if there is None:
+    """Make every nn.Linear of a model on a CPU, and every F.linear in a branch, use `fast_linear`."""
+    operators = onednn()
+    if operators is None:
         return
     for module in model.modules():
         if isinstance(module, Branch):
             module.forward = _with_fast_linear(module.forward)  # type: ignore[method-assign]
-        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype in there.dtypes:
+        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype in operators.dtypes:
             fast: Any = module
-            fast.__class__ = FastLinear  # hooks, names and parameters stay
-            fast.reordered = None if module.weight.requires_grad else Reordered(module.weight, there)
+            fast.__class__ = FastLinear  # keeps hooks, names and parameters
+            fast.reordered = None if module.weight.requires_grad else Reordered(module.weight, operators)
 
 
 def _with_fast_linear(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,32 +73,32 @@ def _with_fast_linear(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _FastLinearMode(TorchFunctionMode):
-    """Within it F.linear is `fast_linear`."""
+    """Inside it, F.linear is `fast_linear`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (fast_linear if func is F.linear else func)(*args, **(kwargs or {}))
 
 
 class Reordered:
-    """A frozen weight in the layouts of the forward and of the backward pass."""
+    """A frozen weight, prepacked for the forward and for the backward pass."""
 
-    def __init__(self, weight: torch.Tensor, there: OneDnn):
+    def __init__(self, weight: torch.Tensor, operators: OneDnn):
         both = weight.detach(), weight.detach().t().contiguous()
-        self.layouts = tuple(there.reorder(w, TOKENS) for w in both)
+        self.layouts = tuple(operators.reorder(w, TOKENS) for w in both)
         self.version = _version(weight)
 
     def is_of(self, weight: torch.Tensor) -> bool:
-        """Whether these still are the values of a weight."""
+        """Whether the weight has not changed since it was prepacked."""
         return self.version == _version(weight)
 
 
 def _version(tensor: torch.Tensor) -> tuple[int, int]:
-    """What changes where other numbers come into a tensor."""
+    """Differs after the values of a tensor have changed."""
     return tensor.data_ptr(), tensor._version
 
 
 class FastLinear(nn.Linear):
-    """nn.Linear by `fast_linear`."""
+    """nn.Linear with `fast_linear`."""
 
     reordered: Reordered | None
 
@@ -107,51 +110,51 @@ class FastLinear(nn.Linear):
 def fast_linear(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, reordered: Reordered | None = None
 ) -> torch.Tensor:
-    """F.linear, by oneDNN where that is there. input: (..., in), weight: (out, in), bias: (out,) -> (..., out)"""
-    there = onednn()
+    """F.linear by oneDNN if available. input: (..., in), weight: (out, in), bias: (out,) -> (..., out)"""
+    operators = onednn()
     autocast = torch.is_autocast_enabled("cpu")
-    kind = torch.get_autocast_dtype("cpu") if autocast else input.dtype
-    dtypes = there.dtypes if there is not None else ()
-    plain = type(weight) in (torch.Tensor, nn.Parameter)  # no shard of a tensor
-    fits = weight.dtype in dtypes if autocast else weight.dtype == kind
-    if not (plain and fits and weight.device.type == "cpu" and kind in dtypes):
+    dtype = torch.get_autocast_dtype("cpu") if autocast else input.dtype
+    dtypes = operators.dtypes if operators is not None else ()
+    plain = type(weight) in (torch.Tensor, nn.Parameter)  # not a DTensor, which is sharded
+    fits = weight.dtype in dtypes if autocast else weight.dtype == dtype
+    if not (plain and fits and weight.device.type == "cpu" and dtype in dtypes):
         return F.linear(input, weight, bias)
     layouts: tuple[torch.Tensor, ...] = ()
-    if reordered is not None and weight.dtype == kind and reordered.is_of(weight):
+    if reordered is not None and weight.dtype == dtype and reordered.is_of(weight):
         layouts = reordered.layouts
-    return _Linear.apply(input, weight, bias, kind, layouts)
+    return _Linear.apply(input, weight, bias, dtype, layouts)
 
 
 class _Linear(torch.autograd.Function):
-    """x W^T + b in one type; gradients come in that type, and autograd takes them to the types of x, W and b."""
+    """x W^T + b in one dtype; the gradients have it too, and autograd casts them to the dtypes of x, W and b."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, kind, layouts):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, bias, dtype, layouts):  # type: ignore[no-untyped-def]
         """x: (..., in), weight: (out, in), bias: (out,) or None -> (..., out)"""
-        x, weight = x.to(kind).contiguous(), weight.to(kind)
+        x, weight = x.to(dtype).contiguous(), weight.to(dtype)
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.layouts, ctx.bias_dtype = layouts, None if bias is None else bias.dtype
-        return _product(x, layouts[0] if layouts else weight, None if bias is None else bias.to(kind))
+        return _product(x, layouts[0] if layouts else weight, None if bias is None else bias.to(dtype))
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         """gradient: (..., out) -> gradients of x, weight and bias"""
         x, weight = ctx.saved_tensors
-        of_x = of_weight = of_bias = None
+        grad_x = grad_weight = grad_bias = None
         gradient = gradient.contiguous()
-        rows = gradient.flatten(0, -2)  # (tokens, out)
+        flat = gradient.flatten(0, -2)  # (tokens, out)
         if ctx.needs_input_grad[0]:
-            of_x = _product(gradient, ctx.layouts[1] if ctx.layouts else weight.t())
+            grad_x = _product(gradient, ctx.layouts[1] if ctx.layouts else weight.t())
         if ctx.needs_input_grad[1]:
-            x = x.flatten(0, -2)  # the narrower one first, since oneDNN copies the first one where it is transposed
-            wide = rows.shape[1] > x.shape[1]
-            of_weight = _product(x.t(), rows.t()).t() if wide else _product(rows.t(), x.t())
+            x = x.flatten(0, -2)  # the narrower factor first, since oneDNN copies a first factor that is transposed
+            wide = flat.shape[1] > x.shape[1]
+            grad_weight = _product(x.t(), flat.t()).t() if wide else _product(flat.t(), x.t())
         if ctx.needs_input_grad[2]:
-            of_bias = rows.sum(0, dtype=ctx.bias_dtype)
-        return of_x, of_weight, of_bias, None, None
+            grad_bias = flat.sum(0, dtype=ctx.bias_dtype)
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    there = onednn()
-    assert there is not None
-    return there.linear(x, weight, bias, "none", [], "")
+    operators = onednn()
+    assert operators is not None
+    return operators.linear(x, weight, bias, "none", [], "")

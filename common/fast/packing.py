@@ -1,7 +1,7 @@
-"""Batches without padding: the sequences lie end to end in one row, and only attention sees where each one ends.
+"""Packed batches: all sequences of a batch in one row without padding; only attention separates them.
 
-Embeddings, linear maps, LayerNorms and every method that works token by token then run on real tokens alone, with the
-encoder's own modules: transformers lets the attention function be chosen, and a hook hands the [CLS] vectors on.
+Embeddings, linear layers, LayerNorms and every method that works token by token then compute real tokens only, with the
+encoder's own modules: transformers accepts another attention function, and a hook passes on the [CLS] vectors.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from common.fast.attention import PackedAttention, padded_attention
 from common.fast.slots import Slots, grouped
 
 PACKED = "packed"
-"""Name under which transformers knows `packed_attention`."""
+"""Name of `packed_attention` in transformers."""
 
 
 class Packing:
-    """Where the sequences of a packed row lie, the longest first."""
+    """Positions of the sequences in a packed row, the longest sequence first."""
 
     def __init__(
         self,
@@ -33,76 +33,76 @@ class Packing:
     ):
         """
         Args:
-            lengths: tokens of each sequence, in packed order: falling.
-            n_tokens: tokens of the row, idle ones included.
-            first_tokens: (batch,), the place of every sequence's [CLS], in packed order.
-            ranks: (batch,), where in that order each sequence is, in the order in which the rows were asked for.
-            padded: (batch, longest), the place of each token, sequences in packed order; -1 behind the end of one.
+            lengths: tokens of each sequence, in packed order: descending.
+            n_tokens: tokens of the row, with its padding.
+            first_tokens: (batch,), index of the [CLS] of each sequence, in packed order.
+            ranks: (batch,), position of each example of the batch in packed order.
+            padded: (batch, longest), index of each token, in packed order; -1 after the end of a sequence.
         """
         self.lengths, self.n_tokens = lengths, n_tokens
         self.first_tokens, self.ranks, self.padded = first_tokens, ranks, padded
 
     @cached_property
     def slots(self) -> Slots:
-        """How attention on a CPU takes the sequences."""
+        """Layout of the sequences for attention on a CPU."""
         return Slots(grouped(self.lengths), self.lengths)
 
     def lengthened(self, n: int) -> tuple["Packing", torch.Tensor, torch.Tensor]:
-        """Make room for n more tokens in front of every sequence.
+        """Insert n tokens in front of every sequence.
 
         Returns:
-            The packing, in which `first_tokens` still are the places of [CLS]; new places of the tokens that were
-            there, (tokens,); places of the new ones, (batch, n), sequences in packed order.
+            The new packing, whose `first_tokens` are still those of [CLS]; new indices of the old tokens, (tokens,);
+            indices of the inserted tokens, (batch, n), in packed order.
         """
         device, batch, end = self.padded.device, len(self.padded), sum(self.lengths)
-        before = torch.arange(1, batch + 1, device=device) * n  # new tokens up to a sequence's own ones, included
+        before = torch.arange(1, batch + 1, device=device) * n  # tokens inserted up to and in front of each sequence
         moved = torch.arange(self.n_tokens, device=device)
         moved[:end] += before.repeat_interleave((self.padded >= 0).sum(1), output_size=end)
-        moved[end:] += batch * n  # idle tokens
-        places = (self.padded[:, 0] + before - n)[:, None] + torch.arange(n, device=device)
+        moved[end:] += batch * n  # padding tokens
+        inserted = (self.padded[:, 0] + before - n)[:, None] + torch.arange(n, device=device)
         padded = torch.where(self.padded >= 0, self.padded + before[:, None], -1)
         longer = tuple(length + n for length in self.lengths)
-        first_tokens, padded = moved[self.first_tokens], torch.cat((places, padded), dim=1)
-        return Packing(longer, self.n_tokens + batch * n, first_tokens, self.ranks, padded), moved, places
+        first_tokens, padded = moved[self.first_tokens], torch.cat((inserted, padded), dim=1)
+        return Packing(longer, self.n_tokens + batch * n, first_tokens, self.ranks, padded), moved, inserted
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Its tensors by name, to be sent to a device."""
+        """Its tensors by name."""
         return {name: getattr(self, name) for name in ("first_tokens", "ranks", "padded")}
 
     def moved_to(self, tensors: dict[str, torch.Tensor]) -> "Packing":
-        """The same with its tensors on another device."""
+        """The same packing with these tensors, such as copies on another device."""
         return Packing(self.lengths, self.n_tokens, **tensors)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the packed batches of a run look."""
+    """Layout of the packed batches of a run."""
 
     first_position: int = 0
-    """Position of a sequence's first token (RoBERTa does not count from 0)."""
+    """Position id of the first token of a sequence (RoBERTa does not count from 0)."""
     rounded: bool = False
-    """Fill the row up to one of 16 sizes for each power of two, with 2 % of idle tokens that nothing attends to.
+    """Pad the row to one of 16 sizes per power of two: 2 % of padding tokens, which nothing attends to.
 
-    oneDNN compiles its products anew for every size on a CPU, which costs more than those tokens do, and keeps them.
+    On a CPU, oneDNN compiles its kernels for every new size, which costs more than these tokens, and caches them.
     """
 
     def filler(self, tokens: int) -> int:
-        """Idle tokens behind a row of so many."""
+        """Number of padding tokens of a row."""
         return -tokens % (1 << max(0, tokens.bit_length() - 5)) if self.rounded else 0
 
     def pack(self, columns: dict[str, torch.Tensor], starts: torch.Tensor, lengths: torch.Tensor) -> dict[str, Any]:
-        """Lay the sequences of a batch end to end, the longest first.
+        """Pack the sequences of a batch, the longest first.
 
         Args:
-            columns: input_ids and, where the encoder has them, token_type_ids of a whole split, each (tokens,).
-            starts: (batch,), places of the batch's rows in these columns.
-            lengths: (batch,), their tokens.
+            columns: input_ids and, if the encoder has them, token_type_ids of a whole split, each (tokens,).
+            starts: (batch,), index in these columns of the first token of each example.
+            lengths: (batch,), tokens of each example.
 
         Returns:
-            The keywords of a forward pass: input_ids, token_type_ids, position_ids: each (1, tokens); packing.
+            Keyword arguments of a forward pass: input_ids, token_type_ids, position_ids: each (1, tokens); packing.
         """
         sizes, order = lengths.sort(descending=True, stable=True)
-        begins = sizes.cumsum(0) - sizes  # places in the packed row
+        begins = sizes.cumsum(0) - sizes  # indices in the packed row
         within = torch.arange(int(sizes.sum())) - begins.repeat_interleave(sizes)
         source = starts[order].repeat_interleave(sizes) + within
         within, source = (F.pad(x, (0, self.filler(len(x)))) for x in (within, source))
@@ -129,19 +129,19 @@ def packed_attention(
     text: torch.Tensor | None = None,
     **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls for attention. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)
+    """Attention function for transformers. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)
 
     Args:
-        prefix: keys and values that every sequence begins with, each (heads, first, size).
-        text: (1, tokens, hidden), what keys and values are of, where the module was given one token of each sequence,
-            so that query, key and value are (1, heads, batch, size).
+        prefix: keys and values in front of every sequence, each (heads, prefix, size).
+        text: (1, tokens, hidden), hidden states to compute keys and values from if the module got one token of each
+            sequence only, so that query, key and value are (1, heads, batch, size).
     """
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
     if text is not None:
         k, v = (x[0].unflatten(-1, q.shape[1:]) for x in keys_and_values(module, text))
     if prefix is None:
         prefix = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
-    if q.device.type != "cpu":  # many small products would keep a GPU waiting
+    if q.device.type != "cpu":  # many small products are slow on a GPU
         return padded_attention(q, k, v, *prefix, packing.padded, scaling, dropout)[None], None
     return PackedAttention.apply(q, k, v, *prefix, packing.slots, scaling, dropout)[None], None
 
@@ -150,26 +150,26 @@ packed_attention.takes_prefix = True  # type: ignore[attr-defined]  # as common.
 
 
 def take_packed(model: Any) -> Any:
-    """Make a model take packed batches, as `pack` gives them, and answer with one row of logits for each sequence."""
+    """Make a model accept packed batches from `Layout.pack` and return one row of logits for each example."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
     model.set_attn_implementation(PACKED)
     end_with_first_tokens(layers(model)[-1])
 
-    def hand_on(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        # The pooler or head takes the first token of each row: there is one row for each sequence from here on.
+    def unpack(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        # Pooler and head take the first token of each row: from here on, a row is one example with one token.
         output.last_hidden_state = output.last_hidden_state[0, kwargs["packing"].ranks][:, None]
         return output
 
-    stack(model).register_forward_hook(hand_on, with_kwargs=True)
+    stack(model).register_forward_hook(unpack, with_kwargs=True)
     return model
 
 
 def end_with_first_tokens(layer: nn.Module) -> None:
-    """Let a layer compute nothing but its output at [CLS] of each sequence, in packed order: (1, batch, hidden).
+    """Make a layer compute its output at each [CLS] only, in packed order: (1, batch, hidden).
 
-    That is all of the top layer that pooler and head take. Keys and values are those of every token as before.
+    Pooler and head use nothing else of the top layer. Its keys and values are still computed for every token.
     """
 
     def pick(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""How weights are held: frozen ones in few bits where asked, trained ones always in float32."""
+"""Dtypes of the weights: frozen ones in float32 or bfloat16, trained ones always in float32."""
 
 from typing import Any, Literal, get_args
 
@@ -8,14 +8,14 @@ from torch import nn
 from common.errors import InputError
 
 FrozenDtype = Literal["float32", "bfloat16"]
-"""Types that frozen weights can be held in."""
+"""Dtypes of frozen weights."""
 
 
 def hold_frozen(model: Any, dtype: str, device: torch.device) -> None:
-    """Store the frozen weights of linear layers and embeddings in `dtype` and compute under autocast to it.
+    """Store the frozen weights of linear layers and embeddings in `dtype` and run the model under autocast to it.
 
-    Autocast alone would cast every frozen weight again in every step; stored in bfloat16 they need no cast and half
-    the memory. LayerNorms, a thousandth of the parameters, stay as they are. "float32" changes no type.
+    Autocast alone would cast every frozen weight in every step; weights stored in bfloat16 need no cast and half the
+    memory. LayerNorms, a thousandth of the parameters, do not change. "float32" changes nothing.
     """
     if dtype not in get_args(FrozenDtype):
         raise InputError(f"frozen_dtype is {dtype!r}: choose one of {', '.join(get_args(FrozenDtype))}")

@@ -1,4 +1,8 @@
-"""How attention takes the sequences of a packed row: in lines of equally many slots, many such lines at once."""
+"""Layout of packed sequences for attention on a CPU.
+
+A sequence, or several short ones, is put into a line of slots; unused slots are padding. Lines of equal width form a
+group, and attention processes a group as one batch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,38 +12,38 @@ from typing import Any
 import torch
 
 STEP = 16
-"""What widths of lines are multiples of: torch's softmax is made for such rows (it takes ten times as long for a number
-on rows of 15), and kernels that are compiled for each size meet few."""
+"""Widths of lines are multiples of this: torch's softmax is vectorized for such rows (on rows of 15 it takes ten times
+as long per number), and kernels are compiled for few sizes."""
 
 NARROWEST = 32
-"""Least width of a line: as many numbers of 16 bits as a processor takes at once."""
+"""Smallest width of a line: the 16-bit numbers in one vector register of a processor."""
 
 GROUP = 6_000
-"""What a group costs beside its scores, in scores of one head: a dozen operations more in either direction."""
+"""Fixed cost of a group, in scores of one head: a dozen more operations in the forward and the backward pass."""
 
 Line = tuple[int, ...]
-"""The sequences in a line, by their numbers in packed order, one behind the other."""
+"""Indices, in packed order, of the sequences in a line."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Lines of one width, which attention takes at once."""
+    """Lines of one width, which attention processes as one batch."""
 
     width: int
-    """Slots of a line."""
+    """Slots per line."""
     lines: tuple[Line, ...]
 
 
 def grouped(lengths: Sequence[int]) -> list[Group]:
-    """Lay sequences in lines: each in one of its own among lines of similar ones, or short ones together.
+    """Put sequences into lines: one per line, grouped by similar length, or several short ones per line.
 
-    Lines of their own cost no scores of other sequences, shared ones fewer operations: from some length on, which a
-    guess at the costs decides, all shorter sequences share.
+    With one sequence per line, no scores between sequences are computed; with shared lines, there are fewer
+    operations. Sequences below some length share lines; an estimate of the costs decides that length.
 
     Args:
-        lengths: tokens of each sequence, falling.
+        lengths: tokens of each sequence, descending.
     """
-    begins = [0]  # no sequence of a group is shorter than nine tenths of its longest or of another STEP tokens
+    begins = [0]  # a group ends before a sequence below nine tenths of its longest that fits into STEP fewer slots
     for i, length in enumerate(lengths):
         longest = lengths[begins[-1]]
         if length < min(0.9 * longest, _rounded(longest) - STEP + 1):
@@ -48,14 +52,14 @@ def grouped(lengths: Sequence[int]) -> list[Group]:
         Group(_rounded(lengths[begin]), tuple((i,) for i in range(begin, end)))
         for begin, end in zip(begins, [*begins[1:], len(lengths)], strict=True)
     ]
-    best, least = alone, sum(_cost(group.width, len(group.lines)) for group in alone)
+    best, lowest = alone, sum(_cost(group.width, len(group.lines)) for group in alone)
     before = 0
     for number, group in enumerate(alone):
         rest = lengths[begins[number] :]
-        n_lines = max(-(-sum(rest) // group.width), sum(2 * length > group.width for length in rest))  # or a few more
+        n_lines = max(-(-sum(rest) // group.width), sum(2 * length > group.width for length in rest))  # at least
         cost = before + _cost(group.width, n_lines)
-        if cost < least:
-            best, least = [*alone[:number], Group(group.width, _together(lengths, begins[number], group.width))], cost
+        if cost < lowest:
+            best, lowest = [*alone[:number], Group(group.width, _first_fit(lengths, begins[number], group.width))], cost
         before += _cost(group.width, len(group.lines))
     return best
 
@@ -68,39 +72,39 @@ def _cost(width: int, n_lines: int) -> int:
     return n_lines * width**2 + GROUP
 
 
-def _together(lengths: Sequence[int], begin: int, width: int) -> tuple[Line, ...]:
-    """Each sequence from `begin` on in the first line where it fits."""
+def _first_fit(lengths: Sequence[int], begin: int, width: int) -> tuple[Line, ...]:
+    """Put each sequence from `begin` on into the first line that has room for it (first-fit bin packing)."""
     lines: list[Line] = []
     room: list[int] = []
     for i in range(begin, len(lengths)):
-        place = next((k for k, left in enumerate(room) if left >= lengths[i]), len(lines))
-        if place == len(lines):
+        line = next((k for k, left in enumerate(room) if left >= lengths[i]), len(lines))
+        if line == len(lines):
             lines.append(())
             room.append(width)
-        lines[place] += (i,)
-        room[place] -= lengths[i]
+        lines[line] += (i,)
+        room[line] -= lengths[i]
     return tuple(lines)
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where each head of each token is, where each group is (lines, heads, width), one group behind the other."""
+    """Index tensors between tokens (tokens, heads) and slots, in which each group is (lines, heads, width)."""
 
     sources: torch.Tensor
-    """(slots * heads,), token and head, flat, in each place; 0 where there is none."""
+    """(slots * heads,), flat index of the token and head in each slot; 0 in padding."""
     rows: torch.Tensor
-    """(tokens * heads,), the way back: the place of each."""
+    """(tokens * heads,), the inverse: flat index of the slot of each token and head."""
     idle: torch.Tensor
-    """The places where there is none."""
+    """Flat indices of the padding slots."""
 
 
 class Slots:
-    """The slots of some groups, and the tokens in them."""
+    """The slots of groups of lines, and the tokens in them."""
 
     def __init__(self, groups: Sequence[Group], lengths: Sequence[int]):
         """
         Args:
-            groups: the lines.
+            groups: the lines, by width.
             lengths: tokens of each sequence.
         """
         self.groups, self.lengths = groups, lengths
@@ -108,19 +112,19 @@ class Slots:
 
     @cached_property
     def single(self) -> "Slots":
-        """The same lines with one token of each sequence."""
+        """The same lines with one token per sequence."""
         widest = (max(len(line) for line in group.lines) for group in self.groups)
         groups = [Group(width, group.lines) for width, group in zip(widest, self.groups, strict=True)]
         return Slots(groups, [1] * len(self.lengths))
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Slots of each group."""
+        """Number of slots of each group."""
         return [group.width * len(group.lines) for group in self.groups]
 
     @cached_property
     def sequences(self) -> torch.Tensor:
-        """(slots,), the sequence in each slot; -1 in idle ones, which are at the ends of lines."""
+        """(slots,), index of the sequence in each slot; -1 in padding, which is at the ends of lines."""
         parts = []
         for group in self.groups:
             for line in group.lines:
@@ -130,10 +134,10 @@ class Slots:
         return sequences.repeat_interleave(sizes)
 
     def places(self, heads: int) -> Places:
-        """Those of all tokens, in the order of the packed row."""
+        """Index tensors for all tokens, in the order of the packed row."""
         if heads not in self.kept:
             idle = self.sequences < 0
-            # Sorted by sequence, which is stable, the busy slots are in the order of the row.
+            # A stable sort by sequence puts the used slots in the order of the row.
             slots = self.sequences.masked_fill(idle, len(self.lengths)).argsort(stable=True)
             tokens = torch.empty_like(slots)
             tokens[slots] = torch.arange(len(slots))
@@ -141,23 +145,24 @@ class Slots:
             parts = zip(tokens.split(self.sizes), self.groups, strict=True)
             of_heads = torch.arange(heads)[:, None]
             sources = torch.cat([(t.view(-1, 1, g.width) * heads + of_heads).flatten() for t, g in parts])
-            busy = (sources >= 0).nonzero()[:, 0]
-            rows = torch.empty_like(busy)
-            rows[sources[busy]] = busy
+            used = (sources >= 0).nonzero()[:, 0]
+            rows = torch.empty_like(used)
+            rows[sources[used]] = used
             self.kept[heads] = Places(sources.clamp(min=0), rows, (sources < 0).nonzero()[:, 0])
         return self.kept[heads]
 
     def unseen(self, number: int, text: "Slots", heads: int, first: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """What is added to the scores of the tokens in a group: minus infinity at keys that are not of their sequence.
+        """Additive attention mask of a group: minus infinity at padding and at keys of other sequences.
 
         Args:
-            number: of the group.
-            text: the slots of the keys.
-            heads, first: of the scores, (lines * heads, width, first + the text's width); all see the first.
-            dtype: of the scores.
+            number: index of the group.
+            text: slots of the keys.
+            heads: number of heads.
+            first: length of the prefix, which every query sees.
+            dtype: of the scores, (lines * heads, width, first + width of the keys).
 
         Returns:
-            (lines * heads, width or 1, first + the text's width), or None where it would be zero.
+            (lines * heads, width or 1, first + width of the keys), or None if it would be zero everywhere.
         """
         key = number, heads, first, dtype
         if key not in self.kept:
@@ -165,9 +170,9 @@ class Slots:
             queries, keys = (x.sequences.split(x.sizes)[number].view(lines, -1) for x in (self, text))
             if self.single.groups[number].width == 1:
                 others = (keys < 0)[:, None]
-            else:  # an idle slot sees everything: without anything to see there is no softmax
+            else:  # padding sees every key: softmax over no key would be NaN
                 others = (queries[:, :, None] != keys[:, None]) & (queries >= 0)[:, :, None]
-            added = torch.zeros(*others.shape[:2], first + others.shape[2], dtype=dtype)
-            added[:, :, first:].masked_fill_(others, -torch.inf)
-            self.kept[key] = added.repeat_interleave(heads, dim=0) if others.any() else None
+            mask = torch.zeros(*others.shape[:2], first + others.shape[2], dtype=dtype)
+            mask[:, :, first:].masked_fill_(others, -torch.inf)
+            self.kept[key] = mask.repeat_interleave(heads, dim=0) if others.any() else None
         return self.kept[key]

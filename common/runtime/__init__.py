@@ -1,1 +1,1 @@
-"""Files, locks, processes, devices: what lies below everything else and knows no method."""
+"""Files, locks, processes and devices: the lowest layer, which does not depend on methods."""

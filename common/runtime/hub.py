@@ -1,11 +1,11 @@
-"""Reaching the Hugging Face hub, or finding out at once that it cannot be reached."""
+"""Whether the Hugging Face hub can be reached."""
 
 
 def go_offline_if_unreachable() -> bool:
-    """True when the hub answers; otherwise switch this process to the local caches, without minutes of retries.
+    """True if the hub answers; otherwise False, and this process uses the local caches only.
 
-    Compute nodes often have no network. The hub's libraries then retry every file several times before they look
-    into their cache; one short question up front spares that.
+    Compute nodes often have no network. The hub's libraries then retry every file several times, for minutes, before
+    they use their cache; one short request at the start avoids that.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
@@ -15,9 +15,9 @@ def go_offline_if_unreachable() -> bool:
     try:
         HfApi().dataset_info("nyu-mll/glue", timeout=10)
         return True
-    except HfHubHTTPError:  # an answer, if not a kind one
+    except HfHubHTTPError:  # an error status is an answer too
         return True
-    except Exception:  # no name, no route, no time, a proxy's refusal: the caches are what remains
+    except Exception:  # no DNS, no route, a timeout, a proxy that refuses: only the caches are left
         constants.HF_HUB_OFFLINE = True
         import datasets
 

@@ -1,4 +1,4 @@
-"""Locks: one run in a folder, one writer of a file. The operating system ends them with their holder."""
+"""Locks: one run per folder, one writer per file. The operating system releases them when their holder ends."""
 
 import contextlib
 import os
@@ -16,32 +16,32 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Be the only run in a folder, which is made where it is missing and goes again where nothing was put into it.
+    """Lock a run folder. A missing folder is created, and removed again at the end if it is empty.
 
-    The lock is the operating system's and ends with its holder, however that ends. With several processes the main one
-    holds it for all.
+    The operating system releases the lock when its holder ends, for whatever reason. With several processes, rank 0
+    holds the lock for all.
 
     Raises:
-        Busy: another run is at work there.
-        InputError: the folder cannot be made or written.
+        Busy: another run holds the lock.
+        InputError: the folder cannot be created or written.
     """
-    main, lock, got = os.environ.get("RANK", "0") == "0", filelock.FileLock(folder / LOCK), True
-    if main:
+    is_rank_0, lock, acquired = os.environ.get("RANK", "0") == "0", filelock.FileLock(folder / LOCK), True
+    if is_rank_0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
             (folder / LOCK).write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
         except filelock.Timeout:
-            got = False
+            acquired = False
         except OSError as error:
             raise InputError(f"cannot write the run folder {folder}: {error.strerror or error}") from error
-    if not broadcast_from_main(lambda: got):
+    if not broadcast_from_main(lambda: acquired):
         raise _busy(folder)
     try:
         yield
     finally:
-        if main:
-            with contextlib.suppress(OSError):  # others that wait for the lock find it without a name and begin anew
+        if is_rank_0:
+            with contextlib.suppress(OSError):  # a process that waits on the deleted file retries with a new one
                 (folder / LOCK).unlink()
                 folder.rmdir()
             lock.release()
@@ -49,7 +49,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_file(path: Path) -> Iterator[None]:
-    """Be the only process that changes a file, once those before are done."""
+    """Wait for the lock of a file and hold it, so that only this process changes the file."""
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,13 +59,13 @@ def lock_file(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # as in `alone`
+        with contextlib.suppress(OSError):  # as in `lock_folder`
             Path(lock.lock_file).unlink()
         lock.release()
 
 
 def refuse_busy(folder: Path) -> None:
-    """Raise Busy if a run is at work in a folder now; to know it early, since only `alone` can be sure."""
+    """Raise Busy if a run holds the lock of a folder now: an early check, since only `lock_folder` can be sure."""
 
     def is_busy() -> bool:
         if not (folder / LOCK).is_file():

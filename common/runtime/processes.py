@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other."""
+"""Communication between the processes of one run."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from common.errors import InputError
 
 
 def broadcast_from_main(find: Callable[[], Any]) -> Any:
-    """What `find` gives on the main process, told to all the others, so that all of them go the same way."""
+    """The result of `find` on rank 0, broadcast to all processes, so that all of them take the same branch."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return find()
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator makes it, later on
-    if state.num_processes != int(os.environ["WORLD_SIZE"]):  # each would take itself for the only one
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator creates it later
+    if state.num_processes != int(os.environ["WORLD_SIZE"]):  # else each process would run as if it were alone
         raise InputError(
             f"launched as {os.environ['WORLD_SIZE']} processes, and there is no GPU for them: "
             "launch on a machine with GPUs, or with accelerate launch --cpu"
@@ -28,7 +28,7 @@ def broadcast_from_main(find: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def destroy_group_at_end() -> Iterator[None]:
-    """Leave the group of processes in the end, also after an error: one that is gone without a word aborts others."""
+    """Destroy the process group at the end, also after an error: a process that exits without this aborts others."""
     try:
         yield
     finally:

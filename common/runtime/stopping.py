@@ -1,4 +1,4 @@
-"""Asking a run to stop: by a signal or by the clock. The run then saves where it is and ends with exit code 75."""
+"""Stop a run by a signal or a time limit. The run then saves a checkpoint and ends with exit code 75."""
 
 import signal
 import threading
@@ -10,20 +10,20 @@ import psutil
 import torch
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What asks a run to save and stop: a shell's or a scheduler's polite end, and SLURM's warning before its limit."""
+"""They ask a run to save and stop. Shells and schedulers send SIGTERM; SLURM sends SIGUSR1 before its time limit."""
 
 
 class Stop:
-    """Notices that a run should end, and has all its processes notice it at the same step.
+    """Detects that a run should stop, at the same step on all its processes.
 
-    While it is entered, SIGTERM and SIGUSR1 do no more than leave their name here.
+    Inside its `with` block, SIGTERM and SIGUSR1 are only recorded.
     """
 
     def __init__(self, time_limit: float | None, n_processes: int):
         """
         Args:
-            time_limit: minutes since the process began; None = no limit.
-            n_processes: of the run.
+            time_limit: minutes from the start of the process; None = no limit.
+            n_processes: number of processes of the run.
         """
         self.reasons = ["", *(number.name for number in STOP_SIGNALS), "the time limit"]
         self.found = 0  # index of a reason
@@ -31,12 +31,12 @@ class Stop:
         self.group: Any = None
         self.several = n_processes > 1
         if self.several and torch.distributed.get_backend() != "gloo":
-            # A group of the hosts' own: asking a GPU would wait for all the work that it has been given.
+            # A group on the hosts: a collective on a GPU would wait for all the work that is queued there.
             self.group = torch.distributed.new_group(backend="gloo")
 
     def __enter__(self) -> "Stop":
         self.before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             self.before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
@@ -48,11 +48,11 @@ class Stop:
         self.found = self.reasons.index(signal.Signals(number).name)
 
     def reason(self) -> str:
-        """Why the run should end, the same on all processes; empty = it should not."""
+        """Why the run should stop, the same on all processes; empty = it should not stop."""
         if self.found == 0 and self.ends is not None and time.time() > self.ends:
             self.found = len(self.reasons) - 1
         if not self.several:
             return self.reasons[self.found]
-        told = torch.tensor(self.found)
-        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, group=self.group)
-        return self.reasons[int(told)]
+        latest = torch.tensor(self.found)
+        torch.distributed.all_reduce(latest, torch.distributed.ReduceOp.MAX, group=self.group)
+        return self.reasons[int(latest)]

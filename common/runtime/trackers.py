@@ -1,4 +1,4 @@
-"""Experiment trackers: TensorBoard, or any other that accelerate knows."""
+"""Experiment trackers: TensorBoard, or any other that accelerate supports."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def resolve(report_to: tuple[str, ...]) -> list[str]:
-    """The trackers to log with. Raises InputError for one that is unknown or not installed."""
+    """Names of the trackers to use. Raises InputError for one that is unknown or not installed."""
     from accelerate.tracking import get_available_trackers
 
     installed = [str(tracker) for tracker in get_available_trackers()]
@@ -19,29 +19,29 @@ def resolve(report_to: tuple[str, ...]) -> list[str]:
         return installed
     for name in report_to:
         if name not in installed:
-            raise InputError(f"report_to names {name!r}: installed are {', '.join(installed)}; or say all, or none")
+            raise InputError(f"report_to names {name!r}: installed are {', '.join(installed)}; or choose all, or none")
     return list(report_to)
 
 
 def start(accelerator: "Accelerator", run: str, settings: dict[str, Any]) -> None:
-    """Open the trackers for a run and tell them its settings."""
+    """Start the trackers of a run and log its settings."""
     accelerator.init_trackers(run)
     for tracker in accelerator.trackers:
-        if tracker.name != "tensorboard":  # its settings go with the final scores, see below
+        if tracker.name != "tensorboard":  # `finish` logs its settings, together with the final scores
             tracker.store_init_configuration(settings)
 
 
 def log(accelerator: "Accelerator", step: int, when: float, values: dict[str, float]) -> None:
-    """Tell all trackers some values of a step; TensorBoard also the time of day, in seconds, that they are of."""
+    """Log values of a step to all trackers; to TensorBoard also `when`, their time in seconds since 1970."""
     accelerator.log(values, step=step, log_kwargs={"tensorboard": {"walltime": when}})
 
 
 def finish(accelerator: "Accelerator", settings: dict[str, Any], scores: dict[str, float]) -> None:
-    """Log the final scores and close the trackers; in TensorBoard as one row of the HParams table."""
+    """Log the final scores, in TensorBoard as one row of the HParams table, and close the trackers."""
     final = {f"final/{name}": value for name, value in scores.items()}
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard" and accelerator.is_main_process:
-            # accelerate's own way knows no scores and puts the row into a run of its own.
+            # accelerate's own method takes no scores and writes the row to a separate run.
             simple = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
             tracker.writer.add_hparams(simple, final, run_name=".")
         elif tracker.name != "tensorboard":

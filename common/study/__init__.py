@@ -1,1 +1,1 @@
-"""From rows of results to a claim: search, aggregation, tests, tables, figures."""
+"""Search, and the analysis of results: aggregation, significance tests, tables, figures."""

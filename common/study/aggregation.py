@@ -1,4 +1,4 @@
-"""Rows of results -> configurations over their seeds, and the GLUE average of a method."""
+"""Group result rows into configurations over seeds, and compute the GLUE average of a method."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """What two scores must share to stand in one table."""
+    """What two scores must share to be in one table."""
 
     task_name: str
     train_examples: int
@@ -35,16 +35,16 @@ class Setting:
     base_sha256: str
     data: str
     select: str
-    """What chose the configuration: dev, where the row does not say."""
+    """What selected the configuration; dev if the row does not have it."""
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
 
     @property
     def variant(self) -> str:
-        """Full, or subset with its sizes."""
+        """full, or subset with its sizes."""
         limits = {"max_train_samples": self.max_train_samples, "max_eval_samples": self.max_eval_samples}
-        said = [f"{name} {value:,}" for name, value in limits.items() if value is not None]
-        return f"subset ({', '.join(said)})" if said else "full"
+        sizes = [f"{name} {value:,}" for name, value in limits.items() if value is not None]
+        return f"subset ({', '.join(sizes)})" if sizes else "full"
 
     def without_task(self) -> "Setting":
         """What the tasks of one GLUE average must share."""
@@ -53,34 +53,33 @@ class Setting:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A method with its options and training, run with one seed or more."""
+    """A method with its options and training options, run with one or more seeds."""
 
     method: str
     label: str
-    """The method, with its options that are no defaults."""
+    """The method with its non-default options."""
     training: str
     rows: tuple[Row, ...]
 
     def scores(self, metric: str) -> dict[int, float]:
-        """Seed -> the metric on the development set, at the best epoch."""
+        """Seed -> the metric on the development set at the best epoch."""
         return {row["seed"]: row[on_dev(row, metric)] for row in self.rows}
 
     def mean(self, metric: str) -> float:
-        """Over the seeds."""
         return statistics.fmean(self.scores(metric).values())
 
     def peak_memory(self) -> float:
-        """MiB, the largest of the seeds; not-a-number where it is not known of all."""
+        """MiB, the maximum over the seeds; NaN if it is unknown for a seed."""
         found = [float(row["peak_memory_mib"]) for row in self.rows if row.get("peak_memory_mib") is not None]
         return max(found) if len(found) == len(self.rows) else math.nan
 
     def selecting(self, metric: str) -> float:
-        """The mean of the metric on the rows that select: those of the development set, or those held out."""
+        """The mean metric on the examples used for selection: the development set or the held-out examples."""
         return statistics.fmean(row[f"best_{metric}" if f"best_{metric}" in row else "best_score"] for row in self.rows)
 
 
 def on_dev(row: Row, metric: str) -> str:
-    """The key of a metric on the development set: dev_... where held-out rows selected, best_... where it did."""
+    """The key of a metric on the development set: dev_... if held-out examples selected the epoch, else best_..."""
     return f"dev_{metric}" if row.get("select") == "holdout" else f"best_{metric}"
 
 
@@ -88,51 +87,51 @@ Tables = Mapping[Setting, list[Configuration]]
 
 
 def measures(name: str) -> list[str]:
-    """Names of a task's official scores, those of further validation splits with a suffix, as rows have them."""
+    """Names of the official metrics of a task as in rows; those of further validation splits have a suffix."""
     task = tasks.find(name)
     return [metric + task.suffix(split) for split in task.validations for metric in task.metrics]
 
 
 def read(paths: Iterable[Path]) -> list[Row]:
-    """The rows of these files, each run once. Raises InputError for a row that is damaged, or at odds with another."""
+    """The rows of files, one per run. Raises InputError for a damaged row, or two different rows of one run."""
     rows: dict[tuple[str, ...], Row] = {}
     for path in paths:
         for row in read_rows(path):
             _check(path, row)
-            place = (row["method"], row["task_name"], row["run"])
-            other = rows.get(place, row)
+            key = (row["method"], row["task_name"], row["run"])
+            other = rows.get(key, row)
             if _result(other) != _result(row):
-                raise InputError(f"{path} has another result of the run {row['run']} than there was before: give one")
-            rows[place] = other | row
+                raise InputError(f"{path} has a different result of the run {row['run']} than an earlier row: give one")
+            rows[key] = other | row
     if not rows:
-        raise InputError("no result of a run: nothing to put into a table")
+        raise InputError("no results: give files with at least one row")
     return list(rows.values())
 
 
 def _result(row: Row) -> Row:
-    """A row without what a search has noted in it, which the run itself does not know."""
+    """A row without the keys that a search adds to it."""
     return {name: value for name, value in row.items() if name not in ("search_study", "search_trials")}
 
 
 def _check(path: Path, row: Row) -> None:
     files.require(path, row, **dict.fromkeys(("method", "task_name", "checkpoint", "data"), str))
     metrics = tasks.find(row["task_name"]).metrics
-    whole = ["seed", "n_epochs", "batch_size", "train_examples", "validation_examples", "trainable_params_without_head"]
+    ints = ["seed", "n_epochs", "batch_size", "train_examples", "validation_examples", "trainable_params_without_head"]
     optional = ("max_train_samples", "max_eval_samples", "search_trials")
-    whole += [name for name in optional if row.get(name) is not None]
+    ints += [name for name in optional if row.get(name) is not None]
     numbers = ["lr", "train_seconds", "best_score", "majority_score"]
     numbers += ["peak_memory_mib"] if row.get("peak_memory_mib") is not None else []
     numbers += [f"{kind}_{metric}" for kind in ("best", "majority") for metric in metrics]
     numbers += [key for name in measures(row["task_name"]) if (key := on_dev(row, name)) in row]
     numbers += [on_dev(row, "score")]
-    files.require(path, row, **dict.fromkeys(whole, int), **dict.fromkeys(numbers, float))
-    for name in (*whole, *numbers):
-        if not abs(row[name]) < 1e18:  # not-a-number and the infinite too
+    files.require(path, row, **dict.fromkeys(ints, int), **dict.fromkeys(numbers, float))
+    for name in (*ints, *numbers):
+        if not abs(row[name]) < 1e18:  # also false for NaN and infinity
             raise InputError(f"{path} is damaged: {name} of {row['run']} is {str(row[name])[:20]}")
 
 
 def group(rows: Iterable[Row]) -> Tables:
-    """Settings in the order of the tasks -> configurations, by method, the best mean score first.
+    """Settings in the order of the tasks -> configurations, by method, with the best mean score first.
 
     Raises:
         InputError: an unknown method, or two runs of one configuration with one seed.
@@ -143,7 +142,7 @@ def group(rows: Iterable[Row]) -> Tables:
         known |= {"select": str(row.get("select", "dev")), "base_sha256": str(row.get("base_sha256"))}
         other = groups[Setting(**known)][describe(row)].setdefault(row["seed"], row)
         if other is not row:
-            raise InputError(f"{row['run']} and {other['run']} are one configuration and one seed: give one of them")
+            raise InputError(f"{row['run']} and {other['run']} have the same configuration and seed: give one of them")
     found = {}
     for setting in sorted(groups, key=lambda setting: (list(tasks.TASKS).index(setting.task_name), str(setting))):
         seeds_of = groups[setting].items()
@@ -153,19 +152,19 @@ def group(rows: Iterable[Row]) -> Tables:
 
 
 def describe(row: Row) -> tuple[str, str, str, str]:
-    """Method, method with odd options, training, and every option as one text."""
+    """Method, method with its non-default options, training options, and all options as one string."""
     parts = [find(name)() for name in row["method"].split("+")]
     usual = (Combined(tuple(parts)) if len(parts) > 1 else parts[0]).options()
     own = {name: row.get(name, value) for name, value in usual.items()}
     elsewhere = {"seed", *(field.name for field in dataclasses.fields(Setting))}
     launch = {field.name: field.default for field in dataclasses.fields(TuneOptions) if field.name not in elsewhere}
-    launch |= {"frozen_dtype": "float32", "mixed_precision": "no", "n_processes": 1}  # a row has what came of auto
-    held = {name: row.get(name, value) for name, value in launch.items()}
+    launch |= {"frozen_dtype": "float32", "mixed_precision": "no", "n_processes": 1}  # rows have auto resolved
+    used = {name: row.get(name, value) for name, value in launch.items()}
     label = row["method"] + f" ({', '.join(_non_default(own, usual))})".replace(" ()", "")
     training = [f"lr {row['lr']:g}", f"{row['n_epochs']} epochs of batches of {row['batch_size']}"]
-    # What is said anyway, or came of the encoder.
-    said = launch | {name: row.get(name) for name in ("lr", "n_epochs", "batch_size", "max_length")}
-    return row["method"], label, ", ".join(training + _non_default(held, said)), _same(own | held)
+    # These are already in the text, or depend on the encoder.
+    ignored = launch | {name: row.get(name) for name in ("lr", "n_epochs", "batch_size", "max_length")}
+    return row["method"], label, ", ".join(training + _non_default(used, ignored)), _same(own | used)
 
 
 def _non_default(values: Row, usual: Row) -> list[str]:
@@ -173,42 +172,42 @@ def _non_default(values: Row, usual: Row) -> list[str]:
 
 
 def _same(value: Any) -> str:
-    """Text that is one for 8 and 8.0, and for a tuple and a list."""
+    """The same text for 8 and 8.0, and for a tuple and a list."""
     return json.dumps(json.loads(json.dumps(value), parse_int=float), sort_keys=True)
 
 
 def best(configurations: Iterable[Configuration], metric: str) -> dict[str, Configuration]:
-    """Method -> its configuration of the largest mean where it was selected."""
+    """Method -> its configuration with the largest mean on the examples used for selection."""
     return {each.method: each for each in sorted(configurations, key=lambda each: each.selecting(metric))}
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the runs of a configuration answer on one development set."""
+    """Predictions of the runs of a configuration on one development set."""
 
     answers: np.ndarray
-    """(runs, rows) class indices, or scores."""
+    """(runs, examples), class indices or scores."""
     labels: np.ndarray
-    """(rows,)"""
+    """(examples,)"""
     seeds: dict[int, int]
-    """Seed -> its place among the runs."""
+    """Seed -> index of its run."""
     metric: Callable[[np.ndarray, np.ndarray], float]
-    """Of answers and labels, (rows,) each."""
+    """Function of answers and labels, each (examples,)."""
 
     def mean(self) -> float:
-        """The metric's mean over the runs."""
+        """Mean of the metric over the runs."""
         return statistics.fmean(self.metric(run, self.labels) for run in self.answers)
 
 
 def predictions(configuration: Configuration, metric: str, home: Path) -> Predictions:
-    """The stored answers of a configuration's runs.
+    """Read the stored predictions of a configuration's runs.
 
     Args:
-        metric: as in `measures`, or score.
+        metric: one of `measures`, or score.
         home: the --output_dir of the runs.
 
     Raises:
-        InputError: they are missing, damaged or not those that the row tells the score of.
+        InputError: they are missing or damaged, or their score is not that of the row.
     """
     rows = configuration.rows
     task = tasks.find(rows[0]["task_name"])
@@ -227,21 +226,21 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
         folder = home / row["method"] / row["task_name"] / row["run"]
         stored = read_predictions(folder)
         if split not in stored:
-            raise InputError(f"{folder / PREDICTIONS} has no rows of {split}: train the run again")
+            raise InputError(f"{folder / PREDICTIONS} has no predictions for {split}: train the run again")
         logits, labels = stored[split]
         wanted = labels if wanted is None else wanted
         shape = len(labels), task.targets.n_outputs
         if logits.shape != shape or not np.array_equal(labels, wanted):
-            raise InputError(f"{folder / PREDICTIONS} is damaged, or of other examples than the other seeds")
+            raise InputError(f"{folder / PREDICTIONS} is damaged, or has other examples than the other seeds")
         answers.append(task.targets.answers(logits))
         if abs(measure(answers[-1], labels) - row[on_dev(row, metric)]) > 1e-4:
-            raise InputError(f"{folder / PREDICTIONS} is not of the run of this row: its {metric} is another")
+            raise InputError(f"{folder / PREDICTIONS} does not belong to this row: its {metric} differs")
     assert wanted is not None
     return Predictions(np.stack(answers), wanted, {row["seed"]: n for n, row in enumerate(rows)}, measure)
 
 
 def glue_missing(scores: Mapping[str, Sequence[float]]) -> list[str]:
-    """What is not there for a GLUE average."""
+    """Tasks and metrics that are missing for a GLUE average."""
     lengths = {name: (len(scores.get(name, ())), len(measures(name))) for name in tasks.TRAINED}
     return [name if not n else f"{name} ({n} of {of} metrics)" for name, (n, of) in lengths.items() if n != of]
 
@@ -250,24 +249,24 @@ def glue_average(scores: Mapping[str, Sequence[float]]) -> float:
     """The leaderboard's score: the mean over nine tasks, each the mean of its metrics (Wang et al., 2019).
 
     Args:
-        scores: task -> its metrics; of mnli, the accuracies on the matched and the mismatched set. ax does not count.
+        scores: task -> its metrics; mnli has the accuracies on the matched and the mismatched set, ax is not counted.
 
     Raises:
         InputError: a task or a metric is missing.
     """
     if glue_missing(scores):
-        raise InputError(f"no GLUE average: missing are {', '.join(glue_missing(scores))}")
+        raise InputError(f"no GLUE average, since these are missing: {', '.join(glue_missing(scores))}")
     return statistics.fmean(statistics.fmean(scores[name]) for name in tasks.TRAINED)
 
 
 def glue_scores(tables: Tables) -> dict[Setting, dict[str, dict[str, list[float]]]]:
-    """Setting without task -> method -> task -> official scores of the best configuration, as far as it has them."""
+    """Setting without task -> method -> task -> official metrics that the best configuration has."""
     pools: dict[tuple[Setting, str], list[Configuration]] = defaultdict(list)
     for setting, configurations in tables.items():
         pools[setting.without_task(), setting.task_name] += configurations
     found: dict[Setting, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
     for (setting, task), configurations in pools.items():
         for method, chosen in best(configurations, "score").items():
-            there = [name for name in measures(task) if all(on_dev(row, name) in row for row in chosen.rows)]
-            found[setting][method][task] = [chosen.mean(name) for name in there]
+            names = [name for name in measures(task) if all(on_dev(row, name) in row for row in chosen.rows)]
+            found[setting][method][task] = [chosen.mean(name) for name in names]
     return found

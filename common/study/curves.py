@@ -19,7 +19,7 @@ Curve = tuple[list[int], list[float]]
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
-    """Tag -> steps and values of every TensorBoard scalar in a run folder. Raises InputError if there is none."""
+    """Read the TensorBoard scalars of a run folder: tag -> steps and values. Raises InputError if there are none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
@@ -34,25 +34,25 @@ def read_curves(run: Path) -> dict[str, Curve]:
 
 
 def common_steps(curves: Sequence[Curve]) -> tuple[list[int], list[tuple[float, ...]]]:
-    """The steps that all of some curves have, and the values of all at each."""
+    """The steps that all curves have, and the values of all curves at each of them."""
     known = [dict(zip(*curve, strict=True)) for curve in curves]
     steps = sorted(set.intersection(*map(set, known)))
     return steps, [tuple(values[step] for values in known) for step in steps]
 
 
 def learning_curves(runs: Sequence[Path]) -> "Figure":
-    """Training loss by step and validation score by epoch, with the majority class as a dashed line.
+    """Plot training loss by step and validation score by epoch, with the majority class as a dashed line.
 
-    Runs of one configuration with several seeds are one line, their mean, in a band from the least to the most.
+    Runs of one configuration with several seeds are one line, their mean, in a band from minimum to maximum.
     """
     from matplotlib.figure import Figure
 
     drawn = {run: read_curves(run) for run in runs}
     results = {run: read_result(run) for run in drawn}
     for run, result in results.items():
-        whole = dict.fromkeys(("batch_size", "train_examples", "max_length"), int)
+        integers = dict.fromkeys(("batch_size", "train_examples", "max_length"), int)
         numbers = dict.fromkeys(("lr", aggregation.on_dev(result, "score")), float)
-        files.require(run / RESULT, result, **whole, **numbers)
+        files.require(run / RESULT, result, **integers, **numbers)
     tables = aggregation.group(results.values())
     curves = {id(result): drawn[run] for run, result in results.items()}
     lines = [(setting, each) for setting, some in tables.items() for each in some]
@@ -88,6 +88,6 @@ def learning_curves(runs: Sequence[Path]) -> "Figure":
 
 def _label(setting: Setting, configuration: Configuration, with_setting: bool) -> str:
     seeds = sorted(row["seed"] for row in configuration.rows)
-    said = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean and range of seeds {', '.join(map(str, seeds))}"
+    runs = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean and range of seeds {', '.join(map(str, seeds))}"
     of = f"; {figures.title(setting)}" if with_setting else ""
-    return f"{configuration.label}, {configuration.training}{of}; {said}"
+    return f"{configuration.label}, {configuration.training}{of}; {runs}"

@@ -1,4 +1,4 @@
-"""Figures of score against cost: how they look, what stands in them and how they are written."""
+"""Figures of score against cost: style, content and files."""
 
 import json
 import math
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")
 COLUMN = 3.4
-"""Inches: the width of a column of a paper."""
+"""Width of a column of a paper, in inches."""
 COLOURS = ("#56B4E9", "#D55E00", "#E69F00", "#0072B2", "#CC79A7", "#000000", "#009E73")
-"""Those of Okabe and Ito (2008) but yellow, which is hardly there on white; neighbours differ in grey too."""
+"""Colours of Okabe and Ito (2008) without yellow, which is faint on white; neighbours also differ in grey."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)))
 LINES += ((0, (3, 1)), (0, (9, 2, 3, 2)))
@@ -44,26 +44,26 @@ LOOK: Any = {
     "legend.frameon": False,
     "legend.handlelength": 3.2,
     "savefig.dpi": 300,
-    "svg.fonttype": "none",  # text stays text: small files that can be searched
-    "svg.hashsalt": "figures",  # the same figure is the same file
-    "text.parse_math": False,  # a path may hold a dollar
+    "svg.fonttype": "none",  # text, not paths: small files that can be searched
+    "svg.hashsalt": "figures",  # reproducible ids: the same figure gives the same file
+    "text.parse_math": False,  # a path may contain a dollar sign
 }
 RING: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 9, "markerfacecolor": "none"}
 RING |= {"markeredgecolor": "#000000"}
 FLAT: dict[str, Any] = {"color": "#888888", "linewidth": 1}
 DASHED: dict[str, Any] = {"linestyle": (0, (4, 3))}
 BAND: dict[str, Any] = {"color": "#888888", "alpha": 0.2, "linewidth": 0}
-SELECTED = {"dev": "development set", "holdout": "held-out training rows"}
+SELECTED = {"dev": "development set", "holdout": "held-out training examples"}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a score is drawn against."""
+    """A cost that scores are plotted against."""
 
     name: str
     label: str
     of: Callable[[Configuration], float]
-    """Not-a-number where it is not known."""
+    """NaN if it is unknown."""
     is_measured: bool = True
     """Whether it depends on the machine."""
 
@@ -82,7 +82,7 @@ COSTS = (
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Figures are made and saved in the style of all of them."""
+    """Apply the common style while figures are made and saved."""
     import matplotlib
 
     with matplotlib.rc_context(LOOK):
@@ -90,7 +90,7 @@ def look() -> Iterator[None]:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure atomically, as its path ends; without a date, so that the same figure gives the same bytes."""
+    """Write a figure atomically, in the format of the suffix; without a date, so that its bytes are reproducible."""
     form = path.suffix[1:]
     about = {"Date": None} if form == "svg" else None
     with look():
@@ -98,49 +98,50 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def style(number: int) -> dict[str, Any]:
-    """Colour, marker and line of the number-th thing in a figure; any two of the first 56 differ."""
+    """Colour, marker and line style number n of a figure; the first 56 are all different."""
     turn = number % len(MARKERS)
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[turn], "linestyle": LINES[turn]}
 
 
 def styles(configurations: Iterable[Configuration]) -> dict[str, dict[str, Any]]:
-    """Method -> its style, the same one in every figure; combinations come behind."""
+    """Method -> its style, the same in every figure; combinations come last."""
     combined = sorted({each.method for each in configurations} - set(methods.names()))
     return {name: style(number) for number, name in enumerate([*methods.names(), *combined])}
 
 
 def plain(text: str) -> str:
-    """On one line, without what cannot be printed."""
+    """Text on one line, without characters that cannot be printed."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def wrapped(text: str, width: float, size: float = 7) -> str:
-    """Text in lines that are `width` inches long at most, in letters of `size` points."""
+    """Text wrapped to `width` inches in a font of `size` points."""
     return textwrap.fill(plain(text), round(width * 72 / (0.53 * size)))
 
 
 def title(setting: Setting) -> str:
-    """Task, variant and encoder; that the data is synthetic, where it is."""
+    """Task, variant and encoder, and whether the data is synthetic."""
     synthetic = ", synthetic data" if setting.data == "demo" else ""
     return f"{setting.task_name}{synthetic}, {setting.variant}, {setting.checkpoint} ({setting.base_sha256[:12]})"
 
 
 def trains_all(configuration: Configuration) -> bool:
-    """Whether it is full fine-tuning: all parameters of the encoder are trained, and no others but the head's."""
+    """Whether it is full fine-tuning: it trains all parameters of the encoder, the head, and nothing else."""
     row = configuration.rows[0]
     return row.get("total_params") == row["trainable_params_without_head"]
 
 
 def shown(configurations: Iterable[Configuration], metric: str) -> list[Configuration]:
-    """Of each method with its options, the training (learning rate, epochs, ...) that is best where it was selected."""
+    """For each method with its options, the training options with the best score on the selection examples."""
     some = sorted(configurations, key=lambda each: each.selecting(metric))
     return list({each.label: each for each in some}.values())
 
 
 def concatenate_bytes(configurations: Iterable[Configuration], metric: str) -> list[list[Configuration]]:
-    """Those of one method that differ in its size, by trained parameters; of one size, the best is taken.
+    """Lines of a figure: configurations of one method that differ in its size, sorted by trained parameters.
 
-    Other options that are numbers may differ with the size, as alpha does with the rank; the rest is the same.
+    Of each size, the best one is taken. Other numeric options may differ with the size, as alpha does with the rank;
+    all other options are the same.
     """
     lines: dict[tuple[str, str], dict[str, Configuration]] = defaultdict(dict)
     for each in sorted(configurations, key=lambda each: each.selecting(metric)):
@@ -159,24 +160,24 @@ def _is_number(value: Any) -> bool:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Whether a point (cost, score) is in the Pareto front: no other is as cheap and as good, and better in one."""
+    """For each point (cost, score): whether it is in the Pareto front, so that no other point dominates it."""
     return [not any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points) for cost, score in points]
 
 
 def interval(configuration: Configuration, metric: str) -> tuple[float, float]:
-    """95 % interval of the mean over two seeds or more."""
+    """95 % interval of the mean over at least two seeds."""
     return significance.confidence_interval(list(configuration.scores(metric).values()))
 
 
 def _ends(some: Iterable[Configuration], metric: str) -> list[float]:
-    """Of all intervals that there are."""
+    """Ends of the intervals of all configurations with several seeds."""
     return [end for each in some if len(each.rows) > 1 for end in interval(each, metric)]
 
 
 def limits(setting: Setting, some: Sequence[Configuration], metric: str) -> tuple[float, float]:
-    """From and to of the axis of scores: all means, and of intervals as much as leaves the means apart.
+    """Limits of the score axis: all means, and the intervals as far as the means stay distinguishable.
 
-    The interval of two seeds can be a hundred times as wide as all that is to be seen.
+    The interval of two seeds can be a hundred times as wide as the range of the means.
     """
     majority = _majority(setting, some, metric)
     means = [*(each.mean(metric) for each in some), *([] if majority is None else [majority])]
@@ -187,14 +188,14 @@ def limits(setting: Setting, some: Sequence[Configuration], metric: str) -> tupl
 
 
 def known(configurations: Iterable[Configuration], cost: Cost) -> list[Configuration]:
-    """Those whose cost is known."""
+    """Configurations whose cost is known."""
     return [each for each in configurations if not math.isnan(cost.of(each))]
 
 
 def draw(setting: Setting, configurations: Sequence[Configuration], metric: str, cost: Cost) -> "Figure":
-    """Score against one cost, a column wide; what the numbers come from stands above and below.
+    """Plot score against one cost, one column wide, with the source of the numbers above and below.
 
-    A point is the group `configuration-N` of the SVG, where N is its place among the configurations.
+    A point is the group `configuration-N` of the SVG, where N is the index of its configuration.
     """
     some, look_of = shown(known(configurations, cost), metric), styles(configurations)
     points = [(cost.of(each), each.mean(metric)) for each in some]
@@ -222,34 +223,34 @@ def draw(setting: Setting, configurations: Sequence[Configuration], metric: str,
 
 
 def measure(setting: Setting, metric: str) -> str:
-    """What the axis of scores shows."""
+    """Label of the score axis."""
     names = tasks.find(setting.task_name).metrics if metric == "score" else (metric,)
     of = f"mean of {' and '.join(names)}" if len(names) > 1 else names[0]
     return of.replace("_", " ")
 
 
 def _page(above: str, below: str, handles: list[Any]) -> "tuple[Figure, Axes]":
-    """A figure with text above and below and a legend that covers nothing; the axes are always of one size."""
+    """A figure with text above and below and the legend outside the axes, which always have the same size."""
     from matplotlib.figure import Figure
 
     above, below = wrapped(above, COLUMN, 8.4), wrapped(below, COLUMN, 6)
     n_columns = 2 if max(len(handle.get_label()) for handle in handles) < 28 else 1
     n_lines = sum(handle.get_label().count("\n") + 1 for handle in handles)
     top, bottom = 0.13 * above.count("\n") + 0.25, 0.104 * below.count("\n") + 0.2
-    low = bottom + 0.132 * -(-n_lines // n_columns) + 0.42  # that is for the name and the numbers of the axis
+    low = bottom + 0.132 * -(-n_lines // n_columns) + 0.42  # 0.42 for the label and the ticks of the axis
     height = low + 2.2 + top
     figure = Figure(figsize=(COLUMN, height))
     axes = figure.add_axes((0.15, low / height, 0.83, 2.2 / height))
     axes.grid(axis="y", color="#888888", alpha=0.25, linewidth=0.5)
     figure.text(0.5, 1 - 0.04 / height, above, ha="center", va="top", fontsize=7, fontweight="bold", linespacing=1.15)
     figure.text(0.02, 0.03 / height, below, ha="left", va="bottom", fontsize=6, linespacing=1.15)
-    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.42, -0.42 / 2.2), "ncols": n_columns, "borderaxespad": 0}
-    axes.legend(handles=handles, **place, borderpad=0, labelspacing=0.45)
+    legend: Any = {"loc": "upper center", "bbox_to_anchor": (0.42, -0.42 / 2.2), "ncols": n_columns, "borderaxespad": 0}
+    axes.legend(handles=handles, **legend, borderpad=0, labelspacing=0.45)
     return figure, axes
 
 
 def _handles(setting: Setting, some: Sequence[Configuration], metric: str, lined: set[str]) -> list[Any]:
-    """What the legend explains; `lined` are the methods with a line."""
+    """Handles of the legend; `lined` are the methods with a line."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -272,7 +273,7 @@ def _handles(setting: Setting, some: Sequence[Configuration], metric: str, lined
 
 
 def _horizontal(axes: "Axes", setting: Setting, some: Sequence[Configuration], metric: str) -> None:
-    """The band of full fine-tuning and the line of the majority class, as far as they are known."""
+    """Draw the band of full fine-tuning and the line of the majority class, if they are known."""
     for full in _full(some):
         axes.axhline(full.mean(metric), zorder=1, **FLAT)
         if len(full.rows) > 1:
@@ -283,17 +284,17 @@ def _horizontal(axes: "Axes", setting: Setting, some: Sequence[Configuration], m
 
 
 def _full(some: Sequence[Configuration]) -> list[Configuration]:
-    """Full fine-tuning, if it is there; of several, the one that is best where it was selected, which is the last."""
+    """Full fine-tuning, if present; of several, the best on the selection examples, which is the last one."""
     return [each for each in some if trains_all(each)][-1:]
 
 
 def _majority(setting: Setting, some: Sequence[Configuration], metric: str) -> float | None:
-    """The score of the majority class; None where it is that of the held-out rows."""
+    """Score of the majority class; None if it is known for the held-out examples only."""
     return some[0].rows[0].get(f"majority_{metric}") if setting.select == "dev" else None
 
 
 def _scale_cost(axes: "Axes", cost: Cost, values: Sequence[float]) -> None:
-    """A logarithmic axis for counts and where costs differ by a factor of ten; the head alone, 0, is at its left."""
+    """Set a log scale for counts and for costs that differ by a factor of ten; 0, the head alone, is at its left."""
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
     above, label = [value for value in values if value > 0], cost.label
@@ -317,19 +318,19 @@ def _scale_cost(axes: "Axes", cost: Cost, values: Sequence[float]) -> None:
 
 
 def _notes(setting: Setting, some: Sequence[Configuration], metric: str, cost: Cost) -> str:
-    """What has to be known to read a figure."""
+    """The notes below a figure."""
     seeds = sorted({seed for each in some for seed in each.scores(metric)})
     fewest, most = min(len(each.rows) for each in some), max(len(each.rows) for each in some)
     of_each = f"{fewest} to {most}" if most > fewest else str(most)
-    text = f"Means over seeds {', '.join(map(str, seeds))}, {of_each} a point. " if len(seeds) > 1 else ""
-    text = text or f"Seed {seeds[0]} alone. "
+    text = f"Means over seeds {', '.join(map(str, seeds))}, {of_each} per point. " if len(seeds) > 1 else ""
+    text = text or f"Seed {seeds[0]} only. "
     if most > 1:
         low, high = limits(setting, some, metric)
         cut = any(not low <= end <= high for end in _ends(some, metric))
-        text += "Bars: 95 % t interval" + (", cut where it leaves the figure" if cut else "") + ". "
+        text += "Bars: 95 % t interval" + (", cut at the edge of the figure" if cut else "") + ". "
     chosen = SELECTED.get(setting.select, setting.select)
-    text += "Of each method and its options, the best training; that and the epoch were selected on: "
-    text += f"{chosen}. Pareto front: nothing is as cheap and better."
+    text += "For each method and its options: the best training options; these and the epoch were selected on: "
+    text += f"{chosen}. Pareto front: no other point is as cheap and better."
     if cost.is_measured:
         text += f" On {'; '.join(sorted({str(row.get('device', 'unknown')) for each in some for row in each.rows}))}."
     return text

@@ -12,17 +12,17 @@ from common.methods import find
 def commands(
     verb: str, method: str, task_names: list[str], checkpoints: list[str], seeds: list[str], further: list[str]
 ) -> Iterator[list[str]]:
-    """The words behind `-m` of every run: all tasks, checkpoints, configurations of the method's grid, and seeds.
+    """The arguments after `python -m` of each run: all tasks, checkpoints, configurations of the grid, and seeds.
 
-    An option that is given is taken out of the grid; one with several values, in quotation marks, is varied over them.
-    Answers on test sets and experiments have no grid of their own.
+    An option that is given replaces that of the grid; several values in quotation marks are all tried. Only `tune` has
+    a grid, TUNING in METHOD/experiment.py.
 
     Raises:
-        InputError: a method or task that there is not.
+        InputError: unknown method or task, or an argument without an option.
     """
     find(method)
     known = tasks.TESTED if verb == "test" else tasks.TRAINED
-    names = task_names or tasks.TRAINED  # mnli stands for its three test sets
+    names = task_names or tasks.TRAINED  # test expands mnli to its three test sets
     for name in names:
         if name not in known:
             raise InputError(f"no task {name!r} to {verb}: there are {', '.join(known)}")
@@ -34,7 +34,7 @@ def commands(
         elif options:
             options[-1][1].append(word)
         else:
-            raise InputError(f"{word!r} belongs to no option: lists stand in quotation marks, as in --tasks 'cola rte'")
+            raise InputError(f"{word!r} belongs to no option: put lists in quotation marks, as in --tasks 'cola rte'")
     lists = {option: words[0].split() for option, words in options if len(words) == 1 and " " in words[0]}
     given = [word for option, words in options if option not in lists for word in (option, *words)]
     grid = getattr(importlib.import_module(f"{method}.experiment"), "TUNING", {}) if verb == "tune" else {}

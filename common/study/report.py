@@ -1,4 +1,4 @@
-"""Result rows as one HTML page that needs nothing else."""
+"""Report of result rows as one self-contained HTML page."""
 
 import base64
 import dataclasses
@@ -22,19 +22,19 @@ from common.study.tables import Table
 
 PAGE = Path(__file__).with_name("report.html")
 ALWAYS = ("checkpoint", "task_name", "data", "lr", "batch_size", "n_epochs", "seed")
-"""Options that a command gives even where they are the defaults of today."""
+"""Options that a command always contains, since their defaults could change."""
 
 
 def command(row: Row) -> str:
-    """What repeats a run: the line to type or, for a combination of methods, which has no command line, its Python.
+    """The command that repeats a run, or Python code for a combination of methods, which has no command line.
 
-    It gives the options that are no defaults, and of max_length and frozen_dtype what came of the defaults.
+    It contains the non-default options, and the values that max_length and frozen_dtype had in the run.
     """
     if row["method"] not in methods.names():
         return _python(row)
     kind = methods.find(row["method"])
-    told = _non_default(TuneOptions(lr=kind.default_lr), row) | _non_default(kind(), row)
-    return shlex.join([*_launcher(row), "-m", f"{row['method']}.tune", *command_line(told, TuneOptions, kind)])
+    options = _non_default(TuneOptions(lr=kind.default_lr), row) | _non_default(kind(), row)
+    return shlex.join([*_launcher(row), "-m", f"{row['method']}.tune", *command_line(options, TuneOptions, kind)])
 
 
 def _launcher(row: Row) -> list[str]:
@@ -46,44 +46,44 @@ def _launcher(row: Row) -> list[str]:
 
 
 def _non_default(usual: Any, row: Row) -> dict[str, Any]:
-    """The options of a row that are not those of `usual`, a method or TuneOptions, or that are always given."""
+    """The options of a row that differ from `usual`, a method or TuneOptions, or that are in ALWAYS."""
     values = {field.name: getattr(usual, field.name) for field in dataclasses.fields(usual)}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     return {name: row[name] for name, value in values.items() if name in row and (name in ALWAYS or row[name] != value)}
 
 
 def _python(row: Row) -> str:
-    """The Python that trains a combination of methods as a row says."""
+    """Python code that repeats the run of a combination of methods."""
 
-    def made(usual: Any, values: Row) -> str:
-        odd = {name: tuple(v) if isinstance(v, list) else v for name, v in _non_default(usual, values).items()}
-        return f"{type(usual).__name__}({', '.join(f'{name}={value!r}' for name, value in odd.items())})"
+    def call(usual: Any, values: Row) -> str:
+        given = {name: tuple(v) if isinstance(v, list) else v for name, v in _non_default(usual, values).items()}
+        return f"{type(usual).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     parts = [methods.find(name)() for name in row["method"].split("+")]
-    lines = ["from common.methods import Combined", "from common.options import TuneOptions"]
+    lines = ["from common.combined import Combined", "from common.options import TuneOptions"]
     lines += ["from common.training import train"]
     lines += [f"from {part.name}.method import {type(part).__name__}" for part in parts]
-    method = f"Combined(({', '.join(made(part, row.get(part.name, {})) for part in parts)}))"
-    return "\n".join([*lines, f"train({method}, {made(TuneOptions(), row)})"])
+    method = f"Combined(({', '.join(call(part, row.get(part.name, {})) for part in parts)}))"
+    return "\n".join([*lines, f"train({method}, {call(TuneOptions(), row)})"])
 
 
 def escaped(value: object) -> str:
-    """Text for HTML, also inside quotes."""
+    """Escaped text for HTML, also inside quotes."""
     return html.escape(str(value))
 
 
 def recipe_name(setting_number: int, number: int) -> str:
-    """The id of a configuration's recipe in the page."""
+    """HTML id of the recipe of a configuration."""
     return f"recipe-{setting_number}-{number}"
 
 
 def notes_html(one: Table) -> str:
-    """What has to be known to read a table."""
+    """HTML of the notes of a table."""
     return f'<ul class="notes">{"".join(f"<li>{escaped(note)}</li>" for note in one.notes)}</ul>\n'
 
 
 def table_html(one: Table, recipes: Sequence[str] = ()) -> str:
-    """A table, if there is one; a row leads to its recipe, if there are `recipes`, one for each row."""
+    """HTML of a table, empty if it has no header; `recipes`, if given, are the ids that its rows link to."""
     if not one.header:
         return ""
     head = "".join(
@@ -103,7 +103,7 @@ def table_html(one: Table, recipes: Sequence[str] = ()) -> str:
 
 def _cell(cell: str | int, recipe: str) -> str:
     text = escaped(f"{cell:,}" if isinstance(cell, int) else cell)
-    number = re.match(r"[+-]?\d[\d.]*(e[+-]?\d+)?(?= to |$)", str(cell))  # of an interval, its lower end
+    number = re.match(r"[+-]?\d[\d.]*(e[+-]?\d+)?(?= to |$)", str(cell))  # the lower end of an interval
     about = f' class="number" data-number="{number[0]}"' if number else ""
     return f"<td{about}>" + (f'<a href="#{recipe}">{text}</a>' if recipe else text) + "</td>"
 
@@ -113,16 +113,16 @@ def _facts(values: Mapping[str, object]) -> str:
 
 
 def recipe_html(name: str, setting: Setting, each: Configuration, metric: str) -> str:
-    """What a configuration is and, for each of its runs, how to repeat it."""
+    """HTML of a recipe: the facts of a configuration and, for each of its runs, how to repeat it."""
     scores = each.scores(metric)
-    between = "n/a (one seed)"
+    interval = "n/a (one seed)"
     if len(scores) > 1:
-        between = "{:.4f} to {:.4f}".format(*figures.interval(each, metric))
+        interval = "{:.4f} to {:.4f}".format(*figures.interval(each, metric))
     trained, seconds, _ = (cost.of(each) for cost in figures.COSTS)
     costs = {"trained": f"{trained:,} parameters outside the head", "time": f"{seconds:,.1f} s, mean over the seeds"}
     costs |= {"memory": f"{_mib(each.peak_memory())}, largest of the seeds"}
     facts = {"method": each.label, "training": each.training, f"mean {metric}": f"{each.mean(metric):.4f}"}
-    facts |= {"95 % interval": between, "seeds": ", ".join(map(str, scores)), **costs}
+    facts |= {"95 % interval": interval, "seeds": ", ".join(map(str, scores)), **costs}
     runs = "".join(_run_html(row, scores[row["seed"]]) for row in each.rows)
     return (
         f'<details id="{name}"><summary>{escaped(each.label)}, {escaped(each.training)}: {each.mean(metric):.4f}'
@@ -131,14 +131,14 @@ def recipe_html(name: str, setting: Setting, each: Configuration, metric: str) -
 
 
 def _mib(value: float | None) -> str:
-    return "memory not known" if value is None or math.isnan(value) else f"{value:,.0f} MiB"
+    return "memory unknown" if value is None or math.isnan(value) else f"{value:,.0f} MiB"
 
 
 def _run_html(row: Row, score: float) -> str:
-    """One run: the command, and what else decides its result."""
+    """HTML of one run: its command, and whatever else decides its result."""
     commit, dirty = row.get("git_commit"), row.get("git_dirty")
     lines = [f"git checkout {shlex.quote(str(commit))}"] if commit else []
-    state = {True: " with changes that were not committed", False: "", None: " (whether it was changed is not known)"}
+    state = {True: " with uncommitted changes", False: "", None: " (unknown whether with uncommitted changes)"}
     versions = [f"{name.removesuffix('_version')} {row[name]}" for name in row if name.endswith("_version")]
     kinds = ("dev_", "best_", "last_", "majority_")
     names = [name for name in row if name.startswith(kinds) and isinstance(row[name], float)]
@@ -158,7 +158,7 @@ def _run_html(row: Row, score: float) -> str:
 
 
 def svg(setting: Setting, configurations: Sequence[Configuration], metric: str, cost: figures.Cost, number: int) -> str:
-    """A figure as a part of the page: in its colours, with points that lead to their recipes."""
+    """A figure as inline SVG, in the colours of the page, with points that link to their recipes."""
     prefix = f"figure-{number}-{cost.name}"
     out = io.BytesIO()
     figure = figures.draw(setting, configurations, metric, cost)
@@ -167,7 +167,7 @@ def svg(setting: Setting, configurations: Sequence[Configuration], metric: str, 
     root = ElementTree.fromstring(out.getvalue())
     parents = {child: parent for parent in root.iter() for child in parent}
     for element in [*root.iter()]:
-        element.tag = element.tag.rpartition("}")[2]  # HTML knows these without namespaces
+        element.tag = element.tag.rpartition("}")[2]  # inline SVG in HTML needs no namespaces
         element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
         if element.tag in ("metadata", "style"):
             parents[element].remove(element)
@@ -177,24 +177,24 @@ def svg(setting: Setting, configurations: Sequence[Configuration], metric: str, 
         name = element.get("id", "")
         if name.startswith("configuration-"):
             each = configurations[int(name.removeprefix("configuration-"))]
-            said = f"{each.label}, {each.training}: {each.mean(metric):.4f}"
-            about = {"class": "point", "tabindex": "0", "role": "button", "aria-label": said}
+            label = f"{each.label}, {each.training}: {each.mean(metric):.4f}"
+            about = {"class": "point", "tabindex": "0", "role": "button", "aria-label": label}
             element.attrib |= about | {"data-recipe": recipe_name(number, configurations.index(each))}
             mark = next(child for child in element.iter() if child.tag.endswith("use"))
-            place = {"cx": mark.get("x", ""), "cy": mark.get("y", ""), "r": "6", "class": "hit"}
-            ElementTree.SubElement(element, "circle", place)
+            circle = {"cx": mark.get("x", ""), "cy": mark.get("y", ""), "r": "6", "class": "hit"}
+            ElementTree.SubElement(element, "circle", circle)
         if name:
             element.set("id", f"{prefix}-{name}")
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    said = f"{figures.title(setting)}: {figures.measure(setting, metric)} against {cost.label}"
-    root.attrib |= {"role": "group", "aria-label": figures.plain(said)}
+    label = f"{figures.title(setting)}: {figures.measure(setting, metric)} against {cost.label}"
+    root.attrib |= {"role": "group", "aria-label": figures.plain(label)}
     return ElementTree.tostring(root, encoding="unicode")
 
 
 def section(setting: Setting, configurations: Sequence[Configuration], metric: str, number: int) -> str:
-    """All of one setting: notes and table, figures, recipes."""
-    whole = tables.of_task(setting, list(configurations), metric)
+    """HTML of one setting: notes, figures, table and recipes."""
+    table = tables.of_task(setting, list(configurations), metric)
     ranked = sorted(range(len(configurations)), key=lambda n: -configurations[n].mean(metric))
     lines = tuple(line for n in ranked for line in tables.of_task(setting, [configurations[n]], metric).rows)
     names = [recipe_name(number, n) for n in ranked]
@@ -203,19 +203,19 @@ def section(setting: Setting, configurations: Sequence[Configuration], metric: s
     recipes = [recipe_html(name, setting, configurations[n], metric) for name, n in zip(names, ranked, strict=True)]
     return "\n".join(
         [
-            notes_html(whole),
+            notes_html(table),
             '<div class="figures">',
             *(f"<figure>{each}</figure>" for each in drawn),
             "</div>",
-            table_html(dataclasses.replace(whole, rows=lines), names),
-            f"<h3>Recipes of the runs, from the best mean {escaped(metric)} to the least</h3>",
+            table_html(dataclasses.replace(table, rows=lines), names),
+            f"<h3>Recipes of the runs, in descending order of the mean {escaped(metric)}</h3>",
             *recipes,
         ]
     )
 
 
 def sections(every: Tables, metric: str, compared: list[str]) -> Iterator[tuple[str, str]]:
-    """Heading and HTML of each part of the page, in the order of scripts.table.
+    """Heading and HTML of each section of the page, in the order of scripts.table.
 
     Raises:
         InputError: no rows have the metric, or the methods cannot be compared.
@@ -237,13 +237,13 @@ def page(every: Tables, metric: str, compared: list[str], sources: Iterable[str]
     links = "".join(f'<li><a href="#part-{n}">{escaped(heading)}</a></li>' for n, (heading, _) in enumerate(parts))
     body = [
         f"<h1>{title}</h1>",
-        f"<p>{n_rows} runs from {escaped(', '.join(sources))}. A heading of a table sorts it. A point, or a row, leads "
-        "to the recipe of its runs.</p>",
+        f"<p>{n_rows} runs from {escaped(', '.join(sources))}. Click a column heading to sort a table. Click a "
+        "point or a row to see the recipe of its runs.</p>",
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>',
         *(f'<h2 id="part-{n}">{escaped(heading)}</h2>\n{text}' for n, (heading, text) in enumerate(parts)),
     ]
     template = PAGE.read_text(encoding="utf-8")
     script = template.partition("<script>")[2].partition("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # no other script will be run
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # the browser runs no other script
     text = Template(template).substitute(title=title, digest=f"sha256-{digest}", body="\n".join(body))
-    return text.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can hold, is no Unicode
+    return text.encode("utf-8", "replace").decode()  # JSON can contain lone surrogates, which UTF-8 cannot

@@ -1,4 +1,4 @@
-"""Hyperparameter search: one study, any number of workers, as many trials as asked for whatever is killed."""
+"""Hyperparameter search with any number of workers on one study; killed workers lose no trial."""
 
 import contextlib
 import dataclasses
@@ -35,21 +35,19 @@ from common.task_data import TaskData
 
 ROWS = "search.jsonl"
 SHOWN = 5
-"""Configurations in the table at the end."""
-
-
+"""Number of configurations in the final table."""
 SURPLUS, REASON, TRAINED, DEV = "surplus", "reason", "trained_params_without_head", "dev_score"
-"""What is noted with a trial."""
+"""User attributes of a trial."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """A study and what its trials are made of."""
+    """A study, and what its trials need to run."""
 
     study: optuna.Study
     keeper: Keeper
     n: int
-    """Trials asked for."""
+    """Number of trials to run."""
     method: Method
     options: TuneOptions
     material: TaskData
@@ -59,18 +57,18 @@ class Search:
     done_before: int
 
     def counted(self) -> list[FrozenTrial]:
-        """The trials that are at work or finished, by number."""
+        """The trials that are running or finished, by number."""
         found = self.study.get_trials(deepcopy=False)
         return [trial for trial in found if trial.state != TrialState.WAITING and SURPLUS not in trial.user_attrs]
 
     def n_done(self) -> int:
-        """Trials that are finished."""
+        """Number of finished trials."""
         return sum(trial.state.is_finished() for trial in self.counted())
 
     def claim(self) -> tuple[optuna.Trial, Release] | None:
-        """A trial for this process alone, and how to give it up: one that a dead worker has left, or a new one.
+        """Claim a trial of a dead worker, or a new one, for this process; the second value releases it.
 
-        None while all that are asked for are finished or at work.
+        None if all trials to run are finished or running.
         """
         with self.keeper.claiming():
             counted = self.counted()
@@ -78,18 +76,18 @@ class Search:
             found = next(lost, None)
             if found is not None:
                 trial = optuna.Trial(self.study, found._trial_id)
-                print(f"trial {trial.number}: taken up again, since nobody is at work on it")
+                print(f"trial {trial.number}: resumed, since no process is running it")
             elif len(counted) < self.n:
                 trial = self.study.ask()
-                places = [each.number for each in self.counted()]
-                if places.index(trial.number) >= self.n:  # two workers of a database took the last one together
+                numbers = [each.number for each in self.counted()]
+                if numbers.index(trial.number) >= self.n:  # two workers of a database claimed the last trial at once
                     trial.set_user_attr(SURPLUS, True)
                     self.study.tell(trial, state=TrialState.FAIL)
                     return None
             else:
                 return None
             release = self.keeper.hold(trial)
-            # Another seed for each trial: workers, and launches, would all draw the same ones.
+            # One seed per trial: with one seed for all, every worker and launch would sample the same values.
             seed = np.random.SeedSequence([self.options.seed, trial.number]).generate_state(1)[0]
             self.study.sampler = optuna.samplers.TPESampler(seed=int(seed))
             for name, what in self.space.items():
@@ -98,11 +96,11 @@ class Search:
             return trial, release
 
     def attempt(self, trial: optuna.Trial) -> None:
-        """Bring a trial to its end and tell the study; what is no fault of its configuration is raised.
+        """Run a trial and report its end to the study; an error of its configuration makes it a failed trial.
 
         Raises:
-            Interrupted: the process was asked to stop. The trial will be taken up again.
-            InputError: something that would meet any trial, such as a full disk.
+            Interrupted: a stop signal or the time limit; the trial will be resumed.
+            InputError: an error that any trial would have, such as a full disk.
         """
         try:
             method, options = configuration(self.method, self.options, self.space, trial.params)
@@ -111,13 +109,13 @@ class Search:
             self.finish(trial, TrialState.PRUNED)
             return
         except InputError as error:
-            its_own = error.__cause__ is None or isinstance(error, DoesNotFit) or is_out_of_memory(error.__cause__)
-            if not its_own:
+            own = error.__cause__ is None or isinstance(error, DoesNotFit) or is_out_of_memory(error.__cause__)
+            if not own:
                 raise
             self.finish(trial, TrialState.FAIL, notes={REASON: " ".join(str(error).split())})
             return
         row = result | {"search_study": self.study.study_name, "search_trials": self.n}
-        append_once(folder.parent / ROWS, row)  # before it is told: what is told is not looked at again
+        append_once(folder.parent / ROWS, row)  # first the row: a trial that is reported as finished is not run again
         notes = {TRAINED: result["trainable_params_without_head"]}
         notes |= {DEV: result["dev_score"]} if "dev_score" in result else {}
         values = [result["best_score"], notes[TRAINED]] if self.pareto else [result["best_score"]]
@@ -126,27 +124,27 @@ class Search:
     def train(
         self, method: Method, options: TuneOptions, after_epoch: training.AfterEpoch
     ) -> tuple[Path, dict[str, Any]]:
-        """Train, once no other process is at work on this very configuration; what that one has done is read."""
-        place = f" [trial {self.n_done() + 1} of {self.n}]"
-        said = False
+        """Train, or wait for another process that trains the same configuration and read its result."""
+        position = f" [trial {self.n_done() + 1} of {self.n}]"
+        reported = False
         while True:
             try:
-                return training.train(method, options, self.material, after_epoch, place)
+                return training.train(method, options, self.material, after_epoch, position)
             except Busy as busy:
-                if not said:
-                    print(f"the same configuration is at work already: {busy}")
-                    said = True
+                if not reported:
+                    print(f"the same configuration is already running: {busy}")
+                    reported = True
                 time.sleep(WAIT)
 
     def is_hopeless(self, trial: optuna.Trial, epoch: int, score: float) -> bool:
-        """Note the score of an epoch; whether to end the trial there."""
+        """Report the score of an epoch to the study; whether to prune the trial."""
         if self.pareto:
             return False
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about an epoch that is run, and reported, once more
+            warnings.simplefilter("ignore")  # about an epoch that a resumed trial reports again
             trial.report(score, epoch)
             return trial.should_prune()
-        return False  # another worker has thought us dead, and finished the trial
+        return False  # another worker took this one for dead and finished the trial
 
     def finish(
         self,
@@ -155,17 +153,17 @@ class Search:
         values: list[float] | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Tell the study how a trial ended, and the user."""
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # by one that has thought us dead
+        """Report the end of a trial to the study, and print it."""
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # finished by another worker
             for name, value in (notes or {}).items():
                 trial.set_user_attr(name, value)
-        told = self.study.tell(trial, values, state, skip_if_finished=True)
-        if told.state == TrialState.FAIL:
-            how = f"failed: {told.user_attrs.get(REASON)}"
-        elif told.state == TrialState.PRUNED:
-            how = f"score {told.value:.4f}, pruned after epoch {told.last_step}"
+        ended = self.study.tell(trial, values, state, skip_if_finished=True)
+        if ended.state == TrialState.FAIL:
+            how = f"failed: {ended.user_attrs.get(REASON)}"
+        elif ended.state == TrialState.PRUNED:
+            how = f"score {ended.value:.4f}, pruned after epoch {ended.last_step}"
         else:
-            how = f"score {told.values[0]:.4f}, {told.user_attrs[TRAINED]:,} parameters trained without the head"
+            how = f"score {ended.values[0]:.4f}, {ended.user_attrs[TRAINED]:,} trained parameters without the head"
         done = self.n_done()
         left = (time.monotonic() - self.began) / max(1, done - self.done_before) * max(0, self.n - done) / 60
         best = max(self.complete(), key=lambda each: each.values[0], default=None)
@@ -178,23 +176,23 @@ class Search:
 
 
 def check_first(method: Method, options: TuneOptions) -> TaskData:
-    """The data of all trials.
+    """Read the data of all trials and check the options, before anything is written.
 
     Raises:
-        InputError: what would end every trial, before the first one, and before anything is written.
+        InputError: an error that every trial would have.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError(
-            "a search trains in one process: start it without accelerate launch, as often as there are devices, "
-            "and all of them share its trials"
+            "a search trains in one process: start it without accelerate launch, once per device; "
+            "all these processes share its trials"
         )
     material = TaskData(find(options.task_name), options)
     material.read()
-    blank = material.task.meta(options.checkpoint)
+    meta_model = material.task.meta(options.checkpoint)
     if options.param_budget is not None:
-        fit_to_budget(method, options.param_budget, blank)
+        fit_to_budget(method, options.param_budget, meta_model)
     with contextlib.suppress(DoesNotFit):  # other values may fit
-        fitting.check_fit(method, options, blank, material.tokenizer)
+        fitting.check_fit(method, options, meta_model, material.tokenizer)
     rows = run_folder(method, options).parent / ROWS
     if rows.is_file():
         read_rows(rows)
@@ -202,7 +200,7 @@ def check_first(method: Method, options: TuneOptions) -> TaskData:
 
 
 def facts_of(method: Method, options: TuneOptions, search: SearchOptions, space: Space) -> dict[str, Any]:
-    """All that decides the scores of a study and what it searches, as JSON has it."""
+    """All settings that decide the scores and the space of a study, as JSON values."""
     fixed = {**method.options(), **decisive(options)}
     if options.data not in ("hub", "demo"):
         fixed["data"] = str(Path(options.data).resolve())
@@ -213,11 +211,11 @@ def facts_of(method: Method, options: TuneOptions, search: SearchOptions, space:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Outside of a run, whose own handlers let a step finish, the signals that ask a process to stop end it at once."""
+    """Between runs, raise Interrupted at a stop signal; during a run, its own handlers first finish a step."""
 
     def stop(number: int, _frame: object) -> None:
-        said = f"stopped by {signal.Signals(number).name} between two runs"
-        raise Interrupted(f"{said}: the same command goes on from there")
+        name = signal.Signals(number).name
+        raise Interrupted(f"stopped by {name} between two runs: the same command resumes from there")
 
     before = {number: signal.signal(number, stop) for number in stopping.STOP_SIGNALS}
     try:
@@ -228,51 +226,51 @@ def _stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _storage_there() -> Iterator[None]:
-    """One line where a database is no longer to be reached; the trial that was at work is taken up again later."""
+def _storage_errors() -> Iterator[None]:
+    """Report a storage that fails as one InputError; the trial that was running will be resumed."""
     try:
         yield
     except optuna.exceptions.StorageInternalError as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
-        raise InputError(f"the storage of the study fails ({reason}): the same command goes on from there") from error
+        raise InputError(f"the storage of the study fails ({reason}): the same command resumes from there") from error
 
 
 def search(method: Method, options: TuneOptions, settings: SearchOptions, given: set[str]) -> None:
-    """Train trials until the study has as many as asked for, beside any number of other workers, and report.
+    """Run trials, together with any number of other workers, until the study has enough of them, and report.
 
-    A trial that its worker has left, killed or interrupted, is taken up again by another worker or the same command,
-    with its run at its last checkpoint. So the study ends with exactly the trials asked for.
+    If a worker is killed or interrupted, another worker or the same command resumes its trial from the last checkpoint
+    of the run. So the study ends with exactly the requested number of trials.
 
     Args:
-        method: its options are those of every trial, but for what is searched.
+        method: with the options of every trial that are not searched.
         given: names of the options that are not searched.
 
     Raises:
-        InputError: unusable options, data, checkpoint or storage; a disk that is full; or no trial has a score.
-        Interrupted: as `train`.
+        InputError: unusable options, data, checkpoint or storage; a full disk; or no trial has a score.
+        Interrupted: as in `train`.
     """
     material = check_first(method, options)
     space = space_of(method, options, settings, given)
     if all(isinstance(what, Same) for what in space.values()):
-        raise InputError("every option is given, so that nothing is left to search: use tune, or give fewer")
+        raise InputError("every option is given, so that nothing is left to search: use tune, or give fewer options")
     facts = facts_of(method, options, settings, space)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     words = [method.name, options.task_name, Path(options.checkpoint).name, digest]
     name = re.sub(r"[^\w.+-]", "_", settings.study_name or "-".join(words))
-    place = settings.storage or str(run_folder(method, options).parent / f"search-{name}.journal")
+    storage = settings.storage or str(run_folder(method, options).parent / f"search-{name}.journal")
     directions = ["maximize", "minimize"] if settings.pareto else ["maximize"]
     prune = settings.pruner == "median" and not settings.pareto
-    study, keeper = open_study(place, name, facts, defaults(method, options, space), prune, directions)
+    study, keeper = open_study(storage, name, facts, defaults(method, options, space), prune, directions)
     n, now = settings.trials, time.monotonic()
     this = Search(study, keeper, n, method, options, material, space, settings.pareto, began=now, done_before=0)
     this = dataclasses.replace(this, done_before=this.n_done())
     for name, what in space.items():
         print(f"searching {name}: {_describe(what)}")
-    with _stoppable(), _storage_there():
+    with _stoppable(), _storage_errors():
         while this.n_done() < settings.trials:
             claimed = this.claim()
             if claimed is None:
-                time.sleep(WAIT)  # in case that a worker dies
+                time.sleep(WAIT)  # in case a worker dies
                 continue
             trial, release = claimed
             try:
@@ -291,12 +289,12 @@ def _describe(what: Range | Same | tuple[Any, ...]) -> str:
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that no other one beats in score and in trained parameters both, the smallest first."""
+    """The Pareto front of score and trained parameters, the smallest trial first."""
     return sorted(study.best_trials, key=lambda trial: (trial.values[1], trial.number))
 
 
 def report(this: Search) -> None:
-    """Print how the trials ended, the best configurations and the command of the best one.
+    """Print the numbers of trials, the best configurations and the command of the best one.
 
     Raises:
         InputError: no trial has a score.
@@ -314,7 +312,7 @@ def report(this: Search) -> None:
         raise InputError(f"no trial of {len(counted)} has a score: {failed[-1].user_attrs.get(REASON)}")
     shown = front(this.study) if this.pareto else ranked[:SHOWN]
     searched = [name for name, what in this.space.items() if not isinstance(what, Same)]
-    print(f"{'Pareto front' if this.pareto else 'best'}, by the score that was searched:\n")
+    print(f"{'Pareto front' if this.pareto else 'best'}, by the score of the search:\n")
     lines = [["trial", "score", "trained without head", *searched], ["---"] * (3 + len(searched))]
     for trial in shown:
         method, options = configuration(this.method, this.options, this.space, trial.params)
@@ -323,11 +321,11 @@ def report(this: Search) -> None:
         lines.append([str(trial.number), f"{trial.values[0]:.4f}", f"{trial.user_attrs[TRAINED]:,}", *cells])
     print("\n".join(f"| {' | '.join(cells)} |" for cells in lines), end="\n\n")
     if DEV in ranked[0].user_attrs:
-        print(f"trial {ranked[0].number} on the development set, which chose nothing: {ranked[0].user_attrs[DEV]:.4f}")
+        print(f"trial {ranked[0].number} on the development set, not used before: {ranked[0].user_attrs[DEV]:.4f}")
     else:
         print(
-            "the development set has chosen among these trials, so the best score flatters: search with "
-            "--select holdout, or report seeds and data that the search has not seen"
+            "the best trial was selected on the development set, so its score is optimistic: search with "
+            "--select holdout, or report seeds and data that the search has not used"
         )
     print(f"rows: {run_folder(this.method, this.options).parent / ROWS}")
     method, options = configuration(this.method, this.options, this.space, ranked[0].params)

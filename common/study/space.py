@@ -1,4 +1,4 @@
-"""What a search tries, and the configuration that a trial stands for."""
+"""The search space, and the configuration of a trial."""
 
 import dataclasses
 import importlib
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers to search, both ends among them: whole ones where the ends are."""
+    """A range of numbers to search, with both ends; integers if the ends are integers."""
 
     low: float
     high: float
     log: bool = False
-    """Each doubling is as likely as any other."""
+    """Whether to sample log-uniformly."""
 
 
 @dataclass(frozen=True)
 class Same:
-    """Nothing to search: an option that follows another one of its method."""
+    """An option that is not searched, but set to the value of another option of its method."""
 
     option: str
 
 
 Space = Mapping[str, Range | Same | tuple[Any, ...]]
-"""Option -> what a search tries; a tuple holds the values themselves."""
+"""Option -> its range or, as a tuple, its values."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SearchOptions:
     """Options of a search, beside those of its runs."""
 
     trials: int = 20
-    """Trials of the study, those of all workers and launches together; complete, pruned and failed ones count."""
+    """Trials of the study over all workers and launches; complete, pruned and failed ones count."""
     lr_range: tuple[float, float] | None = None
     """Learning rates to search, log-uniformly; None = from a tenth of the method's default to ten times it."""
     n_epochs_range: tuple[int, int] = (3, 10)
@@ -52,12 +52,12 @@ class SearchOptions:
     pruner: Literal["median", "none"] = "median"
     """median: end a trial whose best score so far is below the median of the others at the same epoch."""
     pareto: bool = False
-    """Search for the best scores at all numbers of trained parameters, without pruning, and print the Pareto front."""
+    """Search for high scores and few trained parameters, without pruning, and print the Pareto front."""
     storage: str | None = None
-    """Where the study is kept: a journal file, or the URL of a database (sqlite:///FILE, postgresql://...) for
-    machines without a common file system; None = a journal in OUTPUT_DIR/METHOD/TASK."""
+    """Storage of the study: a journal file, or the URL of a database (sqlite:///FILE, postgresql://...) for machines
+    without a shared file system; None = a journal in OUTPUT_DIR/METHOD/TASK."""
     study_name: str | None = None
-    """Name of the study; None = one made from all that decides its scores."""
+    """Name of the study; None = a name made from all options that can change a score."""
 
     def __post_init__(self) -> None:
         (slow, fast), (few, many) = self.lr_range or (1, 1), self.n_epochs_range
@@ -81,28 +81,28 @@ class SearchOptions:
 
 
 def own_space(name: str) -> Space:
-    """What a search tries of a method's own options: SPACE in METHOD/experiment.py, or nothing."""
+    """The search space of a method's own options: SPACE in METHOD/experiment.py; empty if there is none."""
     return getattr(importlib.import_module(f"{name}.experiment"), "SPACE", {})
 
 
 def space_of(method: Method, options: TuneOptions, search: SearchOptions, given: set[str]) -> Space:
-    """What a search tries: learning rate, epochs, batch size and the method's own space, without what is given.
+    """The search space: learning rate, epochs, batch size and the method's own space, without the given options.
 
-    Under a budget of parameters the method's size is not searched either, since the budget decides it.
+    With a parameter budget, the method's size is not searched either, since the budget decides it.
     """
-    usual_lr = type(method).default_lr
-    lr_range = search.lr_range or (usual_lr / 10, usual_lr * 10)
-    ours = {"lr": Range(*lr_range, log=True), "n_epochs": Range(*search.n_epochs_range)}
-    every: Space = {**ours, "batch_size": search.batch_sizes, **own_space(method.name)}
+    default_lr = type(method).default_lr
+    lr_range = search.lr_range or (default_lr / 10, default_lr * 10)
+    loop = {"lr": Range(*lr_range, log=True), "n_epochs": Range(*search.n_epochs_range)}
+    every: Space = {**loop, "batch_size": search.batch_sizes, **own_space(method.name)}
     decided = given | ({str(method.size)} if options.param_budget is not None else set())
     return {name: what for name, what in every.items() if name not in decided}
 
 
 def suggest(trial: "optuna.Trial", name: str, what: Range | tuple[Any, ...]) -> None:
-    """Have the sampler choose one value, and the storage keep it."""
+    """Sample one value and store it with the trial."""
     if isinstance(what, tuple):
         trial.suggest_categorical(name, [_label(value) for value in what])
-    elif _whole(what):
+    elif _is_integer(what):
         trial.suggest_int(name, int(what.low), int(what.high), log=what.log)
     else:
         trial.suggest_float(name, what.low, what.high, log=what.log)
@@ -111,23 +111,23 @@ def suggest(trial: "optuna.Trial", name: str, what: Range | tuple[Any, ...]) -> 
 def configuration(
     method: Method, options: TuneOptions, space: Space, params: Mapping[str, Any]
 ) -> tuple[Method, TuneOptions]:
-    """The run of a trial; `params` are what `suggest` has had chosen.
+    """The method and options of a trial; `params` are the values from `suggest`.
 
     Raises:
-        InputError: the values are none that the method accepts, or their smallest size is beyond the budget.
+        InputError: the method does not accept the values, or its smallest size exceeds the budget.
     """
     values: dict[str, Any] = {}
     for name, what in space.items():
         if isinstance(what, tuple):
             values[name] = what[[_label(value) for value in what].index(params[name])]
-        elif isinstance(what, Range):  # three digits are enough, and can be read and typed
-            values[name] = params[name] if _whole(what) else float(f"{params[name]:.3g}")
+        elif isinstance(what, Range):  # three digits are precise enough, and short to type
+            values[name] = params[name] if _is_integer(what) else float(f"{params[name]:.3g}")
     own = {field.name for field in dataclasses.fields(method)}
     method = dataclasses.replace(method, **{name: value for name, value in values.items() if name in own})
     options = dataclasses.replace(options, **{name: value for name, value in values.items() if name not in own})
     if options.param_budget is not None:
-        blank = find(options.task_name).meta(options.checkpoint)
-        method = fit_to_budget(method, options.param_budget, blank)
+        meta_model = find(options.task_name).meta(options.checkpoint)
+        method = fit_to_budget(method, options.param_budget, meta_model)
     for name, what in space.items():
         if isinstance(what, Same):
             followed = getattr(method, what.option)
@@ -135,17 +135,17 @@ def configuration(
     return method, options
 
 
-def _whole(what: Range) -> bool:
+def _is_integer(what: Range) -> bool:
     return isinstance(what.low, int) and isinstance(what.high, int)
 
 
 def _label(value: Any) -> Any:
-    """What stands for a value in a study, which knows no tuples."""
+    """A value as it is stored in a study, which supports no tuples."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def defaults(method: Method, options: TuneOptions, space: Space) -> dict[str, Any]:
-    """The defaults as a trial's parameters, as far as the space has them."""
+    """The default values that are in the space, as parameters of a trial."""
     found = {}
     for name, what in space.items():
         value = getattr(method if hasattr(method, name) else options, name)

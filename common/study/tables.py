@@ -1,4 +1,4 @@
-"""Rows of results as tables over their seeds, and tests between methods."""
+"""Tables of result rows over seeds, and significance tests between methods."""
 
 import csv
 import io
@@ -23,8 +23,8 @@ Cells = tuple[str | int, ...]
 
 
 SELECTION = {
-    "dev": "dev, by the very scores below: the more was tried, the more the best one flatters",
-    "holdout": "holdout, a tenth of the training set; the development set was looked at once, in the end",
+    "dev": "dev, by the scores below: the best one is optimistic, the more so the more was tried",
+    "holdout": "holdout, a tenth of the training set; the development set was used once, at the end",
 }
 
 
@@ -33,7 +33,7 @@ LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash
 
 @dataclass(frozen=True)
 class Table:
-    """A table and what has to be known to read it."""
+    """A table with the notes that explain it."""
 
     title: str
     notes: list[str]
@@ -42,7 +42,7 @@ class Table:
 
 
 def about(setting: Setting, configurations: list[Configuration]) -> list[str]:
-    """What the numbers come from, for the notes above a table."""
+    """Notes above a table on the source of its numbers."""
     data = "demo (synthetic)" if setting.data == "demo" else setting.data
     seeds = sorted({seed for each in configurations for seed in each.scores("score")})
     searched: dict[str, dict[str, int]] = {}
@@ -60,17 +60,17 @@ def about(setting: Setting, configurations: list[Configuration]) -> list[str]:
         f"configurations and epochs selected on: {SELECTION.get(setting.select, setting.select)}",
         f"encoder: {setting.checkpoint} (SHA-256 {setting.base_sha256[:12]}); seeds: {', '.join(map(str, seeds))}",
         f"configurations tried in these rows (seeds of each): {', '.join(tried)}",
-        *([f"trials of the searches that rows come from, pruned ones too: {', '.join(trials)}"] if trials else []),
+        *([f"trials of the searches behind these rows, with pruned ones: {', '.join(trials)}"] if trials else []),
     ]
 
 
 def title(setting: Setting) -> str:
-    """What stands over its table."""
+    """Title of the table of a setting."""
     return f"{setting.task_name}, {setting.variant}, {setting.checkpoint}"
 
 
 def having(tables: Tables, metric: str) -> Tables:
-    """The tables whose rows have the metric. Raises InputError if there is none."""
+    """The settings whose rows all have the metric. Raises InputError if there are none."""
     found = {
         setting: some
         for setting, some in tables.items()
@@ -84,14 +84,14 @@ def having(tables: Tables, metric: str) -> Tables:
 
 
 def of_task(setting: Setting, configurations: list[Configuration], metric: str) -> Table:
-    """One line per configuration, over its seeds."""
+    """Table of one task: a line per configuration, over its seeds."""
     metrics = tasks.find(setting.task_name).metrics
     of = f"score, the mean of {' and '.join(metrics)}" if len(metrics) > 1 else metrics[0]
     devices = sorted({str(row.get("device", "unknown")) for each in configurations for row in each.rows})
     notes = [
-        f"rows: {setting.train_examples:,} to train, {setting.validation_examples:,} to validate",
+        f"examples: {setting.train_examples:,} for training, {setting.validation_examples:,} for validation",
         *about(setting, configurations),
-        f"scores: {of if metric == 'score' else metric}, at the epoch of each run that is best by score",
+        f"scores: {of if metric == 'score' else metric}, at the epoch of each run with the best score",
         f"times on: {'; '.join(devices)}",
     ]
     header = ("method", "training", "seeds", "mean", "standard deviation", "95 % interval", "best", "majority class")
@@ -102,7 +102,7 @@ def of_task(setting: Setting, configurations: list[Configuration], metric: str) 
         if len(scores) > 1:
             deviation = f"{stdev(scores):.4f}"
             interval = "{:.4f} to {:.4f}".format(*significance.confidence_interval(scores))
-        known = setting.select == "dev" and f"majority_{metric}" in first  # else it is that of the held-out rows
+        known = setting.select == "dev" and f"majority_{metric}" in first  # else it is for held-out examples
         majority = f"{first[f'majority_{metric}']:.4f}" if known else "n/a"
         spread = (len(scores), f"{fmean(scores):.4f}", deviation, interval, f"{max(scores):.4f}", majority)
         seconds = fmean(row["train_seconds"] for row in each.rows)
@@ -113,7 +113,7 @@ def of_task(setting: Setting, configurations: list[Configuration], metric: str) 
 
 
 def averages(tables: Tables) -> Iterator[Table]:
-    """The GLUE average of every method that has all tasks; what is missing, of the others."""
+    """Tables of the GLUE average of each method that has all tasks; for the others, what is missing."""
     for setting, methods in aggregation.glue_scores(tables).items():
         pool = [each for other, some in tables.items() if other.without_task() == setting for each in some]
         lines: list[Cells] = []
@@ -124,9 +124,9 @@ def averages(tables: Tables) -> Iterator[Table]:
             lines.append((method, average, *cells, missing or "nothing"))
         notes = [
             *about(setting, pool),
-            "of each method and task: the configuration of the best mean score, 100 x its mean",
+            "for each method and task: 100 x the mean score of the best configuration",
         ]
-        notes.append("a task is the mean of its metrics, mnli of matched and mismatched; ax does not count")
+        notes.append("score of a task: mean of its metrics, for mnli of matched and mismatched; ax is not counted")
         header = ("method", "GLUE average", *tasks.TRAINED, "missing")
         yield Table(f"GLUE average, {setting.variant}, {setting.checkpoint}", notes, header, tuple(sorted(lines)))
 
@@ -135,14 +135,14 @@ def comparison(tables: Tables, methods: list[str], metric: str) -> Table:
     """Paired permutation tests between the best configurations of all pairs of methods, in every setting.
 
     Raises:
-        InputError: fewer than two methods, or one that the rows do not know.
+        InputError: fewer than two methods, or one without rows.
     """
     known = sorted({each.method for some in tables.values() for each in some})
     for name in methods:
         if name not in known:
             raise InputError(f"no rows of {name} to compare: there are {', '.join(known)}")
     if len(set(methods)) < 2:
-        raise InputError(f"{methods[0]} alone is nothing to compare: name two methods or more")
+        raise InputError(f"{methods[0]} alone cannot be compared: name at least two methods")
     found: list[tuple[Cells, float]] = []
     notes = []
     for setting, configurations in tables.items():
@@ -151,8 +151,8 @@ def comparison(tables: Tables, methods: list[str], metric: str) -> Table:
             sides = [chosen[name] for name in pair if name in chosen]
             scores = [each.scores(metric) for each in sides]
             seeds = sorted(set.intersection(*map(set, scores))) if len(sides) == 2 else []
-            if len(seeds) < 2:  # one pair has p = 1, whatever it is
-                why = f"common seeds: {len(seeds)}, wanted 2" if len(sides) == 2 else "not both there"
+            if len(seeds) < 2:  # p of one pair is always 1
+                why = f"common seeds: {len(seeds)}, wanted 2" if len(sides) == 2 else "one has no rows"
                 notes.append(f"not compared: {' and '.join(pair)} on {title(setting)} ({why})")
                 continue
             a, b = ([side[seed] for seed in seeds] for side in scores)
@@ -167,22 +167,22 @@ def comparison(tables: Tables, methods: list[str], metric: str) -> Table:
             found.append((cells, significance.permutation_test(a, b)))
     adjusted = significance.holm([p for _, p in found])
     lines = tuple((*cells, f"{p:.3g}", f"{q:.3g}") for (cells, p), q in zip(found, adjusted, strict=True))
-    how = "paired permutation tests over common seeds, two-sided, of each method's best configuration, which was chosen"
-    notes = [f"{how} by the same {metric}", f"comparisons that Holm's correction is for: {len(found)}", *notes]
-    notes.insert(0, "of each task, what the numbers come from stands above its own table")
-    header = ("task", "first", "second", "common seeds", "difference", "smallest p there could be", "p", "p (Holm)")
+    how = "two-sided paired permutation tests over common seeds between the methods' best configurations, selected"
+    notes = [f"{how} by the same {metric}", f"comparisons in Holm's correction: {len(found)}", *notes]
+    notes.insert(0, "the notes on the source of the numbers are above the table of each task")
+    header = ("task", "first", "second", "common seeds", "difference", "smallest possible p", "p", "p (Holm)")
     return Table("Comparisons", notes, header if lines else (), lines)
 
 
 def by_example(tables: Tables, methods: list[str], metric: str, home: Path, n: int) -> Table:
-    """Paired tests over the examples of the development set, between the best configurations of all pairs of methods.
+    """Paired tests over development examples between the best configurations of all pairs of methods.
 
     Args:
-        home: the --output_dir of the runs, which hold their predictions.
-        n: resamples of the bootstrap.
+        home: the --output_dir of the runs with their predictions.
+        n: number of bootstrap resamples.
 
     Raises:
-        InputError: predictions are missing, damaged, or not those of the row.
+        InputError: predictions are missing, damaged, or do not belong to the row.
     """
     found: list[tuple[Cells, float, float | None]] = []
     notes = []
@@ -193,11 +193,11 @@ def by_example(tables: Tables, methods: list[str], metric: str, home: Path, n: i
     ]
     for setting, chosen, pair in tqdm(pairs, desc="tests by example", unit="pair", leave=False, delay=1):
         if not all(name in chosen for name in pair):
-            notes.append(f"not compared: {' and '.join(pair)} on {title(setting)} (not both there)")
+            notes.append(f"not compared: {' and '.join(pair)} on {title(setting)} (one has no rows)")
             continue
         first, second = (aggregation.predictions(chosen[name], metric, home) for name in pair)
         if not np.array_equal(first.labels, second.labels):
-            raise InputError(f"{' and '.join(pair)} on {title(setting)} have other examples: train one of them again")
+            raise InputError(f"{' and '.join(pair)} on {title(setting)} have different examples: train one again")
         p, (low, high) = significance.paired_bootstrap(first.answers, second.answers, first.labels, first.metric, n)
         seeds = sorted(first.seeds.keys() & second.seeds.keys())
         mcnemar = None
@@ -222,10 +222,10 @@ def by_example(tables: Tables, methods: list[str], metric: str, home: Path, n: i
         tested = ("n/a", "n/a") if mcnemar is None else (f"{mcnemar:.3g}", f"{next(known):.3g}")
         lines.append((*first_cells, f"{p:.3g}", f"{adjusted:.3g}", seed, *tested))
     notes = [
-        f"paired bootstrap over examples ({n:,} resamples, percentile interval) of the mean {metric} over seeds: what "
-        "another draw of examples would change, not what other seeds would",
-        "McNemar's exact test on whether an example is answered rightly, by one run of each method",
-        f"comparisons that Holm's correction is for: {len(found)}",
+        f"paired bootstrap over examples ({n:,} resamples, percentile interval) of the mean {metric} over seeds: the "
+        "variation from another sample of examples, not from other seeds",
+        "McNemar's exact test on correct predictions, with one run of each method",
+        f"comparisons in Holm's correction: {len(found)}",
         *notes,
     ]
     header: Cells = (
@@ -244,8 +244,8 @@ def by_example(tables: Tables, methods: list[str], metric: str, home: Path, n: i
 
 
 def render(table: Table, form: str) -> str:
-    """As text in one of the formats."""
-    notes = [" ".join(line.split()) for line in (table.title, *table.notes)]  # a path can hold anything
+    """A table as text: markdown, latex or csv."""
+    notes = [" ".join(line.split()) for line in (table.title, *table.notes)]  # a path can contain line breaks
     if form == "csv":
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([table.header, *table.rows] if table.header else [])
@@ -265,7 +265,7 @@ def render(table: Table, form: str) -> str:
 
 
 def runs_table(rows: list[dict[str, Any]]) -> str:
-    """One Markdown line per run: the method with its options that are no defaults, its training, scores and cost."""
+    """Markdown table with a line per run: method, non-default options, training options, scores and cost."""
     lines = [
         "| method | task | training | seed | scores (majority class) | trained without head | examples/s | MiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -288,7 +288,7 @@ def runs_table(rows: list[dict[str, Any]]) -> str:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    """A header of all the keys, then one line per row; lists and objects are JSON, and what a row lacks is empty."""
+    """Rows as CSV with all their keys as columns; lists and objects are JSON, missing values are empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()

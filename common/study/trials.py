@@ -1,4 +1,4 @@
-"""Where a search is kept, in a journal file or a database, and which of its trials are at work."""
+"""Storage of a search, a journal file or a database, and which of its trials are running."""
 
 import contextlib
 import json
@@ -19,35 +19,35 @@ from common.errors import InputError
 from common.runtime import locks
 
 HEARTBEAT = 30.0
-"""Seconds between two signs of life of a trial, where a database holds the study."""
+"""Seconds between two heartbeats of a trial, if the study is in a database."""
 GRACE = 120.0
-"""Seconds without one after which it is taken up again."""
+"""Seconds without a heartbeat after which a trial is resumed by another worker."""
 WARM_UP = 2
 """The first epoch after which a trial may be pruned."""
 SAID = 3
-"""Differences from a study of other options that are told."""
+"""Number of differing options in the error message about a study of other options."""
 HEARTBEATS, FACTS = "beats", "facts"
-"""Notes with a trial, its last sign of life, and with a study, all that decides its scores."""
+"""User attributes: the last heartbeat of a trial, and all that decides the scores of a study."""
 
 Release = Callable[[], None]
 
 
 class Locks:
-    """Which trials of a journal are at work: those whose lock is held. It is the system's and ends with its holder."""
+    """File locks that mark the running trials of a journal; the system releases a lock when its holder ends."""
 
     def __init__(self, journal: Path, study_name: str):
         self.journal, self.study_name = journal, study_name
 
     def of(self, number: int) -> Path:
-        """Path of the lock of a trial."""
+        """Path of the lock file of a trial."""
         return self.journal.with_name(f".{self.journal.name}.{self.study_name}.{number}.lock")
 
     def claiming(self) -> contextlib.AbstractContextManager[None]:
-        """Within it no other worker takes a trial."""
+        """A context in which no other worker can claim a trial."""
         return locks.lock_file(self.journal)
 
     def is_lost(self, trial: FrozenTrial) -> bool:
-        """Whether nobody is at work on a trial that is not finished."""
+        """Whether no process is running a trial that is not finished."""
         lock = filelock.FileLock(self.of(trial.number), timeout=0)
         try:
             with lock:
@@ -56,12 +56,12 @@ class Locks:
             return False
 
     def hold(self, trial: optuna.Trial) -> Release:
-        """Let the others know that this process is at work on a trial, until the returned function is called."""
+        """Mark a trial as running in this process, until the returned function is called."""
         lock = filelock.FileLock(self.of(trial.number))
         lock.acquire()
 
         def release() -> None:
-            with contextlib.suppress(OSError):  # as in `saving.alone`
+            with contextlib.suppress(OSError):  # as in `lock_folder`
                 self.of(trial.number).unlink()
             lock.release()
 
@@ -69,44 +69,42 @@ class Locks:
 
 
 class Heartbeats:
-    """Which trials of a database are at work: those that show a new sign of life within GRACE seconds.
+    """Heartbeats that mark the running trials of a database: a trial without one for GRACE seconds is lost.
 
-    Each worker measures with its own clock, so that those of several machines need not agree.
+    Each worker measures the time with its own clock, so that clocks of several machines need not agree.
     """
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[object, float]] = {}
 
     def claiming(self) -> contextlib.AbstractContextManager[None]:
-        """A database gives no lock to hold; `claim` notices afterwards if two took the last trial."""
+        """No lock, since a database gives none; `Search.claim` checks whether two workers claimed the last trial."""
         return contextlib.nullcontext()
 
     def is_lost(self, trial: FrozenTrial) -> bool:
-        """As that of `Locks`."""
-        sign, now = trial.user_attrs.get(HEARTBEATS), time.monotonic()
+        beat, now = trial.user_attrs.get(HEARTBEATS), time.monotonic()
         last, since = self.seen.get(trial.number, (None, now))
-        if trial.number not in self.seen or last != sign:
-            self.seen[trial.number] = sign, now
+        if trial.number not in self.seen or last != beat:
+            self.seen[trial.number] = beat, now
             return False
         return now - since > GRACE
 
     def hold(self, trial: optuna.Trial) -> Release:
-        """As that of `Locks`."""
         ended = threading.Event()
 
         def beat(n: int) -> None:
-            # A database that does not answer is met by the worker itself, sooner or later.
+            # The worker itself will see the error of a database that does not answer.
             with contextlib.suppress(optuna.exceptions.OptunaError):
                 trial.set_user_attr(HEARTBEATS, f"{socket.gethostname()} {os.getpid()} {time.time()} {n}")
 
-        def go_on() -> None:
+        def beat_until_ended() -> None:
             n = 0
             while not ended.wait(HEARTBEAT):
                 n += 1
                 beat(n)
 
-        beat(0)  # at once, before another worker looks
-        beats = threading.Thread(target=go_on, daemon=True)
+        beat(0)  # at once, before another worker checks
+        beats = threading.Thread(target=beat_until_ended, daemon=True)
         beats.start()
 
         def release() -> None:
@@ -117,9 +115,9 @@ class Heartbeats:
 
 
 class JournalLock:
-    """Held by the one process that writes a journal; the system's, since Optuna's own outlive a killed holder.
+    """Lock for writing a journal. It is the system's, since Optuna's own locks outlive a killed holder.
 
-    A last line that was cut off, by a full disk or a loss of power, is removed before another one is written.
+    A last line that was cut off, by a full disk or a power failure, is removed before another one is written.
     """
 
     def __init__(self, journal: Path):
@@ -127,7 +125,6 @@ class JournalLock:
         self.lock = filelock.FileLock(journal.with_name(f".{journal.name}.write.lock"))
 
     def acquire(self) -> bool:
-        """Wait for it."""
         self.lock.acquire()
         with self.journal.open("rb+") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
@@ -137,8 +134,7 @@ class JournalLock:
         return True
 
     def release(self) -> None:
-        """Let the next process write."""
-        with contextlib.suppress(OSError):  # as in `saving.alone`
+        with contextlib.suppress(OSError):  # as in `lock_folder`
             Path(self.lock.lock_file).unlink()
         self.lock.release()
 
@@ -149,18 +145,18 @@ Keeper = Locks | Heartbeats
 def open_study(
     place: str, name: str, facts: dict[str, Any], first: dict[str, Any], prune: bool, directions: list[Any]
 ) -> tuple[optuna.Study, Keeper]:
-    """A study, which is made where it is not there, and what tells which of its trials are at work.
+    """Open a study, or create it, with the locks or heartbeats of its running trials.
 
     Args:
         place: path of a journal, or URL of a database.
         name: of the study in it.
-        facts: all that decides the scores, as JSON has it, which the study must share if it is there.
+        facts: all that decides the scores, as JSON values; an existing study must have the same.
         first: parameters of the first trial of a new study.
-        prune: whether a trial below the median of the others should end.
+        prune: whether to prune trials below the median of the others.
         directions: "maximize" or "minimize" for each objective.
 
     Raises:
-        InputError: it cannot be opened or written, is damaged, or is of other facts.
+        InputError: the study cannot be opened or written, is damaged, or has other facts.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shown = re.sub(r"://[^@/]*@", "://...@", place)  # without a password
@@ -177,24 +173,24 @@ def open_study(
             try:
                 study = optuna.create_study(study_name=name, storage=storage, pruner=pruner, directions=directions)
                 study.enqueue_trial(first)
-            except optuna.exceptions.DuplicatedStudyError:  # another worker of a database, just now
+            except optuna.exceptions.DuplicatedStudyError:  # another worker has just created it
                 study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
         if FACTS not in study.user_attrs:
             study.set_user_attr(FACTS, facts)
         found = study.user_attrs[FACTS]
     changed = [key for key in {**found, **facts} if found.get(key) != facts.get(key)]
     if changed:
-        told = "; ".join(f"{key} was {found.get(key)} and is {facts.get(key)}" for key in changed[:SAID])
-        told += f"; and {len(changed) - SAID} more" if len(changed) > SAID else ""
+        changes = "; ".join(f"{key} was {found.get(key)} and is {facts.get(key)}" for key in changed[:SAID])
+        changes += f"; and {len(changed) - SAID} more" if len(changed) > SAID else ""
         raise InputError(
-            f"the study {name} in {shown} is another one ({told}): put back what it was, or choose another study_name"
+            f"the study {name} in {shown} has other settings ({changes}): restore them, or choose another study_name"
         )
     print(f"study {name} in {shown}")
     return study, keeper
 
 
 def check_journal(journal: Path) -> None:
-    """Raise InputError if a file is no journal of studies; a last line that was cut off is no damage."""
+    """Raise InputError if a file is not a journal of studies; a last line that was cut off is accepted."""
     try:
         lines = journal.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
@@ -208,8 +204,8 @@ def check_journal(journal: Path) -> None:
             entry = None
         if not (isinstance(entry, dict) and "op_code" in entry) and (line.endswith(b"\n") or len(lines) == 1):
             raise InputError(
-                f"{journal}, line {number} is damaged, or this is no journal of a study: remove that line if it is "
-                "the last one, or put back a copy, or move the file away to begin anew"
+                f"{journal}, line {number} is damaged, or this is not the journal of a study: remove that line if it "
+                "is the last one, restore a copy, or move the file away to start again"
             )
 
 
@@ -223,13 +219,13 @@ def _journal(path: Path) -> Any:
 def _database(url: str) -> Any:
     import sqlalchemy
 
-    # SQLite gives up after 5 seconds of waiting for another writer.
+    # By default, SQLite waits 5 seconds for another writer.
     arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     attempts = 10
     while True:
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
-        except sqlalchemy.exc.DatabaseError:  # also where two workers make the tables of a new one
+        except sqlalchemy.exc.DatabaseError:  # also if two workers create the tables of a new database
             attempts -= 1
             if attempts == 0:
                 raise
@@ -238,7 +234,7 @@ def _database(url: str) -> Any:
 
 @contextlib.contextmanager
 def _storage_named(place: str) -> Iterator[None]:
-    """Every library below Optuna has errors of its own for a storage that cannot be used: they become one line."""
+    """Report any error of an unusable storage, of which each library has its own kinds, as one InputError."""
     try:
         yield
     except InputError:
@@ -247,5 +243,5 @@ def _storage_named(place: str) -> Iterator[None]:
         reason = f"{type(error).__name__}: {error.__cause__ or error}".partition("\n")[0]
         raise InputError(
             f"cannot open the study in {place} ({reason}): "
-            "give a journal of a search, or a database that can be reached"
+            "give the journal of a search, or a database that can be reached"
         ) from error
