@@ -1,7 +1,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format bench parity-adapterhub docs torture
+# uv installs where there is one, ten times as fast: `make UV= ...` takes pip all the same.
+UV := $(shell command -v uv 2>/dev/null)
+# The files with hashes hold all that is needed but torch, so nothing is resolved while they are installed.
+LOCKED := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python $(PIP)) --no-deps --require-hashes
+# torch's wheel depends on the hardware, and pip's settings say where it comes from; uv does not read them. To take it
+# with uv: make TORCH_INSTALL="uv pip install --python .venv --torch-backend auto" ...
+TORCH_INSTALL ?= $(BIN)/python $(PIP)
+
+# On all cores up to eight, each file on one of them.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+
+.PHONY: demo test test-fast newest check format bench parity-adapterhub docs torture lock
 
 ## demo: install the requirements, then train, evaluate, predict and plot on synthetic data (no hub, no GPU)
 demo: .venv/run
@@ -9,7 +21,15 @@ demo: .venv/run
 
 ## test: run the test suite on up to eight cores, as CI does
 test: .venv/dev
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+	$(PYTEST)
+
+## test-fast: the tests that are not marked slow, about a minute on two cores
+test-fast: .venv/dev
+	$(PYTEST) -m "not slow"
+
+## newest: one line about the fast tests with the newest packages that pip finds
+newest: .venv/dev
+	@.ci/newest
 
 ## bench: compare speed and memory with peft and Trainer; ARGS="--task_name rte --data FOLDER", see --help
 bench: .venv/dev
@@ -28,29 +48,44 @@ torture: .venv/dev
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: atheris==3.0.0
 	OMP_NUM_THREADS=1 $(BIN)/python -m torture $(ARGS)
 
-## check: check lint, formatting and types
+## check: lint, formatting and types, of the methods too
 check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy common
+	$(BIN)/mypy common */method.py
 
 ## format: rewrite the code in the project's style
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv/run: requirements.txt
+## lock: write requirements*.txt anew from pyproject.toml; ARGS=--upgrade: newer versions of what is not named there
+lock:
+	@test -n "$(UV)" || { echo "error: make lock needs uv: pip install uv" >&2; exit 2; }
+	@$(COMPILE) --group dev --output-file requirements-dev.txt
+	@$(COMPILE) --group run --constraints requirements-dev.txt --output-file requirements.txt
+	@{ echo "# Its wheel depends on the hardware, so it has no hash and a file of its own. Written by: make lock"; \
+		$(UV) pip compile --quiet --no-deps --no-header --no-annotate --group torch; } > requirements-torch.txt
+
+# What torch needs on a GPU is up to its wheel and stays out; what it needs everywhere is in.
+GPU := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
+COMPILE = printf '%s\n' $(GPU) | $(UV) pip compile --quiet --excludes - --no-emit-package torch --generate-hashes \
+	--universal --python-version 3.11 --fork-strategy fewest --annotation-style line $(ARGS) \
+	--custom-compile-command "make lock    (to install this file, install requirements-torch.txt first)"
+
+.venv/run: requirements.txt requirements-torch.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $$($(PYTHON) --version) found, Python 3.11 or newer wanted: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(LOCKED) -r requirements.txt
+	$(TORCH_INSTALL) -r requirements-torch.txt
 	@touch $@
 
 .venv/dev: .venv/run requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(LOCKED) -r requirements-dev.txt
 	@touch $@
 
 .venv-adapterhub/run: parity/requirements-adapterhub.txt | .venv/run
 	$(PYTHON) -m venv .venv-adapterhub
-	.venv-adapterhub/bin/python -m pip install --quiet --disable-pip-version-check -r parity/requirements-adapterhub.txt
+	.venv-adapterhub/bin/python $(PIP) -r parity/requirements-adapterhub.txt
 	@touch $@

@@ -1,8 +1,10 @@
 """Results of runs: read them, find the best run, print a summary, and record versions and code."""
 
+import hashlib
 import platform
+import re
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,25 @@ def provenance() -> dict[str, Any]:
     """Versions and the state of the code, to make a result reproducible."""
     facts: dict[str, Any] = {"python_version": platform.python_version()}
     facts |= {f"{package}_version": version(package) for package in PACKAGES}
+    facts["environment_sha256"] = environment_digest()
     changes = _git("status", "--porcelain", "--untracked-files=no")  # output folders are untracked files
     return facts | {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changes is None else changes != ""}
+
+
+def environment_digest() -> str:
+    """16 hex digits that two environments share only if every installed distribution has one version in both.
+
+    They begin the SHA-256 of the sorted lines "name==version", the names normalised (PEP 503).
+    """
+    found: dict[str, str] = {}
+    for distribution in distributions():
+        # `distribution.metadata` parses descriptions too, and takes ten times as long.
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        name, number = (re.search(rf"^{field}: *(\S+)", text, re.MULTILINE) for field in ("Name", "Version"))
+        if name and number:
+            found.setdefault(re.sub(r"[-_.]+", "-", name[1]).lower(), number[1])  # the first one is what is imported
+    lines = sorted(f"{name}=={number}" for name, number in found.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _git(*words: str) -> str | None:

@@ -225,6 +225,7 @@ def trained(checkpoints, tmp_path_factory):
     return [json.loads(json.dumps(train(m, each)[1])) for m in (Lora(rank=2), BitFit()) for each in options], home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["score", "accuracy_mismatched"])
 def test_methods_are_compared_over_examples(show, trained, metric):
     rows, home = trained
@@ -243,6 +244,7 @@ def test_methods_are_compared_over_examples(show, trained, metric):
     assert f"| {difference:+.4f} | {low:+.4f} to {high:+.4f} | {p:.3g} | {p:.3g} | seed 1 | {exact:.3g} |" in line
 
 
+@pytest.mark.slow
 def test_predictions_of_another_run_are_refused(trained, tmp_path, capfd):
     rows, home = trained
     path = tmp_path / "rows.jsonl"

@@ -13,6 +13,8 @@ from common.errors import InputError
 from common.training import tune
 from lora.method import Lora
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ready():

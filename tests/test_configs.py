@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from common.errors import InputError
 from common.runtime import launching
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = REPOSITORY / "configs" / "accelerate"
 # Configuration -> kind, machines, processes on all machines, precision, whether on CPUs.
 INTENDED = {

@@ -21,6 +21,8 @@ from common.runtime import locks
 from common.training import train
 from lora.method import Lora
 
+pytestmark = pytest.mark.slow
+
 
 def rows_on_disk(options):
     (path,) = Path(options.output_dir).rglob(ROWS)

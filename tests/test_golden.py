@@ -5,6 +5,8 @@ import json
 import golden
 import pytest
 
+pytestmark = pytest.mark.slow
+
 RECORDED = json.loads(golden.FILE.read_text())
 
 

@@ -30,6 +30,8 @@ from lora.method import Lora
 from prefix.method import PrefixTuning
 from prompt.method import PromptTuning
 
+pytestmark = pytest.mark.slow
+
 
 class Masked(Branch):
     """Adds a masked vector. The mask is all ones until it is fixed; an integer buffer holds when that was."""

@@ -13,6 +13,8 @@ from conftest import REPOSITORY
 
 from common.runtime.hub import go_offline_if_unreachable
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def online(monkeypatch):

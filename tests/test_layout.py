@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from conftest import REPOSITORY
@@ -147,6 +148,7 @@ def test_nothing_in_common_looks_like_a_test_to_pytest():
                 assert not node.name.lower().startswith("test"), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["tune", "test", "experiment"])
 @pytest.mark.parametrize("method", METHODS)
 def test_help_needs_neither_model_nor_data_nor_their_libraries(method, verb):
@@ -175,8 +177,45 @@ def test_both_spellings_of_an_option_work(options, monkeypatch):
         assert (tuned.batch_size, tuned.betas, method.targets) == (3, (0.8, 0.9), ("key",))
 
 
-def test_requirements_are_pinned_and_keep_other_peoples_adapters_out():
-    for name in ("requirements.txt", "requirements-dev.txt"):
-        lines = [line for line in (REPOSITORY / name).read_text().splitlines() if line and line[0] not in "#-"]
-        assert all("==" in line for line in lines)
-        assert not {line.partition("==")[0] for line in lines} & {"adapters", *PACKAGES}
+GROUPS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["dependency-groups"]
+
+
+def group(name):
+    """The dependencies of a group of pyproject.toml and of those that it includes, as they are written there."""
+    members = GROUPS[name]
+    included = [entry for member in members if isinstance(member, dict) for entry in group(member["include-group"])]
+    return included + [member for member in members if isinstance(member, str)]
+
+
+def locked(file):
+    """What a requirements file holds: name==version -> the lines below it, its hashes and who wants it."""
+    text = (REPOSITORY / file).read_text()
+    return dict(re.findall(r"^([\w.-]+==[\w.]+)(.*\n(?: .*\n)*)", text, flags=re.MULTILINE))
+
+
+FILES = {"torch": "requirements-torch.txt", "run": "requirements.txt", "dev": "requirements-dev.txt"}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_requirements_are_pinned_and_keep_other_peoples_adapters_out(name):
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in group(name))
+    assert not {line.partition("==")[0] for line in [*group(name), *locked(FILES[name])]} & {"adapters", *PACKAGES}
+
+
+@pytest.mark.parametrize("name", ["run", "dev"])
+def test_the_locked_files_are_in_step_with_pyproject(name):
+    """A test that fails here says: make lock."""
+    files, torch = locked(FILES[name]), set(group("torch"))
+    assert all("--hash=sha256:" in below for below in files.values())
+    assert {line for line, below in files.items() if "(pyproject.toml" in below} == set(group(name)) - torch
+    assert set(locked(FILES["torch"])) == torch <= set(group(name))
+
+
+def test_what_torch_needs_is_locked_but_for_what_only_a_gpu_needs():
+    names = {line.partition("==")[0] for line in locked("requirements.txt")}
+    assert {"filelock", "fsspec", "jinja2", "networkx", "sympy", "typing-extensions"} <= names
+    assert not [name for name in names if re.match(r"torch$|triton|nvidia|cuda", name)]
+
+
+def test_what_runs_is_locked_at_one_version_in_both_files():
+    assert set(locked("requirements.txt")) <= set(locked("requirements-dev.txt"))

@@ -9,6 +9,8 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 METHOD = '''"""Train the LayerNorms alone."""
 from dataclasses import dataclass
 from typing import ClassVar

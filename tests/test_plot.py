@@ -253,6 +253,7 @@ def test_the_committed_rows_make_figures(run, tmp_path):
     assert "full fine-tuning" in "".join((tmp_path / line).read_text() for line in printed)
 
 
+@pytest.mark.slow
 def test_the_curve_of_several_seeds_is_their_mean(options, run):
     pairs = [train(Lora(rank=1), options(n_epochs=2, seed=seed)) for seed in (1, 2)]
     folders = [folder for folder, _ in pairs]

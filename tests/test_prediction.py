@@ -15,6 +15,8 @@ from common.submission import submission_lines
 from common.training import train
 from lora.method import Lora
 
+pytestmark = pytest.mark.slow
+
 
 def answers(settings, **choice):
     return answer("lora", PredictOptions(output_dir=settings.output_dir, **choice))

@@ -11,6 +11,8 @@ from conftest import REPOSITORY
 from common import loading
 from common.methods import trainable
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 

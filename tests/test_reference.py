@@ -11,6 +11,8 @@ from common.methods import find
 from common.study.curves import read_curves
 from common.training import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("method", methods.names())
 def test_thirty_steps_of_the_fast_path_have_the_loss_curve_of_the_plain_one(method, options, tmp_path, monkeypatch):

@@ -248,6 +248,7 @@ def browser(tmp_path):
     driver.quit()
 
 
+@pytest.mark.slow
 def test_the_page_works_in_a_browser(browser, make, tmp_path):
     from matplotlib.image import imread
     from selenium.webdriver import ActionChains, Keys

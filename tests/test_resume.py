@@ -28,6 +28,8 @@ from common.training import train
 from lora.method import Lora
 from prefix.method import PrefixTuning
 
+pytestmark = pytest.mark.slow
+
 METHODS = [find(name)() for name in names()] + [Adapters(drop_layers="random"), PrefixTuning(hidden_dim=8)]
 
 

@@ -1,12 +1,15 @@
 """A saved adapter is complete, holds the trained tensors only, and is loaded unchanged or refused."""
 
+import hashlib
 import json
+import re
+from importlib.metadata import distributions
 
 import pytest
 from conftest import perturb
 from safetensors.torch import load_file
 
-from common import loading, runs, saving
+from common import loading, results, runs, saving
 from common.errors import InputError
 from common.methods import apply, trainable
 from common.runtime import files
@@ -37,7 +40,32 @@ def test_tuples_are_loaded_as_tuples(saved):
 def test_provenance_is_stored_with_the_adapter(saved):
     config = json.loads((saved[0] / runs.CONFIG).read_text())
     keys = {"method", "options", "base_checkpoint", "base_sha256", "base_revision", "git_commit", "git_dirty"}
-    assert keys | {"torch_version", "transformers_version", "task_name"} <= set(config)
+    assert keys | {"torch_version", "transformers_version", "task_name", "environment_sha256"} <= set(config)
+
+
+def install(site, name, version):
+    folder = site / f"{name}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n\nName: other\n")
+
+
+def test_the_environment_digest_is_of_every_distribution_and_version():
+    lines = set()
+    for distribution in distributions():
+        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
+        lines.add(f"{name}=={distribution.metadata['Version']}")
+    assert results.environment_digest() == hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+def test_the_environment_digest_changes_with_a_version_and_not_with_the_spelling_of_a_name(tmp_path, monkeypatch):
+    digests = []
+    for site, name, version in (("a", "One_Two", "1"), ("b", "one.two", "1"), ("c", "one-two", "1.1")):
+        install(tmp_path / site, name, version)
+        (tmp_path / site / "broken-2.dist-info").mkdir()
+        monkeypatch.setattr("sys.path", [str(tmp_path / site)])
+        digests.append(results.environment_digest())
+    assert digests[0] == digests[1] == hashlib.sha256(b"one-two==1").hexdigest()[:16]
+    assert digests[2] != digests[0]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):

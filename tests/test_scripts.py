@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import REPOSITORY, exits_with_one_line
 
 from bitfit.method import BitFit
@@ -12,6 +13,8 @@ from common.runs import append_once
 from common.training import train
 from lora.method import Lora
 from scripts import collect, plot
+
+pytestmark = pytest.mark.slow
 
 
 def run_main(module, monkeypatch, *arguments):

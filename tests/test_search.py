@@ -33,6 +33,8 @@ from lora.method import Lora
 from prompt.method import PromptTuning
 from scripts.search import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def options(options):

@@ -16,6 +16,8 @@ import torch
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 RUNS = {"baseline": {}, "lora": {"rank": 2}, "prefix": {"prefix_length": 3, "hidden_dim": 8}}
 SCRIPT = """
 import json, sys

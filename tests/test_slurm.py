@@ -16,6 +16,8 @@ from conftest import REPOSITORY
 from common.runs import CHECKPOINT
 from common.study.grid import commands
 
+pytestmark = pytest.mark.slow
+
 JOBS = sorted((REPOSITORY / "scripts" / "slurm").glob("*.sbatch"))
 
 SRUN = """#!/usr/bin/env bash

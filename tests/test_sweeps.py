@@ -15,6 +15,8 @@ from common import methods, tasks
 from common.runs import CHECKPOINT
 from common.study.grid import commands
 
+pytestmark = pytest.mark.slow
+
 
 def sweep(script: str, *words: str) -> subprocess.Popen:
     pipe, path = subprocess.PIPE, f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -31,6 +31,7 @@ def weights(folder):
     return load_file(folder / runs.ADAPTER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", names())
 def test_one_seed_gives_identical_weights(method, options):
     settings = options(n_epochs=2)
@@ -112,11 +113,13 @@ def test_the_result_holds_options_counts_and_scores(options, bert):
     assert "majority class" in summary(result)
 
 
+@pytest.mark.slow
 def test_total_params_counts_the_pretrained_encoder(options, bert):
     wanted = sum(p.numel() for p in load_model(bert, 2).base_model.parameters())
     assert {train(method, options())[1]["total_params"] for method in (Lora(rank=2), Baseline())} == {wanted}
 
 
+@pytest.mark.slow
 def test_the_adapter_on_disk_is_that_of_the_best_epoch(options, monkeypatch):
     given = iter((0.1, 0.3, 0.2))  # of three epochs
     monkeypatch.setattr(evaluation, "mean_score", lambda _: next(given))
@@ -139,6 +142,7 @@ def test_the_base_is_fingerprinted_before_it_is_trained(options, bert):
     assert result["base_sha256"] == fingerprint(load_model(bert, 2))
 
 
+@pytest.mark.slow
 def test_tensorboard_has_curves_by_step_and_scores_by_epoch(options):
     folder, result = train(Lora(rank=2), options(n_epochs=3, max_train_samples=96))
     curves = read_curves(folder)
@@ -160,6 +164,7 @@ def test_hyperparameters_are_logged_with_the_final_scores(options):
     assert values["lr"].number_value == 1e-2
 
 
+@pytest.mark.slow
 def test_tensorboard_compares_the_methods_of_a_sweep(options):
     from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
     from tensorboard.context import RequestContext
@@ -214,6 +219,7 @@ def test_every_option_that_changes_the_result_changes_the_folder(options, monkey
     assert run_folder(Lora(), options(report_to=("none",))) == run_folder(Lora(), options())
 
 
+@pytest.mark.slow
 def test_a_diverging_run_ends_with_a_clear_error_and_no_result(options):
     with pytest.raises(InputError, match=r"the gradient was not finite in \d+ steps of the first \d+ of \d+"):
         train(Baseline(), options(lr=1e30, warmup_ratio=0.0, n_epochs=3, max_grad_norm=0.0))
@@ -233,6 +239,7 @@ def test_mnli_is_validated_on_both_sets(options):
     assert result["best_score"] == result["best_accuracy"]
 
 
+@pytest.mark.slow
 def test_the_demo_data_can_be_learned(bert, options):
     """Full fine-tuning of a tiny random encoder is far above the majority class on synthetic sentiment."""
     settings = options(max_train_samples=None, max_eval_samples=None, n_epochs=12, lr=2e-3, batch_size=16)
@@ -248,6 +255,7 @@ def test_combined_methods_are_trained_like_a_single_one(options):
     assert loading.load_adapter(folder)[1] == Combined((Lora(), BitFit()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Lora(rank=2), PrefixTuning(hidden_dim=4)])
 def test_with_holdout_the_development_set_is_evaluated_once_at_the_end(method, options, monkeypatch, bert):
     seen, usual = [], evaluation.evaluate
@@ -285,6 +293,7 @@ def test_the_predictions_on_disk_are_those_of_the_best_epoch(options, bert):
     assert (logits.argmax(1) == labels).mean() == pytest.approx(result["best_score"])
 
 
+@pytest.mark.slow
 def test_a_run_pruned_after_an_epoch_can_resume(options):
     seen = []
 
