@@ -230,20 +230,19 @@ def folders() -> Iterator[Case]:
 
 def runs() -> Iterator[Case]:
     """Finished runs whose files were changed."""
-    copied: list[Path] = []
 
     def finished(change: Callable[[Path], object]) -> Callable[[Path], None]:
         def make(folder: Path) -> None:
-            if not copied:
-                copied.append(Path(tempfile.mkdtemp()) / "run")
+            run = Path(CHECKPOINT).parent / "run"
+            if not run.exists():
                 tune = (
                     f"lora.tune --rank 2 --checkpoint {CHECKPOINT} --data demo --task_name sst2 --max_train_samples 32"
                 )
-                out = copied[0].parent / "out"
+                out = run.parent / "out"
                 code, _ = call(f"{tune} --max_eval_samples 16 --n_epochs 1 --output_dir {out} --report_to none")
                 assert code == 0
-                shutil.move(next(out.glob("lora/sst2/*")), copied[0])
-            shutil.copytree(copied[0], folder, dirs_exist_ok=True)
+                shutil.move(next(out.glob("lora/sst2/*")), run)
+            shutil.copytree(run, folder, dirs_exist_ok=True)
             change(folder)
 
         return make
@@ -427,8 +426,14 @@ def steady(line: str) -> str:
     return line if len(line) < 420 else line[:400] + " ..."
 
 
-def document() -> str:
-    """The page."""
+def row(case: Case, said: str) -> str:
+    """The line of a case in the page."""
+    cell = " ".join(steady(said).split()).replace("|", "\\|").replace("<", "&lt;")
+    return f"| {case.what} | `{case.command}` | {cell} |"
+
+
+def document(row_of: Callable[[Case], str]) -> str:
+    """The page, with the rows that `row_of` gives."""
     text = [
         "# Bad input and what it is told",
         "",
@@ -436,18 +441,20 @@ def document() -> str:
         "layers, with exit code 2 and no file left behind. `make docs` makes this page and a test holds it to the",
         "code. `--debug` shows the traceback instead.",
     ]
-    with ready():
-        for section, cases in SECTIONS.items():
-            text += ["", f"## {section}", "", "| what is wrong | command | what is said |", "| --- | --- | --- |"]
-            for case in cases():
-                print(case.what, file=sys.stderr)
-                _, said, _ = run(case)
-                cell = " ".join(steady(said).split()).replace("|", "\\|").replace("<", "&lt;")
-                text.append(f"| {case.what} | `{case.command}` | {cell} |")
+    for section, cases in SECTIONS.items():
+        text += ["", f"## {section}", "", "| what is wrong | command | what is said |", "| --- | --- | --- |"]
+        text += [row_of(case) for case in cases()]
     return "\n".join(text) + "\n"
+
+
+def row_now(case: Case) -> str:
+    """The row of a case that is run now."""
+    print(case.what, file=sys.stderr)
+    return row(case, run(case)[1])
 
 
 if __name__ == "__main__":
     DOCUMENT.parent.mkdir(exist_ok=True)
-    DOCUMENT.write_text(document(), encoding="utf-8")
+    with ready():
+        DOCUMENT.write_text(document(row_now), encoding="utf-8")
     print(DOCUMENT)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate.commands import launch
@@ -110,31 +111,46 @@ def test_two_processes_of_a_configuration_file_and_two_machines_of_one_process_g
         torch.testing.assert_close(others[name], tensor, atol=1e-6, rtol=1e-5)
 
 
-def process_environments(monkeypatch, *words: str) -> list[dict[str, str]]:
-    """The environment variables of the processes on one machine, for a launcher with these options."""
-    settings = launch_settings("two_nodes", "--cpu", "--main_process_ip", "127.0.0.1", *words)
-    monkeypatch.setattr(launching, "_asked_of_launcher", lambda: settings)
-    return launching._places()
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("--cpu --num_processes 3 -m lora.tune --num_processes 4", (3, 1, 0)),
+        ("--cpu lora/tune.py", (1, 1, 0)),
+        ("--config_file cpu_processes -m lora.tune", (2, 1, 0)),
+        ("--config_file cpu_processes --num_processes 5 -m lora.tune", (5, 1, 0)),
+        ("--config_file two_nodes --cpu --machine_rank 1 -m lora.tune", (8, 2, 1)),
+        ("--config_file two_nodes --cpu --num-processes=6 -m lora.tune", (6, 2, 0)),
+    ],
+)
+@pytest.mark.parametrize("launcher", ["accelerate launch", "bin/accelerate-launch", "-m accelerate.commands.launch"])
+def test_what_a_launcher_was_asked_is_read_as_it_reads_it(launcher, words, asked, monkeypatch):
+    words = [str(CONFIGS / f"{word}.yaml") if word in INTENDED else word for word in words.split()]
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: [sys.executable, *launcher.split(), *words])
+    for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    assert launching._asked_of_launcher() == asked
+    monkeypatch.setenv("PMI_SIZE", "2")
+    assert launching._asked_of_launcher() == (1, 1, 0)  # MPI has started all of them
 
 
-def test_the_ranks_of_a_machine_follow_those_of_the_machines_before(monkeypatch):
-    found = process_environments(monkeypatch, "--num-processes=6", "--machine_rank", "1")
-    assert found == [
+def test_the_processes_of_a_machine_stand_behind_those_of_the_machines_before():
+    assert launching._places(6, n_machines=2, machine=1) == [
         {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": str(3 + local), "LOCAL_RANK": str(local)}
         for local in range(3)
     ]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("n", "rank", "told"),
     [
-        ("--num_processes 3 --machine_rank 0", "num_processes is 3 and counts those of all 2 machines: choose a mult"),
-        ("--num_processes 4 --machine_rank 2", "machine_rank is 2: choose from 0 to 1, another one on each machine"),
+        (3, 0, "num_processes is 3 for all 2 machines: choose a multiple of 2"),
+        (0, 0, "num_processes is 0 for all 2 machines: choose a multiple of 2"),
+        (4, 2, "machine_rank is 2: choose from 0 to 1"),
     ],
 )
-def test_processes_that_cannot_be_divided_among_the_machines_are_refused(words, message, monkeypatch):
-    with pytest.raises(InputError, match=message):
-        process_environments(monkeypatch, *words.split())
+def test_processes_that_cannot_be_shared_out_are_told(n, rank, told):
+    with pytest.raises(InputError, match=told):
+        launching._places(n, n_machines=2, machine=rank)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -46,6 +46,40 @@ def test_two_processes_report_bad_input_once():
     assert done.returncode != 0
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "status", "told"),
+    [
+        # The second is gone before the first has met the same error.
+        ("time.sleep(3); print('error: found', file=sys.stderr); sys.exit(2)", "sys.exit(2)", 2, "error: found"),
+        # The first waits for the second in vain.
+        ("time.sleep(600)", "os.kill(os.getpid(), 9)", 137, "error: process 1 of 2 was killed by signal 9, the others"),
+        # Asked to stop in the middle, both end as they like.
+        (
+            "time.sleep(3); os.kill(os.getppid(), signal.SIGUSR1); time.sleep(600)",
+            "time.sleep(600)", 75, "asked 0 asked 1",
+        ),
+    ],
+    ids=["late", "killed", "asked"],
+)  # fmt: skip
+def test_one_that_fails_ends_the_others_and_what_asks_them_to_stop_is_passed_on(first, second, status, told, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import os, signal, sys, time\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from common.runtime.launching import start_cpu_processes\n"
+        "start_cpu_processes()\n"
+        "rank = os.environ['RANK']\n"
+        "def asked(number, frame):\n"
+        "    time.sleep(int(rank) / 2)\n"
+        "    print('asked', rank, file=sys.stderr)\n"
+        "    sys.exit(75)\n"
+        "signal.signal(signal.SIGUSR1, asked)\n"
+        f"if rank == '0':\n    {first}\nelse:\n    {second}\n"
+    )
+    done = subprocess.run([*LAUNCH, "--num_processes", "2", str(script)], capture_output=True, text=True, timeout=100)
+    assert f"returned non-zero exit status {status}." in done.stderr
+    assert " ".join(done.stderr.split()).startswith(told)
+
+
 def test_the_last_line_is_the_run_folder(runs):
     assert all((folder / "result.json").is_file() for folder in runs.values())
 

@@ -1,6 +1,6 @@
 """Starting several processes on CPUs, which accelerate launch does not do without MPI."""
 
-import logging
+import math
 import os
 import re
 import signal
@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
 
 import psutil
 
@@ -17,26 +16,22 @@ from common.runtime.stopping import STOP_SIGNALS
 
 
 def start_cpu_processes() -> None:
-    """Be the several processes that `accelerate launch --cpu --num_processes N` was asked for.
+    """Start the processes that `accelerate launch --cpu --num_processes N` was asked for; else return at once.
 
-    accelerate starts a single one on CPUs unless MPI is there, without a word, whether N is in the command line or in a
-    configuration file. So this process starts N of itself, or its machine's share of them, waits for them and ends with
-    their exit code. In every other case it returns at once.
+    accelerate starts one process on CPUs whatever N is, and N is only in its command line or configuration file.
+    torchrun starts N, but it ends all at once when one fails, perhaps before rank 0 has reported the error, and exits
+    with 1 whatever their exit codes were.
 
     Raises:
-        InputError: the processes cannot be shared out to the machines, or the launcher wants more than we do.
+        InputError: the processes cannot be divided among the machines, or the launcher replaces our optimizer.
     """
     refuse_launchers()
-    started_alone = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
-    if not started_alone or os.environ.get("ACCELERATE_USE_CPU") != "True" or _under_mpi():
+    n, n_machines, machine = _asked_of_launcher()
+    if max(n, n_machines) < 2:
         return
-    places = _places()
-    if not places:
-        return
-    n = places[0]["WORLD_SIZE"]
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    command = [sys.executable, *(["-m", spec.name] if spec else [sys.argv[0]]), *sys.argv[1:]]
-    children = [subprocess.Popen(command, env=os.environ | place) for place in places]
+    places = _places(n, n_machines, machine)
+    children = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=os.environ | place) for place in places]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the children directly
 
     def pass_on(number: int, _frame: object) -> None:
         for child in children:
@@ -44,20 +39,20 @@ def start_cpu_processes() -> None:
 
     for number in STOP_SIGNALS:
         signal.signal(number, pass_on)
-    try:
-        # One that fails leaves the others waiting for it, so they are ended. Those asked to stop save together.
-        while any(child.poll() is None for child in children):
-            if any(child.returncode not in (None, 0, INTERRUPTED) for child in children):
-                break
-            time.sleep(0.1)
-        failed, rank = next(
-            ((c.returncode, place["RANK"]) for c, place in zip(children, places, strict=True) if c.returncode), (0, "0")
-        )
-    finally:
-        _end(children)
-    if any(child.returncode == INPUT_ERROR for child in children):  # said, whatever came of it to others
-        failed = INPUT_ERROR
+    until = math.inf
+    while None in (codes := [child.poll() for child in children]) and time.monotonic() < until:
+        if until == math.inf and {*codes} - {None, 0, INTERRUPTED}:
+            until = time.monotonic() + 10  # the others fail too, or wait for it for ever
+        time.sleep(0.1)
+    for child in children:
+        child.kill()
+        child.wait()
+    known = [
+        code for code in (INPUT_ERROR, 130) if code in codes
+    ]  # bad input or Ctrl-C, whatever the others ended with
+    failed = known[0] if known else min(filter(None, codes), default=0)
     if failed < 0:
+        rank = places[codes.index(failed)]["RANK"]
         print(f"error: process {rank} of {n} was killed by signal {-failed}, the others were stopped", file=sys.stderr)
     sys.exit(failed if failed >= 0 else 128 - failed)  # killed by a signal: 128 + its number, as a shell says it
 
@@ -72,64 +67,39 @@ def refuse_launchers() -> None:
             )
 
 
-def _end(children: list[subprocess.Popen[bytes]]) -> None:
-    """See processes end: by themselves at first, as they do that meet the same error; then asked to; then killed."""
-    for seconds, ask in ((2.0, subprocess.Popen.terminate), (5.0, subprocess.Popen.kill)):
-        until = time.monotonic() + seconds
-        while any(child.poll() is None for child in children) and time.monotonic() < until:
-            time.sleep(0.05)
-        for child in children:
-            if child.poll() is None:
-                ask(child)
-    for child in children:
-        child.wait()
+def _asked_of_launcher() -> tuple[int, int, int]:
+    """Processes, machines and the rank of this machine, as the parent `accelerate launch` was asked."""
+    # One of these is set where all processes were started, as by MPI.
+    counted = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
+    if os.environ.get("ACCELERATE_USE_CPU") != "True" or "MASTER_ADDR" not in os.environ or counted & os.environ.keys():
+        return 1, 1, 0
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent else []
+    after = next((n for n, word in enumerate(words, start=1) if re.search(r"\blaunch(\.py)?$", word)), None)
+    if after is None:
+        return 1, 1, 0
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    asked = launch_command_parser().parse_args(words[after:])
+    filed = vars(load_config_from_file(asked.config_file)) if asked.config_file or not asked.cpu else {}
+    known = filed | {name: value for name, value in vars(asked).items() if value is not None}
+    return known.get("num_processes", 1), known.get("num_machines", 1), known.get("machine_rank", 0)
 
 
-def _under_mpi() -> bool:
-    return any(name in os.environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
-
-
-def _places() -> list[dict[str, str]]:
-    """The place of each process of this machine among all of them, as the environment tells it; empty = it is alone."""
-    asked = _asked_of_launcher()
-    if asked is None or max(asked.num_processes, asked.num_machines) < 2:
-        return []
-    n, n_machines, machine = asked.num_processes, asked.num_machines, asked.machine_rank or 0
+def _places(n: int, n_machines: int, machine: int) -> list[dict[str, str]]:
+    """Environment variables of each process of this machine."""
     check(
         {
-            f"num_processes is {n} and counts those of all {n_machines} machines: choose a multiple of {n_machines}": (
+            f"num_processes is {n} for all {n_machines} machines: choose a multiple of {n_machines}": (
                 n == 0 or n % n_machines > 0
             ),
-            f"machine_rank is {machine}: choose from 0 to {n_machines - 1}, another one on each machine": (
-                not 0 <= machine < n_machines
-            ),
+            f"machine_rank is {machine}: choose from 0 to {n_machines - 1}": not 0 <= machine < n_machines,
         }
     )
     share = n // n_machines
     world = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(share)}
-    if n_machines == 1:  # else the port has to be known to the other machines
-        world["MASTER_PORT"] = str(_free_port())
+    if n_machines == 1:  # else the user chooses a port, which all machines know
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            world["MASTER_PORT"] = str(free.getsockname()[1])
     return [world | {"RANK": str(machine * share + local), "LOCAL_RANK": str(local)} for local in range(share)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _asked_of_launcher() -> Any:
-    """The options of the accelerate launch that started this process, as it reads its command line and configuration.
-
-    None = something else started it. The numbers of processes and machines are not in the environment.
-    """
-    parent = psutil.Process().parent()
-    words = parent.cmdline() if parent else []
-    after = next((n for n, word in enumerate(words, start=1) if re.search(r"(^|[/.-])launch(\.py)?$", word)), None)
-    if after is None:
-        return None
-    from accelerate.commands import launch
-
-    logging.getLogger(launch.__name__).setLevel(logging.ERROR)  # it has said by itself which defaults it takes
-    asked, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words[after:]))
-    return asked
