@@ -435,14 +435,14 @@ def row(case: Case, said: str) -> str:
 def document(row_of: Callable[[Case], str]) -> str:
     """The page, with the rows that `row_of` gives."""
     text = [
-        "# Bad input and what it is told",
+        "# Bad input and its error messages",
         "",
         "Each line below was printed by a real run of the command beside it, on a tiny encoder with 64 positions and 2",
         "layers, with exit code 2 and no file left behind. `make docs` makes this page and a test holds it to the",
         "code. `--debug` shows the traceback instead.",
     ]
     for section, cases in SECTIONS.items():
-        text += ["", f"## {section}", "", "| what is wrong | command | what is said |", "| --- | --- | --- |"]
+        text += ["", f"## {section}", "", "| what is wrong | command | message |", "| --- | --- | --- |"]
         text += [row_of(case) for case in cases()]
     return "\n".join(text) + "\n"
 
