@@ -280,7 +280,7 @@ def test_the_committed_rows_make_a_table(monkeypatch, capsys):
         ([row(train_seconds=10**30)], [], "train_seconds of"),
         ([row(method="nothing")], [], "unknown method 'nothing'"),
         ([row(method="lora+")], [], "unknown method ''"),
-        ([row(method="lora+lora")], [], "each method can be there once"),
+        ([row(method="lora+lora")], [], "each method can be used only once"),
         ([row(max_eval_samples="many")], [], "max_eval_samples is 'many', wanted int"),
         ([row() | {"task_name": "nothing"}], [], "unknown task 'nothing'"),
         ([row()], ["--by", "f1"], "choose score, accuracy"),

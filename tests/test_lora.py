@@ -106,7 +106,7 @@ def test_merging_does_not_change_a_shared_base_weight(make_model):
 def test_two_updates_of_one_layer_are_merged_and_unmerged(make_model):
     model = make_model().eval()
     for _ in range(2):
-        apply(Lora(rank=2), model)
+        apply(Lora(rank=2), model).eval()
     perturb([p for n, p in model.named_parameters() if ".lora" in n])
     batch, before = random_batch(model), {name: value.clone() for name, value in model.state_dict().items()}
     wanted = model(**batch).logits

@@ -133,7 +133,7 @@ def test_lines_connect_configurations_that_differ_in_size_only():
     rows += [row(rank=8, alpha=99, trainable_params_without_head=80, score=0.5)]
     rows += [row(method="baseline", random_params=n, trainable_params_without_head=n) for n in (5, 6)]
     _, configurations = grouped([*rows, row(method="lora+bitfit")])
-    (line,) = figures.concatenate_bytes(configurations, "score")
+    (line,) = figures.size_lines(configurations, "score")
     assert [each.label for each in line] == ["lora (rank 2, alpha 2)", "lora (rank 4, alpha 4)", "lora"]
 
 

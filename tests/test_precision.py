@@ -6,7 +6,7 @@ from conftest import random_batch
 from safetensors.torch import load_file
 
 from common import runs
-from common.fast import precision, prepare
+from common.fast import precision
 from common.methods import apply, trainable
 from common.options import PredictOptions
 from common.prediction import answer
@@ -52,9 +52,8 @@ def test_gradients_of_trained_parameters_are_float32(make_model):
         ("float32", "cuda", "bf16", "float32"),
     ],
 )
-def test_auto_is_the_launch_precision_on_a_gpu_and_float32_elsewhere(chosen, device, launched, wanted, make_model):
-    prepared = prepare(apply(Lora(), make_model()), torch.device(device), chosen, launched)
-    assert prepared.frozen_dtype == wanted
+def test_auto_is_the_launch_precision_on_a_gpu_and_float32_elsewhere(chosen, device, launched, wanted):
+    assert precision.resolve_frozen_dtype(chosen, torch.device(device), launched) == wanted
 
 
 def test_a_run_with_frozen_bfloat16_is_stored_in_float32_and_predicts(options):

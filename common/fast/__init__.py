@@ -14,7 +14,7 @@ from common.errors import check
 from common.fast.dropout import use_fast_dropout
 from common.fast.linear import use_fast_linear
 from common.fast.packing import Layout, take_packed
-from common.fast.precision import hold_frozen
+from common.fast.precision import hold_frozen, resolve_frozen_dtype
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ def prepare(
     if reference:
         check({"reference and frozen_dtype bfloat16: leave one of them out": frozen_dtype == "bfloat16"})
         return Prepared(None, "float32")
-    if frozen_dtype == "auto":
-        frozen_dtype = "bfloat16" if device.type == "cuda" and mixed_precision == "bf16" else "float32"
+    frozen_dtype = resolve_frozen_dtype(frozen_dtype, device, mixed_precision)
     hold_frozen(model, frozen_dtype, device)
     use_fast_linear(model)  # after the cast, since it prepacks the weights
     if padding == "batch":

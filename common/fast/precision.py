@@ -11,6 +11,13 @@ FrozenDtype = Literal["float32", "bfloat16"]
 """Dtypes of frozen weights."""
 
 
+def resolve_frozen_dtype(dtype: str, device: torch.device, mixed_precision: str) -> str:
+    """What "auto" stands for: bfloat16 on a GPU launched with mixed precision in bf16, else float32."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device.type == "cuda" and mixed_precision == "bf16" else "float32"
+
+
 def hold_frozen(model: Any, dtype: str, device: torch.device) -> None:
     """Store the frozen weights of linear layers and embeddings in `dtype` and run the model under autocast to it.
 

@@ -137,7 +137,7 @@ def shown(configurations: Iterable[Configuration], metric: str) -> list[Configur
     return list({each.label: each for each in some}.values())
 
 
-def concatenate_bytes(configurations: Iterable[Configuration], metric: str) -> list[list[Configuration]]:
+def size_lines(configurations: Iterable[Configuration], metric: str) -> list[list[Configuration]]:
     """Lines of a figure: configurations of one method that differ in its size, sorted by trained parameters.
 
     Of each size, the best one is taken. Other numeric options may differ with the size, as alpha does with the rank;
@@ -199,7 +199,7 @@ def draw(setting: Setting, configurations: Sequence[Configuration], metric: str,
     """
     some, look_of = shown(known(configurations, cost), metric), styles(configurations)
     points = [(cost.of(each), each.mean(metric)) for each in some]
-    lines = concatenate_bytes(some, metric)
+    lines = size_lines(some, metric)
     with look():
         handles = _handles(setting, some, metric, {line[0].method for line in lines})
         figure, axes = _page(title(setting), _notes(setting, some, metric, cost), handles)

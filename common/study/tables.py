@@ -195,25 +195,7 @@ def by_example(tables: Tables, methods: list[str], metric: str, home: Path, n: i
         if not all(name in chosen for name in pair):
             notes.append(f"not compared: {' and '.join(pair)} on {title(setting)} (one has no rows)")
             continue
-        first, second = (aggregation.predictions(chosen[name], metric, home) for name in pair)
-        if not np.array_equal(first.labels, second.labels):
-            raise InputError(f"{' and '.join(pair)} on {title(setting)} have different examples: train one again")
-        p, (low, high) = significance.paired_bootstrap(first.answers, second.answers, first.labels, first.metric, n)
-        seeds = sorted(first.seeds.keys() & second.seeds.keys())
-        mcnemar = None
-        if tasks.find(setting.task_name).targets.has_classes and seeds:
-            sides = (each.answers[each.seeds[seeds[0]]] == each.labels for each in (first, second))
-            mcnemar = significance.mcnemar(*sides)
-        difference = first.mean() - second.mean()
-        cells: Cells = (
-            title(setting),
-            *(f"{chosen[name].label}, {chosen[name].training}" for name in pair),
-            len(first.labels),
-            f"{len(first.answers)} and {len(second.answers)}",
-            f"{difference:+.4f}",
-            f"{low:+.4f} to {high:+.4f}",
-        )
-        found.append(((*cells, f"seed {seeds[0]}" if mcnemar is not None else "n/a"), p, mcnemar))
+        found.append(_compare_pair(setting, chosen[pair[0]], chosen[pair[1]], metric, home, n))
     boot = significance.holm([p for _, p, _ in found])
     known = iter(significance.holm([p for *_, p in found if p is not None]))
     lines: list[Cells] = []
@@ -241,6 +223,32 @@ def by_example(tables: Tables, methods: list[str], metric: str, home: Path, n: i
     )
     header += ("McNemar of", "p (McNemar)", "p (McNemar, Holm)")
     return Table("Comparisons by example", notes, header if lines else (), tuple(lines))
+
+
+def _compare_pair(
+    setting: Setting, one: Configuration, other: Configuration, metric: str, home: Path, n: int
+) -> tuple[Cells, float, float | None]:
+    """The cells of one pair but for the p values, the bootstrap's p, and McNemar's where it applies."""
+    first, second = (aggregation.predictions(each, metric, home) for each in (one, other))
+    if not np.array_equal(first.labels, second.labels):
+        names = f"{one.method} and {other.method} on {title(setting)}"
+        raise InputError(f"{names} have different examples: train one again")
+    p, (low, high) = significance.paired_bootstrap(first.answers, second.answers, first.labels, first.metric, n)
+    seeds = sorted(first.seeds.keys() & second.seeds.keys())
+    mcnemar = None
+    if tasks.find(setting.task_name).targets.has_classes and seeds:
+        sides = (each.answers[each.seeds[seeds[0]]] == each.labels for each in (first, second))
+        mcnemar = significance.mcnemar(*sides)
+    cells: Cells = (
+        title(setting),
+        *(f"{each.label}, {each.training}" for each in (one, other)),
+        len(first.labels),
+        f"{len(first.answers)} and {len(second.answers)}",
+        f"{first.mean() - second.mean():+.4f}",
+        f"{low:+.4f} to {high:+.4f}",
+        f"seed {seeds[0]}" if mcnemar is not None else "n/a",
+    )
+    return cells, p, mcnemar
 
 
 def render(table: Table, form: str) -> str:
