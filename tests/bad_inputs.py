@@ -63,12 +63,12 @@ def options() -> Iterator[Case]:
         ("a rank above the layer's width", "--rank 64"),
         ("a rank beyond all memory", "--rank 1000000000"),
         ("a factor of 0", "--alpha 0"),
-        ("a factor that is no number", "--alpha nan"),
+        ("a factor of NaN", "--alpha nan"),
         ("a dropout that drops everything", "--dropout 1"),
-        ("a map named twice", "--targets query query"),
-        ("a map that no layer has", "--targets query_key"),
+        ("a linear layer named twice", "--targets query query"),
+        ("a linear layer that does not exist", "--targets query_key"),
         ("a negative learning rate", "--lr -0.1"),
-        ("a learning rate that is no number", "--lr nan"),
+        ("a learning rate of NaN", "--lr nan"),
         ("an infinite learning rate", "--lr inf"),
         ("one beta", "--betas 0.9"),
         ("a beta of 1", "--betas 0.9 1"),
@@ -201,7 +201,7 @@ def data() -> Iterator[Case]:
         yield Case(what, "lora.tune --task_name rte --data FOLDER", write(train, content))
     stsb = "\t".join(f"c{n}" for n in range(7)) + "\tsentence1\tsentence2\tscore\n"
     row = "\t".join("-" * 7) + "\ta\tb\t"
-    for what, score in (("a score that is no number", "much"), ("a score out of range", "5.1"), ("a score NaN", "nan")):
+    for what, score in (("a score that is not a number", "much"), ("a score out of range", "5.1"), ("a score NaN", "nan")):
         content = stsb + row + score + "\n"
         yield Case(what, "lora.tune --task_name stsb --data FOLDER", write("STS-B/train.tsv", content))
 
@@ -302,8 +302,8 @@ def runs() -> Iterator[Case]:
     yield Case("a rank that is a text", answer, chosen(rank="8"))
     yield Case("a rank that is true", answer, chosen(rank=True))
     yield Case("a rank beyond all memory", answer, chosen(rank=10**9))
-    yield Case("a factor that is no number", answer, chosen(alpha=float("nan")))
-    yield Case("maps that are numbers", answer, chosen(targets=[1, 2]))
+    yield Case("a factor of NaN", answer, chosen(alpha=float("nan")))
+    yield Case("linear layers that are numbers", answer, chosen(targets=[1, 2]))
     yield Case("outputs beyond all memory", answer, config(n_outputs=10**9))
     yield Case("no outputs", answer, config(n_outputs=0))
     yield Case("a base model that is gone", answer, config(base_checkpoint="./gone"))
