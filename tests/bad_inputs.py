@@ -201,7 +201,7 @@ def data() -> Iterator[Case]:
         yield Case(what, "lora.tune --task_name rte --data FOLDER", write(train, content))
     stsb = "\t".join(f"c{n}" for n in range(7)) + "\tsentence1\tsentence2\tscore\n"
     row = "\t".join("-" * 7) + "\ta\tb\t"
-    for what, score in (("a score that is not a number", "much"), ("a score out of range", "5.1"), ("a score NaN", "nan")):
+    for what, score in (("a score in words", "much"), ("a score out of range", "5.1"), ("a score NaN", "nan")):
         content = stsb + row + score + "\n"
         yield Case(what, "lora.tune --task_name stsb --data FOLDER", write("STS-B/train.tsv", content))
 
