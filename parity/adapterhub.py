@@ -64,7 +64,7 @@ def _bottleneck(placement: Any, config: str, activation: str) -> Case:
         Adapters(BOTTLENECK, placement, scaling=4.0, train_layernorm=False),
         config,
         {"reduction_factor": HIDDEN // BOTTLENECK, "non_linearity": activation},
-        {"adapter.down.": f"adapters.{ADAPTER}.adapter_down.0.", "adapter.up.": f"adapters.{ADAPTER}.adapter_up."},
+        {"adapters.down.": f"adapters.{ADAPTER}.adapter_down.0.", "adapters.up.": f"adapters.{ADAPTER}.adapter_up."},
     )
 
 
@@ -73,7 +73,7 @@ def _prompt(combine: str, attention: str, padding_differs: str = "") -> Case:
         PromptTuning(prompt_length=5, init="random", level="embeddings"),
         "PromptTuningConfig",
         {"prompt_length": 5, "combine": combine},
-        {"embeddings.word_embeddings.prompt": f"prompt_tuning.prompt_tunings.{ADAPTER}.prompt_embedding.weight"},
+        {"embeddings.prompt.vectors": f"prompt_tuning.prompt_tunings.{ADAPTER}.prompt_embedding.weight"},
         attention,
         behind_cls=combine == "prefix_after_bos",
         padding_differs=padding_differs,
@@ -85,7 +85,7 @@ CASES = {
         Lora(rank=8, alpha=16.0, targets=("query", "value")),
         "LoRAConfig",
         {"r": 8, "alpha": 16, "attn_matrices": ["q", "v"]},
-        {"lora_": f"loras.{ADAPTER}.lora_"},
+        {"lora.A": f"loras.{ADAPTER}.lora_A", "lora.B": f"loras.{ADAPTER}.lora_B"},
     ),
     "houlsby": _bottleneck("houlsby", "DoubleSeqBnConfig", "gelu"),
     "pfeiffer": _bottleneck("pfeiffer", "SeqBnConfig", "relu"),
@@ -96,7 +96,7 @@ CASES = {
         {"prefix_length": 5, "flat": True},
         # One table for all layers, which AdapterHub names after the lowest one.
         {
-            "encoder.prefix.embedding": "encoder.layer.0.attention.self.prefix_tuning.pool."
+            "embeddings.prefix.embedding": "encoder.layer.0.attention.self.prefix_tuning.pool."
             f"prefix_tunings.{ADAPTER}.self_prefix.control_trans"
         },
     ),

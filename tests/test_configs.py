@@ -128,13 +128,13 @@ def test_what_a_launcher_was_asked_is_read_as_it_reads_it(launcher, words, asked
     monkeypatch.setattr(psutil.Process, "cmdline", lambda process: [sys.executable, *launcher.split(), *words])
     for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
-    assert launching._asked_of_launcher() == asked
+    assert launching._launch_options() == asked
     monkeypatch.setenv("PMI_SIZE", "2")
-    assert launching._asked_of_launcher() == (1, 1, 0)  # MPI has started all of them
+    assert launching._launch_options() == (1, 1, 0)  # MPI has started all of them
 
 
 def test_the_processes_of_a_machine_stand_behind_those_of_the_machines_before():
-    assert launching._places(6, n_machines=2, machine=1) == [
+    assert launching._process_variables(6, n_machines=2, machine=1) == [
         {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": str(3 + local), "LOCAL_RANK": str(local)}
         for local in range(3)
     ]
@@ -150,7 +150,7 @@ def test_the_processes_of_a_machine_stand_behind_those_of_the_machines_before():
 )
 def test_processes_that_cannot_be_shared_out_are_told(n, rank, told):
     with pytest.raises(InputError, match=told):
-        launching._places(n, n_machines=2, machine=rank)
+        launching._process_variables(n, n_machines=2, machine=rank)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -239,6 +239,7 @@ def test_without_torchs_private_operators_logits_are_the_same(make_model, monkey
         def __getattr__(self, name):
             raise AttributeError(f"no operator {name}")
 
+    n_lines = 0 if linear.onednn() is None else 1  # nothing is missing where they are never used
     linear.onednn.cache_clear()
     monkeypatch.setattr(torch.ops, "mkldnn", Changed())
     try:
@@ -247,7 +248,7 @@ def test_without_torchs_private_operators_logits_are_the_same(make_model, monkey
         wanted = model(**batch).logits
         prepare(model, torch.device("cpu"))
         torch.testing.assert_close(model(**packed_batch(model, batch)).logits, wanted, atol=1e-5, rtol=1e-5)
-        assert capsys.readouterr().err.count("linear layers use the slower F.linear") <= 1
+        assert capsys.readouterr().err.count("linear layers use the slower F.linear") == n_lines
     finally:
         monkeypatch.undo()
         linear.onednn.cache_clear()

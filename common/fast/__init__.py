@@ -1,7 +1,7 @@
 """Faster implementations of the same mathematics; `prepare` is the only entry point.
 
-Methods do not depend on it: the nn.Linear, F.linear and nn.Dropout that they use become faster with the rest of the
-model. `--reference` trains without it and gives the same loss curve.
+Methods do not depend on it: their nn.Linear and nn.Dropout, and F.linear inside a branch, become faster with the rest
+of the model. `--reference` trains without it and gives the same loss curve.
 """
 
 from dataclasses import dataclass

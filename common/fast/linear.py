@@ -41,10 +41,7 @@ def onednn() -> OneDnn | None:
         has_bfloat16 = mkldnn._is_mkldnn_bf16_supported()
         found = mkldnn._linear_pointwise, mkldnn._reorder_linear_weight
     except AttributeError as error:
-        print(
-            f"torch {torch.__version__} is too new ({error}): linear layers use the slower F.linear",
-            file=sys.stderr,
-        )
+        print(f"torch {torch.__version__}: {error}; linear layers use the slower F.linear", file=sys.stderr)
         return None
     return OneDnn(*found, (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,))
 

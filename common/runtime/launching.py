@@ -26,11 +26,11 @@ def start_cpu_processes() -> None:
         InputError: the processes cannot be divided among the machines, or the launcher replaces our optimizer.
     """
     refuse_launchers()
-    n, n_machines, machine = _asked_of_launcher()
+    n, n_machines, machine = _launch_options()
     if max(n, n_machines) < 2:
         return
-    places = _places(n, n_machines, machine)
-    children = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=os.environ | place) for place in places]
+    variables = _process_variables(n, n_machines, machine)
+    children = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=os.environ | own) for own in variables]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the children directly
 
     def pass_on(number: int, _frame: object) -> None:
@@ -52,7 +52,7 @@ def start_cpu_processes() -> None:
     ]  # bad input or Ctrl-C, whatever the others ended with
     failed = known[0] if known else min(filter(None, codes), default=0)
     if failed < 0:
-        rank = places[codes.index(failed)]["RANK"]
+        rank = variables[codes.index(failed)]["RANK"]
         print(f"error: process {rank} of {n} was killed by signal {-failed}, the others were stopped", file=sys.stderr)
     sys.exit(failed if failed >= 0 else 128 - failed)  # killed by a signal: 128 + its number, as a shell says it
 
@@ -67,8 +67,8 @@ def refuse_launchers() -> None:
             )
 
 
-def _asked_of_launcher() -> tuple[int, int, int]:
-    """Processes, machines and the rank of this machine, as the parent `accelerate launch` was asked."""
+def _launch_options() -> tuple[int, int, int]:
+    """Numbers of processes and machines, and the rank of this machine, from the options of `accelerate launch`."""
     # One of these is set where all processes were started, as by MPI.
     counted = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     if os.environ.get("ACCELERATE_USE_CPU") != "True" or "MASTER_ADDR" not in os.environ or counted & os.environ.keys():
@@ -87,7 +87,7 @@ def _asked_of_launcher() -> tuple[int, int, int]:
     return known.get("num_processes", 1), known.get("num_machines", 1), known.get("machine_rank", 0)
 
 
-def _places(n: int, n_machines: int, machine: int) -> list[dict[str, str]]:
+def _process_variables(n: int, n_machines: int, machine: int) -> list[dict[str, str]]:
     """Environment variables of each process of this machine."""
     check(
         {
