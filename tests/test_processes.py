@@ -80,6 +80,28 @@ def test_one_that_fails_ends_the_others_and_what_asks_them_to_stop_is_passed_on(
     assert " ".join(done.stderr.split()).startswith(told)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names of threads are read from /proc")
+def test_the_threads_of_the_process_group_end_before_the_process_does(tmp_path):
+    """One that still held a tensor at exit would abort the process."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from pathlib import Path\n"
+        "from common.runtime.launching import start_cpu_processes\n"
+        "from common.runtime.processes import broadcast_from_main, destroy_group_at_end\n"
+        "def of_gloo():\n"
+        "    return sum('gloo' in path.read_text() for path in Path('/proc/self/task').glob('*/comm'))\n"
+        "start_cpu_processes()\n"
+        "with destroy_group_at_end():\n"
+        "    broadcast_from_main(lambda: 1)\n"
+        "    import transformers.modeling_utils\n"
+        "    print('inside', of_gloo() > 0)\n"
+        "print('after', of_gloo())\n"
+    )
+    done = subprocess.run([*LAUNCH, "--num_processes", "2", str(script)], capture_output=True, text=True, timeout=100)
+    assert sorted(done.stdout.splitlines()) == ["after 0", "after 0", "inside True", "inside True"], done.stderr
+
+
 def test_the_last_line_is_the_run_folder(runs):
     assert all((folder / "result.json").is_file() for folder in runs.values())
 

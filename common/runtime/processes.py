@@ -1,6 +1,7 @@
 """Communication between the processes of one run."""
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +29,10 @@ def broadcast_from_main(find: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def destroy_group_at_end() -> Iterator[None]:
-    """Destroy the process group at the end, also after an error: a process that exits without this aborts others."""
+    """Destroy the process group at the end, also after an error: at exit its threads would abort the process."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and torch.distributed.is_available():
+        # Imported after the group is created, as transformers does, it keeps the group alive in its default arguments.
+        importlib.import_module("torch.distributed.nn.functional")
     try:
         yield
     finally:
