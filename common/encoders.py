@@ -185,6 +185,14 @@ def longest_input(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
     return min(tokenizer.model_max_length, n_positions(model))
 
 
+def shortest_input(tokenizer: "PreTrainedTokenizerBase", n_texts: int) -> int:
+    """The number of tokens of an input of `n_texts` texts, 1 or 2, with one token of each, including special tokens.
+
+    A tokenizer ignores a maximal length below its special tokens, and cuts nothing.
+    """
+    return tokenizer.num_special_tokens_to_add(pair=n_texts == 2) + n_texts
+
+
 def vocabulary_size(model: nn.Module) -> int:
     """Number of token ids with an embedding."""
     return word_embeddings(model).num_embeddings

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from common.encoders import longest_input, n_positions, vocabulary_size
+from common.encoders import longest_input, n_positions, shortest_input, vocabulary_size
 from common.errors import DoesNotFit, InputError
 from common.methods import Method, Model, apply, count, count_without_head, trainable
 from common.options import TuneOptions
@@ -30,11 +30,14 @@ def apply_on_meta(method: Method, meta: Model) -> Model:
         raise DoesNotFit(f"{method.name} is too large to be built ({str(error).splitlines()[0]})") from error
 
 
-def positions_left(method: Method, limit: int) -> int:
-    """Number of positions left for the text. Raises DoesNotFit if that is not enough for [CLS], one token and [SEP]."""
+def positions_left(method: Method, limit: int, shortest: int = 3) -> int:
+    """Number of positions left for the text. Raises DoesNotFit if they are fewer than those of the shortest input."""
     left = limit - method.positions()
-    if left < 3:
-        raise DoesNotFit(f"{method.name} takes {method.positions()} of the encoder's {limit} positions: choose fewer")
+    if left < shortest:
+        raise DoesNotFit(
+            f"{method.name} takes {method.positions()} of the encoder's {limit} positions, and an input needs at least "
+            f"{shortest}: choose fewer"
+        )
     return left
 
 
@@ -75,18 +78,29 @@ def fit_to_budget(method: Method, budget: int, meta: nn.Module) -> Method:
     return sized(low)
 
 
-def check_fit(method: Method, options: TuneOptions, meta: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> int:
+def check_fit(
+    method: Method, options: TuneOptions, meta: nn.Module, tokenizer: "PreTrainedTokenizerBase", n_texts: int
+) -> int:
     """Check that a run fits the encoder, given on the meta device, and the machine; return the maximal input length.
+
+    n_texts: texts of an example.
 
     Raises:
         DoesNotFit: the method's options do not fit this encoder, or its parameters do not fit into memory.
-        InputError: an unknown tracker, a tokenizer of another encoder, or too large `options.max_length`.
+        InputError: an unknown tracker, a tokenizer of another encoder, or an `options.max_length` that is too large or
+            leaves no token of a text.
     """
     trackers.resolve(options.report_to)
     if max(tokenizer.get_vocab().values()) >= vocabulary_size(meta):
         sizes = f"a tokenizer of {len(tokenizer)} tokens and an encoder of {vocabulary_size(meta)}"
         raise InputError(f"{options.checkpoint} has {sizes}: wanted a tokenizer that belongs to the encoder")
-    limit = positions_left(method, longest_input(meta, tokenizer))
+    shortest = shortest_input(tokenizer, n_texts)
+    limit = positions_left(method, longest_input(meta, tokenizer), shortest)
+    if options.max_length is not None and options.max_length < shortest:
+        raise InputError(
+            f"max_length is {options.max_length}, but {options.checkpoint} needs at least {shortest}: "
+            f"{shortest - n_texts} special tokens and one of each text"
+        )
     if options.max_length is not None and options.max_length > limit:
         raise InputError(f"max_length is {options.max_length}, but {options.checkpoint} takes at most {limit} tokens")
     n_trained = count(trainable(apply_on_meta(method, meta)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common import data, loading, runs, tasks
 from common.checkpoints import load_tokenizer
-from common.encoders import longest_input, n_outputs
+from common.encoders import longest_input, n_outputs, shortest_input
 from common.errors import InputError, one_line_errors
 from common.evaluation import predict_logits
 from common.fast import prepare
@@ -55,10 +55,11 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     accelerator = Accelerator()
     model, used = loading.load_adapter(folder, options.checkpoint)
     tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
-    limit = positions_left(used, longest_input(model, tokenizer))
-    if not 3 <= config["max_length"] <= limit or n_outputs(model) != tests[0].targets.n_outputs:
+    shortest = shortest_input(tokenizer, len(examples[0].texts))
+    limit = positions_left(used, longest_input(model, tokenizer), shortest)
+    if not shortest <= config["max_length"] <= limit or n_outputs(model) != tests[0].targets.n_outputs:
         sizes = f"max_length is {config['max_length']} and n_outputs {n_outputs(model)}"
-        raise InputError(f"{folder} is damaged: {sizes}, wanted 3 to {limit} and {tests[0].targets.n_outputs}")
+        raise InputError(f"{folder} is damaged: {sizes}, wanted {shortest} to {limit} and {tests[0].targets.n_outputs}")
     prepared = prepare(model, accelerator.device, config["frozen_dtype"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     total = sum(map(len, examples))

@@ -92,6 +92,11 @@ class TaskData:
             rows["train"], rows[HOLDOUT] = rows["train"].hold_out()
         return rows
 
+    @property
+    def n_texts(self) -> int:
+        """Texts of an example: 1, or 2 for a pair."""
+        return len(self.rows["train"].texts)
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the checkpoint. Raises InputError if it cannot be loaded."""

@@ -92,7 +92,7 @@ def train(
     if task_data is None or not task_data.serves(options):
         task_data = TaskData(task, options)
     task_data.read()
-    max_length = check_fit(method, options, task.meta(options.checkpoint), task_data.tokenizer)
+    max_length = check_fit(method, options, task.meta(options.checkpoint), task_data.tokenizer, task_data.n_texts)
 
     with locks.lock_folder(folder):
         if broadcast_from_main(is_finished):  # another process finished it in the meantime

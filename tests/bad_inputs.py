@@ -85,6 +85,8 @@ def options() -> Iterator[Case]:
         ("the reference in bfloat16", "--reference --frozen_dtype bfloat16"),
         ("more tokens than the encoder takes", "--max_length 65"),
         ("no tokens", "--max_length 0"),
+        ("no tokens but the special ones", "--task_name sst2 --max_length 2"),
+        ("no token of one of two texts", "--task_name mrpc --max_length 4"),
         ("a budget below the smallest size", "--param_budget 10"),
         ("a negative seed", "--seed -1"),
         ("no rows", "--max_train_samples 0"),
@@ -113,6 +115,7 @@ def options() -> Iterator[Case]:
         ("a prefix beyond all memory", "prefix.tune --prefix_length 1000000000"),
         ("a negative hidden size", "prefix.tune --hidden_dim -1"),
         ("a prompt that leaves no room for the text", "prompt.tune --prompt_length 62"),
+        ("a prompt that leaves no room for both texts", "prompt.tune --task_name mrpc --prompt_length 60"),
         ("a prompt beyond all memory", "prompt.tune --prompt_length 1000000000 --level embeddings"),
         ("a start as text without a text", "prompt.tune --init text"),
         ("a text that is not asked for", "prompt.tune --init_text hello"),
@@ -309,6 +312,7 @@ def runs() -> Iterator[Case]:
     yield Case("a base model that is gone", answer, config(base_checkpoint="./gone"))
     yield Case("a task that GLUE does not have", answer, config(task_name="../../etc"))
     yield Case("a length that is a text", answer, config(max_length="64"))
+    yield Case("a length that leaves no token of the text", answer, config(max_length=2))
     yield Case("a type that there is not", answer, config(frozen_dtype="float8"))
     yield Case("a damaged result", "scripts.collect FOLDER --out FOLDER/rows", finished(write("result.json", "{}")))
 

@@ -7,10 +7,14 @@ import torch
 from conftest import REPOSITORY
 
 from common import data
-from common.checkpoints import load_tokenizer
+from common.checkpoints import load_tokenizer, meta_model
+from common.encoders import shortest_input
 from common.errors import InputError
+from common.fitting import check_fit
+from common.options import TuneOptions
 from common.tasks import TASKS, find
 from common.tokens import shares, shuffled, tokenize
+from lora.method import Lora
 
 GLUE = REPOSITORY.parent / "shared" / "glue_data"
 PAIR = "index\tsentence1\tsentence2\tlabel\n"
@@ -124,6 +128,31 @@ def test_of_a_pair_the_longer_text_is_truncated_first(tokenizer):
     tokens = tokenize(examples, tokenizer, max_length=12)
     assert tokens.lengths.tolist() == [12]
     assert tokenizer.decode(tokens.columns["input_ids"]).endswith("[SEP] the ruby [SEP]")
+
+
+def roberta_tokenizer():
+    """RoBERTa's tokenizer of single bytes: two special tokens around a text, four around a pair."""
+    import transformers
+
+    letters = {chr(code): code - 28 for code in range(33, 127)}
+    return transformers.RobertaTokenizer(
+        vocab={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4} | letters, merges=[]
+    )
+
+
+@pytest.mark.parametrize("texts", [(["the ruby ."],), (["the ruby ."], ["in the garden"])])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_length_that_leaves_no_token_of_each_text_is_refused(kind, texts, bert):
+    tokenizer = load_tokenizer(bert) if kind == "bert" else roberta_tokenizer()
+    shortest = shortest_input(tokenizer, len(texts))
+    tokens = tokenize(data.Examples(texts, [1]), tokenizer, shortest)
+    special = tokenizer.get_special_tokens_mask(tokens.columns["input_ids"].tolist(), already_has_special_tokens=True)
+    assert (len(special), special.count(0)) == (shortest, len(texts))
+    meta = meta_model(bert, 2)
+    assert check_fit(Lora(), TuneOptions(max_length=shortest), meta, tokenizer, len(texts)) == shortest
+    for length in range(1, shortest):
+        with pytest.raises(InputError, match=f"max_length is {length}, but .* needs at least {shortest}"):
+            check_fit(Lora(), TuneOptions(max_length=length), meta, tokenizer, len(texts))
 
 
 def test_a_batch_is_padded_to_its_own_longest_example(tokenizer):

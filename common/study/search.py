@@ -192,7 +192,7 @@ def check_first(method: Method, options: TuneOptions) -> TaskData:
     if options.param_budget is not None:
         fit_to_budget(method, options.param_budget, meta_model)
     with contextlib.suppress(DoesNotFit):  # other values may fit
-        fitting.check_fit(method, options, meta_model, material.tokenizer)
+        fitting.check_fit(method, options, meta_model, material.tokenizer, material.n_texts)
     rows = run_folder(method, options).parent / ROWS
     if rows.is_file():
         read_rows(rows)
