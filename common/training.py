@@ -20,7 +20,7 @@ from common.errors import InputError, Interrupted, Pruned, is_out_of_memory, one
 from common.evaluation import COLLAPSED, evaluate
 from common.fast import prepare
 from common.fitting import check_fit, fit_to_budget
-from common.methods import Method, apply, count, count_by_kind, count_without_head, trainable
+from common.methods import Method, apply, count, count_by_kind, count_without_head, own_buffers, trainable
 from common.metrics import mean_score
 from common.options import TuneOptions, parse
 from common.results import provenance, read_result, summary
@@ -165,14 +165,13 @@ class Run:
         release_memory()
         self.accelerator = accelerator = make_accelerator(method, options, folder)
         # Seed before loading the model, so that the head starts the same for every method, and again before training,
-        # since the number of random values that `apply` uses depends on the method.
+        # since the number of random values that is used until then depends on the method.
         set_seed(options.seed)
         model: Any = self.task.load(options.checkpoint)
         self.total_params = encoder(model).num_parameters()  # without the method
         apply(method, model)
         choices = options.frozen_dtype, accelerator.mixed_precision, options.padding, options.reference
         self.prepared = prepare(model, accelerator.device, *choices)
-        set_seed(options.seed, device_specific=True)  # each process has its own dropout masks
 
         self.splits = task_data.tokens(max_length, self.prepared.layout)  # those that select the best epoch
         self.tokens = self.splits.pop("train")
@@ -184,6 +183,9 @@ class Run:
         self.wrapped_model, self.wrapped_optimizer = accelerator.prepare(model, self.optimizer)
         self.model: nn.Module = accelerator.unwrap_model(self.wrapped_model)
         self.parameters = list(trainable(self.model).values())
+        if accelerator.num_processes > 1:
+            self.settle_buckets()
+        set_seed(options.seed, device_specific=True)  # each process has its own dropout masks
 
         n_processes = accelerator.num_processes
         self.examples_per_step = options.batch_size * options.gradient_accumulation_steps * n_processes
@@ -197,6 +199,20 @@ class Run:
         facts = {"base_sha256": base_of(self.model).sha256, "train_examples": len(self.tokens)}
         facts |= {"n_steps": self.n_steps, "n_processes": n_processes}
         self.state = TrainingState(self.model, self.optimizer, self.recent, accelerator, facts)
+
+    def settle_buckets(self) -> None:
+        """Run a backward pass, whose gradients are dropped, so that the first step sums like all later ones.
+
+        DistributedDataParallel arranges its buckets anew after the first backward pass of a launch. On three or more
+        processes the place of a gradient in its bucket decides in which order the processes' values are added, so that
+        the first step after a resume would round differently.
+        """
+        before = {name: buffer.clone() for name, buffer in own_buffers(self.model).items()}
+        batch, labels = self.tokens.batch(torch.tensor([0]), self.accelerator.device)
+        self.wrapped_model.train()
+        (self.task.loss(self.wrapped_model, batch, labels) + self.method.penalty(self.model)).backward()
+        self.wrapped_optimizer.zero_grad()
+        loading.copy_into(self.model, before)
 
     @property
     def settings(self) -> dict[str, Any]:
