@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from common.encoders import KINDS, encoder
-from common.errors import InputError
+from common.errors import InputError, check
 from common.runtime import hub
 from common.runtime.device import host_memory
 from common.runtime.files import sha256
@@ -106,15 +106,55 @@ def _loading(checkpoint: str) -> Iterator[str]:
             logging.enable_progress_bar()
 
 
-def _config(source: str, **changes: Any) -> Any:
-    """The configuration of a checkpoint. Raises InputError if the kind of encoder is not supported."""
+_NEUTRAL: dict[str, Any] = {
+    "return_dict": True, "output_hidden_states": False, "output_attentions": False, "problem_type": None,
+    "chunk_size_feed_forward": 0, "gradient_checkpointing": False, "dtype": "float32",
+}  # fmt: skip
+"""Fields of a config that change no output (what is returned, and memory for time), and the values that we use."""
+
+
+def _config(source: str, n_outputs: int) -> Any:
+    """The configuration of a checkpoint. Raises InputError if the encoder is not supported, or not as it is set."""
     from transformers import AutoConfig, PreTrainedConfig
 
     # Checked before a config object is built, since a config may refer to its own code.
-    kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    values = PreTrainedConfig.get_config_dict(source)[0]
+    kind = values.pop("model_type", None)
     if kind not in KINDS:
         raise InputError(f"{source} is an encoder of kind {kind}: known are {', '.join(KINDS)}")
-    return AutoConfig.from_pretrained(source, trust_remote_code=False, **changes)
+    values.pop("torch_dtype", None)  # the old name of dtype
+    config = AutoConfig.for_model(kind, **values | _NEUTRAL | {"num_labels": n_outputs})
+    config.num_labels = n_outputs  # also where the labels of another head are named
+    check({f"{source}: {problem}": is_there for problem, is_there in _unsupported(config, values).items()})
+    return config
+
+
+def _unsupported(config: Any, values: dict[str, Any]) -> dict[str, bool]:
+    """Settings that transformers ignores or that an encoder with a head cannot have -> whether a config has them.
+
+    All other fields decide modules, which run unchanged in packed batches.
+    """
+    flags = ("is_decoder", "is_encoder_decoder", "add_cross_attention")
+    decoder = next((name for name in flags if getattr(config, name, False)), None)
+    positions = values.get("position_embedding_type") or "absolute"
+    drops = {name: value for name, value in values.items() if "dropout" in name and value is not None}
+    dropped = next((name for name, value in drops.items() if not 0 <= value < 1), None)
+    counts_padding = any(name in config.model_type for name in ("roberta", "camembert"))
+    width, heads, pad = config.hidden_size, config.num_attention_heads, config.pad_token_id
+    return {
+        f"{decoder} is true: wanted an encoder, in which every token attends to all others": decoder is not None,
+        f"position_embedding_type is {positions!r}: wanted 'absolute', the only one in transformers 5": (
+            positions != "absolute"
+        ),
+        "it has a per_layer_config: wanted layers that are all the same": config.is_heterogeneous,
+        "it has pruned_heads, which transformers 5 does not read: wanted all heads": bool(values.get("pruned_heads")),
+        "it has a quantization_config: wanted weights that are not quantized": bool(values.get("quantization_config")),
+        f"{dropped} is {drops.get(dropped or '')}: wanted a probability from 0 to below 1": dropped is not None,
+        f"hidden_size is {width} with {heads} attention heads: wanted a multiple": heads < 1 or width % heads > 0,
+        f"pad_token_id is {pad}: wanted a token, since positions are counted from it": (
+            counts_padding and (pad is None or pad < 0)
+        ),
+    }
 
 
 def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
@@ -143,11 +183,10 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
     from transformers import AutoModelForSequenceClassification
 
     with _loading(checkpoint) as source:
-        _config(source)  # report an unsupported encoder before reading its weights
         # float32 because transformers 5 would use the type of the file; safetensors because pickles can run code.
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
-            num_labels=n_outputs,
+            config=_config(source, n_outputs),
             dtype=torch.float32,
             attn_implementation="sdpa",
             use_safetensors=True,
@@ -182,8 +221,7 @@ def meta_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
     from transformers import AutoModelForSequenceClassification
 
     with _loading(checkpoint) as source, torch.device("meta"):
-        config = _config(source, num_labels=n_outputs)
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = AutoModelForSequenceClassification.from_config(_config(source, n_outputs))
     needed, available = 4 * sum(parameter.numel() for parameter in model.parameters()), host_memory()
     if needed > available:
         raise InputError(

@@ -198,6 +198,12 @@ def vocabulary_size(model: nn.Module) -> int:
     return word_embeddings(model).num_embeddings
 
 
+def n_token_types(model: nn.Module) -> int | None:
+    """Number of token types with an embedding; None if the encoder has none (DistilBERT)."""
+    types = getattr(embedding_module(model), "token_type_embeddings", None)
+    return None if types is None else types.num_embeddings
+
+
 def n_positions(model: Any) -> int:
     """Number of positions with an embedding that a token can have."""
     return encoder(model).config.max_position_embeddings - first_position(model)

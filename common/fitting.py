@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from common.encoders import longest_input, n_positions, shortest_input, vocabulary_size
+from common.encoders import longest_input, n_positions, n_token_types, shortest_input, vocabulary_size
 from common.errors import DoesNotFit, InputError
 from common.methods import Method, Model, apply, count, count_without_head, trainable
 from common.options import TuneOptions
@@ -94,6 +94,12 @@ def check_fit(
     if max(tokenizer.get_vocab().values()) >= vocabulary_size(meta):
         sizes = f"a tokenizer of {len(tokenizer)} tokens and an encoder of {vocabulary_size(meta)}"
         raise InputError(f"{options.checkpoint} has {sizes}: wanted a tokenizer that belongs to the encoder")
+    n_types, types = n_token_types(meta), tokenizer(*["a"] * n_texts).get("token_type_ids", [0])
+    if n_types is not None and max(types) >= n_types:
+        raise InputError(
+            f"the tokenizer of {options.checkpoint} gives the token types {sorted(set(types))}, and its config has "
+            f"type_vocab_size {n_types}: wanted at least {max(types) + 1}"
+        )
     shortest = shortest_input(tokenizer, n_texts)
     limit = positions_left(method, longest_input(meta, tokenizer), shortest)
     if options.max_length is not None and options.max_length < shortest:

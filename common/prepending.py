@@ -122,13 +122,13 @@ class _Insert:
         positions = values.get("position_ids")
         if self.level == "words":
             new["position_ids"] = self.first_position + steps
-            if positions is not None:
-                values["position_ids"] = positions + n
+            if positions is not None:  # RoBERTa's padding tokens keep theirs, which is below the first one
+                values["position_ids"] = torch.where(positions < self.first_position, positions, positions + n)
         else:  # give the positions of the text, since the encoder would count from the new tokens
             new["position_ids"] = 0 * steps + self.first_position
             if positions is None:
-                counted = self.first_position + torch.arange(text.shape[1], device=text.device)
-                values["position_ids"] = counted.expand_as(text)
+                is_counted = text != self.first_position - 1  # all but RoBERTa's padding tokens
+                values["position_ids"] = self.first_position - 1 + is_counted.cumsum(1) * is_counted
         moved = inserted = None
         if "packing" in values:
             values["packing"], moved, inserted = values["packing"].lengthened(n)

@@ -164,6 +164,9 @@ def base_models() -> Iterator[Case]:
         tensors = {name: value for name, value in load_file(path).items() if "layer.1." not in name}
         save_file(tensors, path, {"format": "pt"})
 
+    def one_type(folder: Path) -> None:
+        save_checkpoint("bert", folder, type_vocab_size=1)
+
     tune, own = "lora.tune --checkpoint FOLDER", {"AutoConfig": "code.Own"}
     yield Case("a hub name that cannot be reached", "lora.tune --checkpoint nobody/no-such-encoder")
     yield Case("a folder that is not there", "lora.tune --checkpoint ./nowhere/at/all")
@@ -172,6 +175,14 @@ def base_models() -> Iterator[Case]:
     yield Case("an encoder of an unknown kind", tune, changed(model_type="gpt2"))
     yield Case("an encoder that brings code of its own", tune, changed(model_type="own", auto_map=own))
     yield Case("a config that claims sizes beyond all memory", tune, changed(hidden_size=10**9))
+    yield Case("an encoder that is a decoder", tune, changed(is_decoder=True))
+    yield Case("relative positions, which are no longer read", tune, changed(position_embedding_type="relative_key"))
+    yield Case("layers that differ", tune, changed(per_layer_config={"0": {"intermediate_size": 32}}))
+    yield Case("pruned heads, which are no longer read", tune, changed(pruned_heads={"0": [1]}))
+    yield Case("quantized weights", tune, changed(quantization_config={"load_in_8bit": True}))
+    yield Case("a dropout in the config that drops everything", tune, changed(hidden_dropout_prob=1.0))
+    yield Case("heads that do not divide the hidden size", tune, changed(num_attention_heads=5))
+    yield Case("one token type for pairs", f"{tune} --task_name rte", one_type)
     yield Case("weights that are not there", tune, without("model.safetensors"))
     yield Case("weights as a pickle, which could run code", tune, pickled)
     yield Case("weights cut short", tune, cut)

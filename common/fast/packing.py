@@ -79,7 +79,7 @@ class Layout:
     """Layout of the packed batches of a run."""
 
     first_position: int = 0
-    """Position id of the first token of a sequence (RoBERTa does not count from 0)."""
+    """Position id of the first token of a sequence: 0, but in RoBERTa the one after the padding token's id."""
     rounded: bool = False
     """Pad the row to one of 16 sizes per power of two: 2 % of padding tokens, which nothing attends to.
 
@@ -107,12 +107,20 @@ class Layout:
         source = starts[order].repeat_interleave(sizes) + within
         within, source = (F.pad(x, (0, self.filler(len(x)))) for x in (within, source))
         inputs = {name: column[source].long()[None] for name, column in columns.items()}
+        positions = within + self.first_position
+        is_counted = (
+            inputs["input_ids"][0] != self.first_position - 1
+        )  # RoBERTa counts no padding tokens written in a text
+        if self.first_position and not is_counted.all():
+            total = is_counted.cumsum(0)
+            firsts = torch.arange(len(within)) - within  # index of the first token of the same sequence
+            positions = self.first_position - 1 + (total - total[firsts] + is_counted[firsts]) * is_counted
 
         steps = torch.arange(int(sizes[0]))
         padded = torch.where(steps < sizes[:, None], begins[:, None] + steps, -1)
         ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
         packing = Packing(tuple(sizes.tolist()), len(within), begins, ranks, padded)
-        return inputs | {"position_ids": (within + self.first_position)[None], "packing": packing}
+        return inputs | {"position_ids": positions[None], "packing": packing}
 
 
 def packed_attention(
