@@ -15,7 +15,7 @@ from common.encoders import KINDS, encoder
 from common.errors import InputError, check
 from common.runtime import hub
 from common.runtime.device import host_memory
-from common.runtime.files import sha256
+from common.runtime.files import one_spelling, sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,7 +69,7 @@ def _resolve(checkpoint: str) -> str:
     """Local folder or hub name of a checkpoint."""
     if checkpoint == MINILM:
         return str(_minilm())
-    path = Path(checkpoint)
+    path = Path(checkpoint).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"checkpoint folder {path} has no config.json: wanted a model saved by transformers")
@@ -200,7 +200,7 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
             f"checkpoint {checkpoint} has no weights for {', '.join(missing[:3])}{' ...' if missing[3:] else ''}: "
             "wanted a complete pretrained encoder, since frozen random weights would make every comparison invalid"
         )
-    model.base = Base(checkpoint, fingerprint(model), _revision(source))
+    model.base = Base(one_spelling(checkpoint, MINILM), fingerprint(model), _revision(source))
     return model
 
 

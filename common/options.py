@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal, get_type_hints
 
 from common.errors import InputError, all_at_once, check, one_line_errors
+from common.runtime.files import one_spelling
 from common.tasks import TESTED, TRAINED
 
 TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # computed from the table of tasks
@@ -82,6 +84,7 @@ class TuneOptions:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
+        _spell_paths(self)
         at_least_one = ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "n_epochs", "max_bad_steps")
         optional = ("max_length", "param_budget", "max_train_samples", "max_eval_samples", "checkpoint_every")
         counts = {name: getattr(self, name) for name in (*at_least_one, *optional)}
@@ -127,7 +130,23 @@ class PredictOptions:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
+        _spell_paths(self)
         check({f"batch_size is {self.batch_size}: choose at least 1": self.batch_size < 1})
+
+
+def spelled(values: Mapping[str, Any]) -> dict[str, str]:
+    """The paths among these options, or of a result, in one spelling, so that a folder is one however it was typed."""
+    names = {"checkpoint": ("minilm",), "data": ("hub", "demo"), "output_dir": None, "run": None}
+    return {
+        option: os.path.expanduser(values[option]) if others is None else one_spelling(values[option], *others)
+        for option, others in names.items()
+        if values.get(option) is not None
+    }
+
+
+def _spell_paths(options: Any) -> None:
+    for option, path in spelled(vars(options)).items():
+        object.__setattr__(options, option, path)  # the dataclass is frozen for everybody else
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from common import tasks
 from common.errors import InputError
 from common.methods import REPOSITORY
-from common.options import PredictOptions
+from common.options import PredictOptions, spelled
 from common.runs import CONFIG, RESULT
 from common.runtime.files import read_json, require
 
@@ -32,9 +32,10 @@ def find_run(method: str, options: PredictOptions) -> Path:
         return Path(options.run)
     task = tasks.find(options.task_name or "")
     home = Path(options.output_dir) / method / (task.trained_as or task.name)
-    found = {path.parent: read_result(path.parent) for path in sorted(home.glob(f"*/{RESULT}"))}
+    results = {path.parent: read_result(path.parent) for path in sorted(home.glob(f"*/{RESULT}"))}
+    found = {run: result | spelled(result) for run, result in results.items()}  # old ones have paths as they were typed
     if options.data is not None:
-        found = {run: result for run, result in found.items() if _same_data(str(result["data"]), options.data)}
+        found = {run: result for run, result in found.items() if result["data"] == options.data}
     if options.checkpoint is not None:
         found = {run: result for run, result in found.items() if result["checkpoint"] == options.checkpoint}
     if options.select is not None:
@@ -54,11 +55,6 @@ def find_run(method: str, options: PredictOptions) -> Path:
     if len({result.get("select", "dev") for result in found.values()}) > 1:
         raise InputError(f"the runs under {home} were selected on dev and on holdout: choose with --select")
     return max(found, key=lambda run: (found[run]["validation_examples"], found[run]["best_score"]))
-
-
-def _same_data(one: str, other: str) -> bool:
-    named = ("hub", "demo")
-    return one == other or (one not in named and other not in named and Path(one).resolve() == Path(other).resolve())
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")

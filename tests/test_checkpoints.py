@@ -1,6 +1,9 @@
 """Pretrained checkpoints are loaded unchanged, and recognised by their weights in any folder."""
 
+import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +11,11 @@ from conftest import save_checkpoint
 
 from common.checkpoints import MINILM, MINILM_SHA256, fingerprint, load_model, load_tokenizer
 from common.errors import InputError
+from common.options import PredictOptions
+from common.results import find_run
+from common.runs import run_folder
+from common.training import train
+from lora.method import Lora
 
 
 def test_a_model_has_the_same_fingerprint_in_every_folder(bert, tmp_path):
@@ -69,3 +77,41 @@ def test_an_unsupported_architecture_is_refused_with_the_supported_ones(kind, tm
         InputError, match=f"of kind {kind}: known are bert, roberta, xlm-roberta, camembert, distilbert, electra"
     ):
         load_model(folder, 2)
+
+
+@pytest.fixture
+def spellings(bert, tmp_path, monkeypatch):
+    """Ways to write one folder, from the folder above it."""
+    monkeypatch.chdir(Path(bert).parent)
+    monkeypatch.setenv("HOME", str(Path(bert).parent))
+    (tmp_path / "link").symlink_to(bert)
+    return ["bert", "bert/", "./bert", "bert/../bert", "~/bert", bert, str(tmp_path / "link")]
+
+
+def test_a_folder_is_one_run_however_its_path_is_spelled(spellings, bert, options):
+    for option in ("checkpoint", "data"):
+        made = [options(**{option: path}) for path in spellings]
+        assert len({run_folder(Lora(), one) for one in made}) == 1
+        assert {getattr(one, option) for one in made} == {bert}  # in results, tables and searches too
+    assert load_model("~/bert", 2).base.checkpoint == bert
+    assert options(output_dir="~/out").output_dir == f"{os.environ['HOME']}/out"
+
+
+def test_a_name_of_the_hub_and_a_reserved_name_are_not_paths(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("minilm", "demo", "hub"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bert-base-cased").write_text("a file")
+    for name in ("minilm", "bert-base-cased", "google/electra-base-discriminator"):
+        assert options(checkpoint=name).checkpoint == name
+    assert options(checkpoint="./minilm").checkpoint == str(tmp_path / "minilm")
+    assert [options(data=name).data for name in ("demo", "hub")] == ["demo", "hub"]
+
+
+def test_a_run_is_found_by_any_spelling_also_one_whose_result_has_another(spellings, options):
+    folder, result = train(Lora(rank=1), options(max_train_samples=16, report_to=("none",), checkpoint="bert/"))
+    for stored in (result["checkpoint"], "./bert"):  # earlier versions stored the path as it was typed
+        (folder / "result.json").write_text(json.dumps(result | {"checkpoint": stored}))
+        for path in spellings:
+            asked = PredictOptions(task_name="sst2", checkpoint=path, output_dir=options().output_dir)
+            assert find_run("lora", asked) == folder

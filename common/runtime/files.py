@@ -62,6 +62,12 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def one_spelling(path: str, *names: str) -> str:
+    """The path of a folder, absolute and without links. `names`, and text that is no folder (a hub name), stay."""
+    path = os.path.expanduser(path)
+    return str(Path(path).resolve()) if path not in names and os.path.isdir(path) else path
+
+
 def refuse_links(home: Path, folder: Path) -> None:
     """Raise InputError if a folder below `home` resolves, through a link, to a path outside `home`."""
     if not folder.resolve().is_relative_to(home.resolve()):
