@@ -69,7 +69,7 @@ def _check_type(name: str, value: Any, wanted: Any) -> None:
 
 
 def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["PreTrainedModel", Method]:
-    """The model with a saved adapter, and its method.
+    """The model with a saved adapter, in evaluation mode, and its method.
 
     Args:
         folder: with adapter.safetensors and adapter.json.
@@ -112,7 +112,7 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
     apply(method, model)
     tensors, _ = read_tensors(path)
     copy_into(model, {new_names[name]: tensor for name, tensor in tensors.items()})
-    return model, method
+    return model.eval(), method
 
 
 def _contents(path: Path) -> tuple[dict[str, str], int]:

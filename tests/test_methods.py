@@ -51,6 +51,13 @@ def test_exactly_the_trained_parameters_get_gradients(name, kind, make_model):
     assert with_gradient == set(trainable(model))
 
 
+@pytest.mark.parametrize("training", [False, True])
+@every_method
+def test_a_method_leaves_the_whole_model_in_its_mode(name, training, make_model):
+    model = apply(default(name), make_model().train(training))
+    assert {module.training for module in model.modules()} == {training}
+
+
 @every_method
 def test_the_head_is_always_trained(name, make_model):
     for kind in KINDS:

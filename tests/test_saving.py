@@ -6,14 +6,15 @@ import re
 from importlib.metadata import distributions
 
 import pytest
-from conftest import perturb
+import torch
+from conftest import perturb, random_batch
 from safetensors.torch import load_file
 
 from common import loading, results, runs, saving
 from common.errors import InputError
 from common.methods import apply, trainable
 from common.runtime import files
-from lora.method import Lora
+from lora.method import Lora, merge
 
 
 @pytest.fixture
@@ -35,6 +36,20 @@ def test_tuples_are_loaded_as_tuples(saved):
     _, method = loading.load_adapter(saved[0])
     assert method == Lora(rank=3, targets=("key", "output"))
     assert isinstance(method.targets, tuple)
+
+
+def test_a_loaded_model_is_in_evaluation_mode_without_dropout_and_can_be_merged(make_model, tmp_path):
+    method = Lora(dropout=0.5)
+    model = apply(method, make_model())
+    perturb(trainable(model).values())
+    saving.save_adapter(tmp_path, model, method)
+    loaded, _ = loading.load_adapter(tmp_path)
+    assert not any(module.training for module in loaded.modules())
+    batch = random_batch(loaded)
+    once = loaded(**batch).logits
+    assert torch.equal(loaded(**batch).logits, once)
+    merge(loaded)
+    torch.testing.assert_close(loaded(**batch).logits, once, atol=1e-5, rtol=1e-5)
 
 
 def test_provenance_is_stored_with_the_adapter(saved):
