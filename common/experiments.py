@@ -14,7 +14,7 @@ from typing import Any
 from common import classification
 from common.errors import Busy, DoesNotFit, InputError, one_line_errors
 from common.methods import Method, find
-from common.options import SweepOptions, TuneOptions, parse
+from common.options import SweepOptions, TuneOptions, canonical_text, parse
 from common.runs import append_once, read_rows, run_folder
 from common.runtime import launching
 from common.runtime.processes import destroy_group_at_end
@@ -115,12 +115,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     """One line per configuration: what varies over the grid, trained parameters, mean and spread over the seeds."""
     if not rows:
         raise InputError("no run has finished: there are no results for a table")
-    varying = [key for key in _settings(rows[0]) if len({str(row[key]) for row in rows}) > 1]
+    varying = [key for key in _settings(rows[0]) if len({canonical_text(row[key]) for row in rows}) > 1]
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        groups[", ".join(f"{key} {row[key]}" for key in varying) or row["method"]].append(row)
+        groups[canonical_text([row[key] for key in varying])].append(row)
     lines = []
-    for label, group in groups.items():
+    for group in groups.values():
+        label = ", ".join(f"{key} {group[0][key]}" for key in varying) or group[0]["method"]
         scores = [row["best_score"] for row in group]
         plural = "s" if len(scores) > 1 else ""
         spread = f" +- {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""

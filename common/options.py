@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -204,6 +205,24 @@ def given(words: Sequence[str]) -> set[str]:
 def non_default(values: Any, usual: Any) -> dict[str, Any]:
     """The options whose values differ from those of another instance, `usual`."""
     return {name: value for name, value in vars(values).items() if value != getattr(usual, name)}
+
+
+def canonical(value: Any) -> Any:
+    """An option, or a mapping of options, in one form for all that compares, groups or hashes them.
+
+    Numbers are floats and sequences are lists, so that 8 and 8.0, or a tuple and what JSON makes of it, are the same.
+    """
+    if isinstance(value, Mapping):
+        return {name: canonical(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(each) for each in value]
+    # Through its digits, since `float` refuses a number beyond its range, which a damaged row may hold.
+    return float(f"{value:d}") if isinstance(value, int) else value
+
+
+def canonical_text(value: Any) -> str:
+    """`canonical` as JSON, the same for any order of names."""
+    return json.dumps(canonical(value), sort_keys=True)
 
 
 def command_line(values: Mapping[str, Any], *kinds: type) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 
 from common.errors import InputError
 from common.methods import Method, Tensors
-from common.options import TuneOptions
+from common.options import TuneOptions, canonical_text
 from common.runtime import files, locks
 from common.runtime.files import read_tensors, write_tensors
 from common.runtime.locks import LOCK
@@ -88,9 +88,7 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
     launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # set by accelerate launch
     facts = {"method": method.name} | shared | own
     facts |= {name: os.environ.get(name, default) for name, default in launched.items()}
-    # Numbers as floats, so that 8 and 8.0 have the same digest.
-    text = json.dumps({k: float(v) if isinstance(v, int) else v for k, v in facts.items()}, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(canonical_text(facts).encode()).hexdigest()[:8]
     numbers = {k: v for k, v in own.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     shown = numbers | {k: shared[k] for k in ("lr", "n_epochs", "seed")}
     words = [Path(options.checkpoint).name, *(f"{k}{v:g}" for k, v in shown.items()), digest]

@@ -387,7 +387,7 @@ def finish(run: Run) -> dict[str, Any]:
         files.write_json(run.folder / RESULT, result)
         (run.folder / CHECKPOINT).unlink()
     run.accelerator.wait_for_everyone()
-    return result
+    return broadcast_from_main(lambda: read_result(run.folder))  # as later readers see it: JSON has no tuples
 
 
 def result_of(run: Run, dev_scores: dict[str, float]) -> dict[str, Any]:

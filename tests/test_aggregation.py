@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY, exits_with_one_line
 
 from bitfit.method import BitFit
-from common import metrics, tasks
+from common import experiments, methods, metrics, options, tasks
 from common.errors import InputError
 from common.options import TuneOptions
 from common.runs import read_predictions
@@ -106,6 +106,18 @@ def test_written_out_defaults_and_equal_numbers_form_one_group():
     ((_, (found,)),) = aggregation.group([row(seed=1), row(seed=2, **usual)]).items()
     assert found.label == "lora"
     assert set(found.scores("score")) == {1, 2}
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_rows_in_memory_and_rows_read_from_json_form_one_group(name):
+    """A tuple becomes a list and 8.0 may be written as 8: the options are the same."""
+    method = methods.find(name)()
+    rows = [row(method=name, seed=1, **method.options()), row(method=name, seed=2, **options.canonical(vars(method)))]
+    rows[1] = json.loads(json.dumps(rows[1]))
+    ((_, (found,)),) = aggregation.group(rows).items()
+    assert (found.label, found.method) == (name, name)
+    (line,) = experiments.table(rows).splitlines()
+    assert "over 2 seeds" in line
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """An experiment writes one row for each run."""
 
 import gc
-import json
 import re
 import subprocess
 import sys
@@ -33,13 +32,24 @@ def test_every_configuration_and_seed_gives_one_row(options):
     grid = [Lora(rank=rank) for rank in (1, 2)]
     rows = run_all(grid, options(), range(42, 45))
     assert [(row["rank"], row["seed"]) for row in rows] == [(r, s) for r in (1, 2) for s in (42, 43, 44)]
-    assert rows_on_disk(options()) == json.loads(json.dumps(rows))
+    assert rows_on_disk(options()) == rows
 
 
 def test_a_larger_grid_repeats_no_run_and_duplicates_no_row(options):
     run_all([Lora(rank=1)], options(), range(42, 44))
     run_all([Lora(rank=1), Lora(rank=2)], options(), range(42, 44))
     assert len(rows_on_disk(options())) == 4
+
+
+def test_more_seeds_later_join_the_configurations_of_the_first_ones(options):
+    """The first run is read from its file, the others are fresh: the summary has one line for a configuration."""
+    grid = [Lora(rank=rank) for rank in (1, 2)]
+    run_all(grid, options(), range(42, 43))
+    rows = run_all(grid, options(), range(42, 45))
+    lines = table(rows).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["rank 1", "rank 2"]
+    assert all("over 3 seeds" in line for line in lines)
+    assert sorted(rows, key=lambda row: row["run"]) == sorted(rows_on_disk(options()), key=lambda row: row["run"])
 
 
 def test_the_data_is_read_and_tokenised_once(options, monkeypatch):

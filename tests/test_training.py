@@ -250,7 +250,7 @@ def test_the_demo_data_can_be_learned(bert, options):
 
 def test_combined_methods_are_trained_like_a_single_one(options):
     folder, result = train(Combined((Lora(), BitFit())), options(max_train_samples=16))
-    assert (result["method"], result["lora"]["rank"], result["bitfit"]["terms"]) == ("lora+bitfit", 8, ("all",))
+    assert (result["method"], result["lora"]["rank"], result["bitfit"]["terms"]) == ("lora+bitfit", 8, ["all"])
     assert folder.parent.parent.name == "lora+bitfit"
     assert loading.load_adapter(folder)[1] == Combined((Lora(), BitFit()))
 

@@ -1,7 +1,6 @@
 """Group result rows into configurations over seeds, and compute the GLUE average of a method."""
 
 import dataclasses
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -17,7 +16,7 @@ from common.combined import Combined
 from common.errors import InputError
 from common.methods import find
 from common.metrics import mean_score
-from common.options import TuneOptions
+from common.options import TuneOptions, canonical, canonical_text
 from common.runs import PREDICTIONS, read_predictions, read_rows
 from common.runtime import files
 
@@ -164,16 +163,11 @@ def describe(row: Row) -> tuple[str, str, str, str]:
     training = [f"lr {row['lr']:g}", f"{row['n_epochs']} epochs of batches of {row['batch_size']}"]
     # These are already in the text, or depend on the encoder.
     ignored = launch | {name: row.get(name) for name in ("lr", "n_epochs", "batch_size", "max_length")}
-    return row["method"], label, ", ".join(training + _non_default(used, ignored)), _same(own | used)
+    return row["method"], label, ", ".join(training + _non_default(used, ignored)), canonical_text(own | used)
 
 
 def _non_default(values: Row, usual: Row) -> list[str]:
-    return [f"{name} {value}" for name, value in values.items() if _same(value) != _same(usual[name])]
-
-
-def _same(value: Any) -> str:
-    """The same text for 8 and 8.0, and for a tuple and a list."""
-    return json.dumps(json.loads(json.dumps(value), parse_int=float), sort_keys=True)
+    return [f"{name} {value}" for name, value in values.items() if canonical(value) != canonical(usual[name])]
 
 
 def best(configurations: Iterable[Configuration], metric: str) -> dict[str, Configuration]:

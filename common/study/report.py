@@ -15,7 +15,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from common import methods
-from common.options import TuneOptions, command_line
+from common.options import TuneOptions, canonical, command_line
 from common.study import figures, tables
 from common.study.aggregation import Configuration, Row, Setting, Tables
 from common.study.tables import Table
@@ -48,8 +48,8 @@ def _launcher(row: Row) -> list[str]:
 def _non_default(usual: Any, row: Row) -> dict[str, Any]:
     """The options of a row that differ from `usual`, a method or TuneOptions, or that are in ALWAYS."""
     values = {field.name: getattr(usual, field.name) for field in dataclasses.fields(usual)}
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return {name: row[name] for name, value in values.items() if name in row and (name in ALWAYS or row[name] != value)}
+    given = {name: row[name] for name in values if name in row}
+    return {n: v for n, v in given.items() if n in ALWAYS or canonical(v) != canonical(values[n])}
 
 
 def _python(row: Row) -> str:
