@@ -95,7 +95,7 @@ def _read_hub(task: GlueTask, source: Source) -> Examples:
     return Examples(tuple(list(rows[column]) for column in task.texts), labels)
 
 
-def _read_lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """The lines of a text file. Raises InputError if it is not UTF-8 or has NUL characters."""
     # The official files have no quoting, so the csv module would join lines at a single quotation mark, and
     # str.splitlines would cut sentences at Unicode's other line ends. utf-8-sig drops the byte order mark of MRPC.
@@ -120,7 +120,7 @@ def _read_tsv(task: GlueTask, source: Source, folder: Path, labelled: bool) -> E
     path = folder / source.file
     if not path.is_file():
         raise InputError(f"{path} not found: {task.name} needs it, in the layout of the official GLUE download")
-    lines = _read_lines(path)
+    lines = read_lines(path)
     first = 1 if source.header else 2
     if not source.header and not lines:
         raise InputError(f"{path} is empty: wanted a header line with the columns of {task.name}")

@@ -102,6 +102,11 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
         sys.exit(INPUT_ERROR)
 
 
+def plain(text: str) -> str:
+    """Text on one line, without characters that cannot be printed or that control a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def _print_line(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(" ".join(text.split()), file=sys.stderr)
+        print(plain(text), file=sys.stderr)

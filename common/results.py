@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common import tasks
-from common.errors import InputError
+from common.errors import InputError, plain
 from common.methods import REPOSITORY
 from common.options import PredictOptions, spelled
 from common.runs import CONFIG, RESULT
@@ -114,7 +114,7 @@ def summary(result: dict[str, Any]) -> str:
         f"{name} {result[f'best_{name}']:.4f} (majority class {result[f'majority_{name}']:.4f})"
         for name in task.metrics
     )
-    return (
+    return plain(
         f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}: {scores}; "
         f"epoch {result['best_epoch']} of {result['n_epochs']}"
         f"{', which gives the same answer for all examples' if result.get('best_collapsed') else ''}; "

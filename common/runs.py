@@ -58,11 +58,17 @@ def write_predictions(folder: Path, outputs: dict[str, np.ndarray], labels: Tens
 def read_predictions(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Split -> logits, (examples, outputs), and labels, (examples,). Raises InputError if missing or damaged."""
     tensors, _ = read_tensors(folder / PREDICTIONS)
-    splits = [name.removesuffix(".logits") for name in tensors if name.endswith(".logits")]
-    try:
-        return {split: (tensors[f"{split}.logits"].numpy(), tensors[f"{split}.labels"].numpy()) for split in splits}
-    except KeyError as error:
-        raise InputError(f"{folder / PREDICTIONS} is damaged: it has no {error}") from error
+    found = {}
+    for split in (name.removesuffix(".logits") for name in tensors if name.endswith(".logits")):
+        logits, labels = tensors[f"{split}.logits"], tensors.get(f"{split}.labels", torch.empty(0))
+        shapes = logits.ndim == 2 and labels.ndim == 1 and 0 < len(labels) == len(logits)
+        if not shapes or logits.dtype != torch.float32 or labels.dtype not in (torch.int64, torch.float32):
+            about = " and ".join(f"{tuple(each.shape)} {each.dtype}" for each in (logits, labels))
+            raise InputError(f"{folder / PREDICTIONS} is damaged: logits and labels of {split} are {about}")
+        if not (logits.isfinite().all() and labels.isfinite().all()):
+            raise InputError(f"{folder / PREDICTIONS} is damaged: logits or labels of {split} are not finite")
+        found[split] = logits.numpy(), labels.numpy()
+    return found
 
 
 # Options that do not change the result.
@@ -119,7 +125,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = files.parse_json(line)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number} is damaged ({error}): remove it") from error
         if not isinstance(row, dict) or not isinstance(row.get("run"), str):

@@ -41,7 +41,7 @@ def collect(method: str, options: PredictOptions) -> tuple[dict[str, str], list[
                 raise InputError(f"{path} does not exist: run {method}.test --task_name {trained}")
             source = read_result(run)["data"]
             n_rows = len(data.read(task, "test", "demo")) if source == "demo" else task.test_rows
-            text = path.read_text(encoding="utf-8")
+            text = "\n".join([*data.read_lines(path), ""])
             wrong = problem(task, text, n_rows)
             if wrong:
                 raise InputError(f"{path}: {wrong}")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from common.errors import one_line_errors
 from common.results import read_result
-from common.runs import append_once, read_rows
+from common.runs import RESULT, append_once, read_rows
 from common.runtime import files
+from common.study import aggregation
 from common.study.tables import as_csv, runs_table
 
 
@@ -18,8 +19,13 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with one_line_errors(args.debug):
-        for run in args.runs:
-            append_once(args.out, read_result(run))
+        results = [read_result(run) for run in args.runs]
+        for run, result in zip(args.runs, results, strict=True):
+            aggregation.check(run / RESULT, result)
+        for row in read_rows(args.out) if args.out.is_file() else []:
+            aggregation.check(args.out, row)
+        for result in results:
+            append_once(args.out, result)
         rows = read_rows(args.out)
         if args.csv:
             text = as_csv(rows)

@@ -8,7 +8,7 @@ import argparse
 import zipfile
 from pathlib import Path
 
-from common.errors import InputError, one_line_errors
+from common.errors import InputError, one_line_errors, plain
 from common.methods import find
 from common.options import PredictOptions
 from common.runtime import files
@@ -33,9 +33,11 @@ def main() -> None:
         )
         texts, missing = collect(args.method, options)
         for line in missing:
-            print(f"missing: {line}")
+            print(plain(f"missing: {line}"))
         if missing and not args.partial:
             raise InputError(f"{len(missing)} of {len(missing) + len(texts)} files are missing: nothing was written")
+        if not texts:
+            raise InputError("all files are missing: nothing was written")
 
         def write(part: Path) -> None:
             with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -4,8 +4,10 @@ import csv
 import json
 import statistics
 import sys
+from itertools import product
 
 import pytest
+import torch
 from conftest import REPOSITORY, exits_with_one_line
 
 from bitfit.method import BitFit
@@ -13,7 +15,8 @@ from common import experiments, methods, metrics, options, tasks
 from common.errors import InputError
 from common.options import TuneOptions
 from common.runs import read_predictions
-from common.study import aggregation, significance
+from common.runtime import files
+from common.study import aggregation, report, significance, tables
 from common.training import train
 from lora.method import Lora
 from scripts import table
@@ -267,6 +270,34 @@ def test_predictions_of_another_run_are_refused(trained, tmp_path, capfd):
     assert "is missing or damaged" in exits_with_one_line(capfd, *words, str(tmp_path), program=table.main)
 
 
+LOGITS, LABELS = torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        (torch.tensor(0.0), torch.tensor(0)),
+        (LOGITS[:0], LABELS[:0]),
+        (LOGITS[:3], LABELS),
+        (LOGITS.bfloat16(), LABELS),
+        (LOGITS / 0, LABELS),
+        (LOGITS, None),
+        (LOGITS, LABELS + 5),
+        (LOGITS, LABELS > 0),
+        (torch.zeros(4, 3), LABELS),
+    ],
+    ids=["0 dimensions", "empty", "lengths", "bfloat16", "nan", "no labels", "no class", "bool", "outputs"],
+)
+def test_predictions_of_another_shape_type_or_value_are_refused(logits, labels, tmp_path):
+    each = row(run="a", score=0.5)
+    tensors = {"validation.logits": logits, "validation.labels": labels}
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    files.write_tensors(tmp_path / "lora" / "rte" / "a" / "predictions.safetensors", present)
+    ((_, (one,)),) = aggregation.group([each]).items()
+    with pytest.raises(InputError, match=r"predictions.safetensors is damaged"):
+        aggregation.predictions(one, "score", tmp_path)
+
+
 def test_csv_can_be_parsed_and_latex_is_escaped(show):
     rows = [row(data="a_b & c%", seed=1), row(data="a_b & c%", seed=2, score=0.7)]
     lines = [line for line in show(rows, "--format", "csv").splitlines() if line and not line.startswith("#")]
@@ -288,8 +319,8 @@ def test_the_committed_rows_make_a_table(monkeypatch, capsys):
     [
         ([], [], "give files with at least one row"),
         ([{"run": "x"}], [], "method is None, wanted str"),
-        ([row(best_score=float("nan"))], [], "best_score of"),
-        ([row(train_seconds=10**30)], [], "train_seconds of"),
+        ([row(best_score=float("nan"))], [], "NaN is not a JSON number"),
+        ([row(train_seconds=10**30)], [], "train_seconds is 1000"),
         ([row(method="nothing")], [], "unknown method 'nothing'"),
         ([row(method="lora+")], [], "unknown method ''"),
         ([row(method="lora+lora")], [], "each method can be used only once"),
@@ -318,3 +349,55 @@ def test_the_held_out_score_selects_and_the_development_score_is_shown(show):
     assert "0.7000" not in said
     (chosen,) = aggregation.best(next(iter(aggregation.group(held).values())), "score").values()
     assert chosen.mean("score") == 0.61
+
+
+ODD = (None, True, -1, 0, 0.5, 10**30, "", "x", "\x1b]0;x\x07\ud800", [], [[]], {}, {"a": [None]})
+"""JSON values of every type, most of them wrong for most keys."""
+
+
+def test_any_value_under_any_key_of_a_row_is_shown_or_refused(tmp_path):
+    """Whatever a row holds, tables, recipes and CSV show it without control characters, or the reader refuses it."""
+    combined = row("mnli", method="lora+bitfit", lora={"rank": 4}, bitfit={}, select="holdout", dev_score=0.5)
+    facts = {"git_commit": "c0ffee", "git_dirty": False, "n_processes": 1, "mixed_precision": "no", "rank": 4}
+    facts |= {"examples_per_second": 9.0, "frozen_dtype": "bfloat16", "padding": "batch", "total_params": 10}
+    facts |= {"search_study": "a", "search_trials": 3, "targets": ["query"], "max_train_samples": 5, "best_epoch": 1}
+    shown = refused = 0
+    for usual in (row("mrpc", **facts), combined):
+        for key, value in product(usual, (*ODD, "missing")):
+            changed = usual | {key: value}
+            if value == "missing":
+                del changed[key]
+            (tmp_path / "rows").write_text(json.dumps(changed))
+            try:
+                rows = aggregation.read([tmp_path / "rows"])
+                groups = aggregation.group(rows)
+            except InputError:
+                refused += 1
+                continue
+            shown += 1
+            (setting,) = groups
+            tables.as_csv(rows).encode()
+            report.recipe_html("name", setting, groups[setting][0], "score")
+            assert tables.runs_table(rows).replace("\n", "").isprintable()
+            for form in ("markdown", "latex", "csv"):
+                for one in (tables.of_task(setting, groups[setting], "score"), *tables.averages(groups)):
+                    assert tables.render(one, form).replace("\n", "").isprintable()
+    assert shown > 300 < refused
+
+
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999", "9" * 400])
+def test_a_number_that_is_not_finite_is_refused_under_any_key(text, tmp_path):
+    path = tmp_path / "rows"
+    path.write_text(json.dumps(row()).replace("0.6,", f"{text},", 1))
+    with pytest.raises(InputError, match="damaged"):
+        aggregation.read([path])
+
+
+def test_text_that_a_spreadsheet_would_run_is_marked_as_text(show):
+    formulas = ["=1+1", "+1+1", "-1+1|' /C calc'!A0", "@SUM(1)", "\t=1"]
+    (found, *_) = csv.DictReader(tables.as_csv([row(data=formulas[0], lr=-1.0, device=formulas[3])]).splitlines())
+    assert (found["data"], found["lr"], found["device"]) == ("'=1+1", "-1.0", "'@SUM(1)")
+    cells = (*formulas, "+0.1000", "-0.1000 to 0.2000", "-", "lora", 7)
+    said = tables.render(tables.Table("t", [], tuple("abcdefghij"), (cells,)), "csv")
+    (_, line) = csv.reader(said.splitlines()[1:])
+    assert line == [*(f"'{text}" for text in (*formulas[:4], "=1")), *map(str, cells[5:])]

@@ -64,6 +64,23 @@ def test_a_folder_without_a_result_is_reported(tmp_path, capfd):
     assert "cannot read" in line
 
 
+@pytest.mark.parametrize("damage", [{"best_score": "x"}, {"lr": None}, {"task_name": "glue"}, {"method": "none"}])
+def test_a_damaged_row_is_reported_before_anything_is_written(options, tmp_path, capfd, damage):
+    folder, result = train(Lora(rank=1), options())
+    out, csv_out = tmp_path / "rows", tmp_path / "rows.csv"
+    before = json.dumps(result | {"run": "other"} | damage) + "\n"
+    out.write_text(before)
+    exits_with_one_line(capfd, str(folder), "--out", str(out), "--csv", str(csv_out), program=collect.main)
+    assert (out.read_text(), csv_out.exists()) == (before, False)
+
+
+@pytest.mark.parametrize("damage", [{"max_train_samples": []}, {"train_seconds": "x"}, {"lr": 10**400}])
+def test_a_damaged_result_is_reported_by_its_learning_curve(options, capfd, damage):
+    folder, result = train(Lora(rank=1), options())
+    (folder / "result.json").write_text(json.dumps(result | damage))
+    assert "is damaged" in exits_with_one_line(capfd, str(folder), program=plot.main)
+
+
 def test_a_reader_that_closes_the_pipe_causes_no_error(options, tmp_path):
     folder, _ = train(Lora(rank=1), options())
     row = json.loads((folder / "result.json").read_text())

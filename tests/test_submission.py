@@ -76,6 +76,18 @@ def test_missing_files_are_reported_and_nothing_is_written(monkeypatch, runs, ca
     assert "missing: WNLI.tsv: no finished lora run for wnli" in said
 
 
+def test_a_file_that_is_not_utf_8_counts_as_missing(monkeypatch, runs, capfd):
+    (runs / "lora" / "rte" / "run1" / "RTE.tsv").write_bytes(b"index\tprediction\n0\tentailment\xff\n")
+    assert "RTE.tsv" not in zipped(monkeypatch, runs, "--partial")
+    assert "RTE.tsv, line 2: not UTF-8" in capfd.readouterr().out
+
+
+def test_no_zip_is_written_of_no_file(tmp_path, capfd):
+    words = ["lora", "--output_dir", str(tmp_path), "--out", str(tmp_path / "s.zip"), "--partial"]
+    assert "all files are missing: nothing was written" in exits_with_one_line(capfd, *words, program=submission.main)
+    assert not (tmp_path / "s.zip").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

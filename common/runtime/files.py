@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -115,7 +116,7 @@ def _sha256(tensors: Tensors, metadata: dict[str, str]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises InputError if the file is missing or holds anything else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        values = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -125,17 +126,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError or RecursionError if it is damaged, also for NaN and infinity."""
+
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):  # NaN, Infinity, and 1e999, which Python would read as infinity
+            raise ValueError(f"{number[:20]} is not a JSON number")
+        return float(number)
+
+    return json.loads(text, parse_constant=finite, parse_float=finite)
 
 
 def require(path: Path, values: dict[str, Any], **wanted: type) -> None:
-    """Raise InputError if a value from the file `path` is missing or has the wrong type."""
+    """Raise InputError if a value from the file `path` is missing, has the wrong type or is no sensible number."""
     for name, kind in wanted.items():
-        value = values.get(name)
+        value: Any = values.get(name)
         fits = isinstance(value, float | int if kind is float else kind)
-        if not fits or isinstance(value, bool):  # bool is a subclass of int
-            raise InputError(f"{path} is damaged: {name} is {value!r}, wanted {kind.__name__}")
+        is_number = isinstance(value, float | int) and not isinstance(value, bool)  # bool is a subclass of int
+        if not fits or is_number != (kind in (float, int)) or (is_number and not abs(value) < 1e18):
+            found = repr(value)[:40]
+            raise InputError(f"{path} is damaged: {name} is {found}, wanted {kind.__name__}")
 
 
 def sha256(tensors: dict[str, torch.Tensor]) -> Any:

@@ -96,7 +96,7 @@ def read(paths: Iterable[Path]) -> list[Row]:
     rows: dict[tuple[str, ...], Row] = {}
     for path in paths:
         for row in read_rows(path):
-            _check(path, row)
+            check(path, row)
             key = (row["method"], row["task_name"], row["run"])
             other = rows.get(key, row)
             if _result(other) != _result(row):
@@ -112,21 +112,24 @@ def _result(row: Row) -> Row:
     return {name: value for name, value in row.items() if name not in ("search_study", "search_trials")}
 
 
-def _check(path: Path, row: Row) -> None:
-    files.require(path, row, **dict.fromkeys(("method", "task_name", "checkpoint", "data"), str))
+def check(path: Path, row: Row) -> None:
+    """Raise InputError if a row of the file `path` lacks what tables, figures and reports read, or has it otherwise."""
+    files.require(path, row, **dict.fromkeys(("method", "task_name", "run", "checkpoint", "data"), str))
     metrics = tasks.find(row["task_name"]).metrics
     ints = ["seed", "n_epochs", "batch_size", "train_examples", "validation_examples", "trainable_params_without_head"]
     optional = ("max_train_samples", "max_eval_samples", "search_trials")
     ints += [name for name in optional if row.get(name) is not None]
     numbers = ["lr", "train_seconds", "best_score", "majority_score"]
-    numbers += ["peak_memory_mib"] if row.get("peak_memory_mib") is not None else []
+    numbers += [name for name in ("peak_memory_mib", "examples_per_second") if row.get(name) is not None]
     numbers += [f"{kind}_{metric}" for kind in ("best", "majority") for metric in metrics]
     numbers += [key for name in measures(row["task_name"]) if (key := on_dev(row, name)) in row]
     numbers += [on_dev(row, "score")]
     files.require(path, row, **dict.fromkeys(ints, int), **dict.fromkeys(numbers, float))
-    for name in (*ints, *numbers):
-        if not abs(row[name]) < 1e18:  # also false for NaN and infinity
-            raise InputError(f"{path} is damaged: {name} of {row['run']} is {str(row[name])[:20]}")
+    parts = row["method"].split("+") if "+" in row["method"] else []
+    files.require(path, row, **{part: dict for part in parts if part in row})
+    facts: dict[str, type] = {"git_dirty": bool, "git_commit": str, "mixed_precision": str, "n_processes": int}
+    files.require(path, row, **{name: kind for name, kind in facts.items() if row.get(name) is not None})
+    describe(row)  # raises for an unknown method
 
 
 def group(rows: Iterable[Row]) -> Tables:
@@ -224,7 +227,8 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
         logits, labels = stored[split]
         wanted = labels if wanted is None else wanted
         shape = len(labels), task.targets.n_outputs
-        if logits.shape != shape or not np.array_equal(labels, wanted):
+        known = not task.targets.has_classes or set(np.unique(labels)) <= set(range(task.targets.n_outputs))
+        if logits.shape != shape or not known or not np.array_equal(labels, wanted):
             raise InputError(f"{folder / PREDICTIONS} is damaged, or has other examples than the other seeds")
         answers.append(task.targets.answers(logits))
         if abs(measure(answers[-1], labels) - row[on_dev(row, metric)]) > 1e-4:

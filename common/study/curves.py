@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from common.errors import InputError
 from common.results import read_result
 from common.runs import RESULT
-from common.runtime import files
 from common.study import aggregation, figures
 from common.study.aggregation import Configuration, Setting
 
@@ -50,9 +49,7 @@ def learning_curves(runs: Sequence[Path]) -> "Figure":
     drawn = {run: read_curves(run) for run in runs}
     results = {run: read_result(run) for run in drawn}
     for run, result in results.items():
-        integers = dict.fromkeys(("batch_size", "train_examples", "max_length"), int)
-        numbers = dict.fromkeys(("lr", aggregation.on_dev(result, "score")), float)
-        files.require(run / RESULT, result, **integers, **numbers)
+        aggregation.check(run / RESULT, result)
     tables = aggregation.group(results.values())
     curves = {id(result): drawn[run] for run, result in results.items()}
     lines = [(setting, each) for setting, some in tables.items() for each in some]

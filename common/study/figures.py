@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from common import combined, methods, tasks
+from common.errors import plain
 from common.runtime import files
 from common.study import significance
 from common.study.aggregation import Configuration, Setting
@@ -107,11 +108,6 @@ def styles(configurations: Iterable[Configuration]) -> dict[str, dict[str, Any]]
     """Method -> its style, the same in every figure; combinations come last."""
     combined = sorted({each.method for each in configurations} - set(methods.names()))
     return {name: style(number) for number, name in enumerate([*methods.names(), *combined])}
-
-
-def plain(text: str) -> str:
-    """Text on one line, without characters that cannot be printed."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def wrapped(text: str, width: float, size: float = 7) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from common import methods
+from common.errors import plain
 from common.options import TuneOptions, canonical, command_line
 from common.study import figures, tables
 from common.study.aggregation import Configuration, Row, Setting, Tables
@@ -188,7 +189,7 @@ def svg(setting: Setting, configurations: Sequence[Configuration], metric: str, 
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
     label = f"{figures.title(setting)}: {figures.measure(setting, metric)} against {cost.label}"
-    root.attrib |= {"role": "group", "aria-label": figures.plain(label)}
+    root.attrib |= {"role": "group", "aria-label": plain(label)}
     return ElementTree.tostring(root, encoding="unicode")
 
 

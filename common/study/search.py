@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from common import fitting, training
 from common.classification import find
-from common.errors import Busy, DoesNotFit, InputError, Interrupted, Pruned, is_out_of_memory
+from common.errors import Busy, DoesNotFit, InputError, Interrupted, Pruned, is_out_of_memory, plain
 from common.experiments import WAIT
 from common.fitting import fit_to_budget
 from common.methods import Method
@@ -306,7 +306,7 @@ def report(this: Search) -> None:
     print(f"\ntrials: {len(counted)}; {numbers}")
     failed = [trial for trial in counted if trial.state == TrialState.FAIL]
     for trial in failed:
-        print(f"trial {trial.number} failed: {trial.user_attrs.get(REASON)}")
+        print(plain(f"trial {trial.number} failed: {trial.user_attrs.get(REASON)}"))
     ranked = sorted(this.complete(), key=lambda trial: (-trial.values[0], trial.number))
     if not ranked:
         raise InputError(f"no trial of {len(counted)} has a score: {failed[-1].user_attrs.get(REASON)}")

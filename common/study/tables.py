@@ -1,8 +1,10 @@
 """Tables of result rows over seeds, and significance tests between methods."""
 
 import csv
+import dataclasses
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import tasks
-from common.errors import InputError
+from common.errors import InputError, plain
 from common.study import aggregation, significance
 from common.study.aggregation import Configuration, Setting, Tables
 
@@ -28,6 +30,8 @@ SELECTION = {
 }
 
 
+NUMBERS = r"[+-]?\d[\d.]*( to [+-]?\d[\d.]*)?|-"
+"""Cells of our tables that begin with a sign and are no formulas: numbers, intervals, and - for none."""
 LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\~{}", "^": r"\^{}"})
 
 
@@ -253,10 +257,12 @@ def _compare_pair(
 
 def render(table: Table, form: str) -> str:
     """A table as text: markdown, latex or csv."""
-    notes = [" ".join(line.split()) for line in (table.title, *table.notes)]  # a path can contain line breaks
+    notes = [plain(line) for line in (table.title, *table.notes)]  # a path can contain line breaks
+    table = dataclasses.replace(table, rows=tuple(tuple(_printable(cell) for cell in row) for row in table.rows))
     if form == "csv":
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([table.header, *table.rows] if table.header else [])
+        cells = [[_no_formula(cell) for cell in row] for row in (table.header, *table.rows)]
+        csv.writer(out, lineterminator="\n").writerows(cells if table.header else [])
         return "\n".join(f"# {line}" for line in notes) + "\n" + out.getvalue()
     rows = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in (table.header, *table.rows)]
     if form == "markdown":
@@ -272,25 +278,40 @@ def render(table: Table, form: str) -> str:
     return "\n".join([rf"\paragraph{{{notes[0]}}}", *items, *lines, ""])
 
 
+def _printable(cell: str | int) -> str | int:
+    return plain(cell) if isinstance(cell, str) else cell
+
+
+def _no_formula(cell: Any) -> Any:
+    """A cell of a CSV file. Text that a spreadsheet would run as a formula is marked as text by an apostrophe."""
+    is_formula = isinstance(cell, str) and re.match(r"[=+\-@\t\r]", cell) and not re.fullmatch(NUMBERS, cell)
+    return f"'{cell}" if is_formula else cell
+
+
 def runs_table(rows: list[dict[str, Any]]) -> str:
     """Markdown table with a line per run: method, non-default options, training options, scores and cost."""
+
+    def rounded(row: dict[str, Any], name: str) -> str:
+        return "n/a" if row.get(name) is None else f"{row[name]:.0f}"
+
     lines = [
         "| method | task | training | seed | scores (majority class) | trained without head | examples/s | MiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in sorted(rows, key=lambda row: (row["task_name"], row["method"], row["frozen_dtype"], row["seed"])):
+    rows = sorted(rows, key=lambda row: (row["task_name"], row["method"], str(row.get("frozen_dtype")), row["seed"]))
+    for row in rows:
         scores = ", ".join(
             f"{name} {row[f'best_{name}']:.4f} ({row[f'majority_{name}']:.4f})"
             for name in tasks.find(row["task_name"]).metrics
         )
         settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs of batches of {row['batch_size']}"
-        settings += ", frozen in bfloat16" if row["frozen_dtype"] == "bfloat16" else ""
-        settings += ", padded" if row["padding"] == "batch" else ""
-        method = aggregation.describe(row)[1]
+        settings += ", frozen in bfloat16" if row.get("frozen_dtype") == "bfloat16" else ""
+        settings += ", padded" if row.get("padding") == "batch" else ""
+        method = plain(aggregation.describe(row)[1])
         lines.append(
             f"| {method} | {row['task_name']} | {settings} | {row['seed']} | {scores} "
-            f"| {row['trainable_params_without_head']:,} | {row['examples_per_second']:.0f} "
-            f"| {'n/a' if row.get('peak_memory_mib') is None else round(row['peak_memory_mib'])} |"
+            f"| {row['trainable_params_without_head']:,} | {rounded(row, 'examples_per_second')} "
+            f"| {rounded(row, 'peak_memory_mib')} |"
         )
     return "\n".join(lines)
 
@@ -299,7 +320,8 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     """Rows as CSV with all their keys as columns; lists and objects are JSON, missing values are empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
+    writer.writerow({key: _no_formula(key) for key in writer.fieldnames})
     for row in rows:
-        writer.writerow({k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()})
-    return out.getvalue()
+        cells = {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()}
+        writer.writerow({key: _no_formula(cell) for key, cell in cells.items()})
+    return out.getvalue().encode("utf-8", "replace").decode()  # JSON can contain lone surrogates, which UTF-8 cannot
