@@ -1,8 +1,8 @@
 """Score against bottleneck size: accelerate launch -m adapters.experiment --task_name mrpc"""
 
-from adapters.method import Adapters
 from common.experiments import sweep
 from common.study.space import Range
+from adapters.method import Adapters
 
 TUNING = {"lr": (1e-4, 1e-3), "n_epochs": (3, 20), "bottleneck_size": (64, 256)}
 """What scripts/run_tune.sh tries: the values of the mirrored repository."""

@@ -1,7 +1,7 @@
 """Fine-tune with bottleneck adapters: accelerate launch -m adapters.tune --task_name mrpc --bottleneck_size 64"""
 
-from adapters.method import Adapters
 from common.training import tune
+from adapters.method import Adapters
 
 if __name__ == "__main__":
     tune(Adapters)

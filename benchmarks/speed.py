@@ -72,10 +72,11 @@ def theirs(args: argparse.Namespace, side: str, folder: str) -> dict[str, float]
 
     from common import data
     from common.checkpoints import load_model, load_tokenizer
-    from common.runtime.device import peak_memory, reset_peak_memory, use_all_cores
+    from common.runtime.device import peak_memory, reset_peak_memory
+    from common.runtime.threads import share_cores
 
     transformers.utils.logging.disable_progress_bar()
-    use_all_cores()
+    share_cores()
     task = tasks.find(args.task_name)
     tokenizer = load_tokenizer(args.checkpoint)
     model = load_model(args.checkpoint, task.targets.n_outputs)
@@ -129,9 +130,9 @@ def matrix_peak(dtype: str) -> float:
     import torch
 
     from common.fast.linear import use_fast_linear
-    from common.runtime.device import use_all_cores
+    from common.runtime.threads import share_cores
 
-    use_all_cores()
+    share_cores()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens, inner, outer = (8192, 4096, 4096) if device == "cuda" else (2048, 384, 1536)
     plain = torch.nn.Linear(inner, outer, bias=False, dtype=getattr(torch, dtype), device=device).requires_grad_(False)
@@ -172,9 +173,10 @@ def device() -> str:
     """Name of the device of the measurements."""
     import torch
 
-    from common.runtime.device import device_name, use_all_cores
+    from common.runtime.device import device_name
+    from common.runtime.threads import share_cores
 
-    use_all_cores()
+    share_cores()
     return device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 

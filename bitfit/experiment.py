@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from bitfit.method import SETS, BitFit
 from common.experiments import sweep
+from bitfit.method import SETS, BitFit
 
 TUNING = {"lr": (4e-4, 1e-3, 2e-3, 3e-3), "n_epochs": (3, 20)}
 """What scripts/run_tune.sh tries: as many settings as for the other methods."""

@@ -26,9 +26,10 @@ from common.options import TuneOptions, parse
 from common.results import provenance, read_result, summary
 from common.runs import CHECKPOINT, RESULT, clear, decisive, run_folder, write_predictions
 from common.runtime import files, launching, locks, shards, trackers
-from common.runtime.device import device_name, release_memory, reset_peak_memory, use_all_cores
+from common.runtime.device import device_name, release_memory, reset_peak_memory
 from common.runtime.processes import broadcast_from_main, destroy_group_at_end
 from common.runtime.stopping import Stop
+from common.runtime.threads import share_cores
 from common.task_data import HOLDOUT, TaskData
 from common.tokens import Tokens, shares, shuffled
 
@@ -161,7 +162,7 @@ class Run:
 
         self.method, self.options, self.folder, self.task = method, options, folder, task_data.task
         self.max_length, self.label = max_length, label
-        use_all_cores()
+        self.n_beside = share_cores()
         release_memory()
         self.accelerator = accelerator = make_accelerator(method, options, folder)
         # Seed before loading the model, so that the head starts the same for every method, and again before training,
@@ -354,6 +355,10 @@ def prepare_run(
     accelerator = run.accelerator
     kinds = "\n".join(f"{kind:>14} {n:>12,}" for kind, n in count_by_kind(run.model).items())
     accelerator.print(f"trained parameters\n{kinds}")
+    if run.n_beside >= accelerator.num_processes:
+        accelerator.print(
+            f"{torch.get_num_threads()} threads, since other runs use the same cores: OMP_NUM_THREADS sets the number"
+        )
     if n := method.positions():
         accelerator.print(f"{n} positions are the method's own: inputs are cut to {run.max_length} tokens")
     unfinished = (folder / CHECKPOINT).is_file() and not (folder / RESULT).is_file()

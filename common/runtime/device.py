@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import gc
-import os
 import platform
 import re
 import resource
@@ -12,17 +11,6 @@ from pathlib import Path
 
 import psutil
 import torch
-
-
-def use_all_cores() -> None:
-    """Set the number of threads of a CPU process to its share of the cores.
-
-    `accelerate launch` sets OMP_NUM_THREADS to 1 if the user chose no number, so that a laptop trains on one core. Any
-    other value is the user's choice and is kept.
-    """
-    if os.environ.get("OMP_NUM_THREADS") == "1" and not torch.cuda.is_available():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def send(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
