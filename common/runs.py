@@ -15,7 +15,7 @@ import torch
 from common.errors import InputError
 from common.methods import Method, Tensors
 from common.options import TuneOptions, canonical_text
-from common.runtime import files, locks
+from common.runtime import environment, files, locks
 from common.runtime.files import read_tensors, write_tensors
 from common.runtime.locks import LOCK
 
@@ -94,6 +94,7 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
     launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # set by accelerate launch
     facts = {"method": method.name} | shared | own
     facts |= {name: os.environ.get(name, default) for name, default in launched.items()}
+    facts |= {"environment": environment.recorded()} if environment.recorded() else {}
     digest = hashlib.sha256(canonical_text(facts).encode()).hexdigest()[:8]
     numbers = {k: v for k, v in own.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     shown = numbers | {k: shared[k] for k in ("lr", "n_epochs", "seed")}

@@ -25,7 +25,7 @@ from common.metrics import mean_score
 from common.options import TuneOptions, parse
 from common.results import provenance, read_result, summary
 from common.runs import CHECKPOINT, RESULT, clear, decisive, run_folder, write_predictions
-from common.runtime import files, launching, locks, shards, trackers
+from common.runtime import environment, files, launching, locks, shards, trackers
 from common.runtime.device import device_name, release_memory, reset_peak_memory
 from common.runtime.processes import broadcast_from_main, destroy_group_at_end
 from common.runtime.stopping import Stop
@@ -326,13 +326,15 @@ class Run:
 def make_accelerator(method: Method, options: TuneOptions, folder: Path) -> Any:
     """An Accelerator with the settings of `accelerate launch`."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
     # The buffers of an encoder are constant, so that broadcasting them before every forward pass is useless.
     settings = {"broadcast_buffers": False, "find_unused_parameters": not method.uses_all()}
     return Accelerator(
         log_with=trackers.resolve(options.report_to) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder.parent)),
+        # Else a variable of accelerate's would divide the gradients, which the loop accumulates itself.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(**settings)],
     )
 
@@ -431,6 +433,7 @@ def result_of(run: Run, dev_scores: dict[str, float]) -> dict[str, Any]:
         "device": device_name(accelerator.device),
         "n_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
+        "environment": environment.recorded(),
         "base_sha256": base.sha256,
         "base_revision": base.revision,
         **provenance(),

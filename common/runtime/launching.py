@@ -11,7 +11,8 @@ import time
 
 import psutil
 
-from common.errors import INPUT_ERROR, INTERRUPTED, InputError, check
+from common.errors import INPUT_ERROR, INTERRUPTED, check
+from common.runtime.environment import check_environment
 from common.runtime.stopping import STOP_SIGNALS
 
 
@@ -23,9 +24,9 @@ def start_cpu_processes() -> None:
     with 1 whatever their exit codes were.
 
     Raises:
-        InputError: the processes cannot be divided among the machines, or the launcher replaces our optimizer.
+        InputError: the processes cannot be divided among the machines, or as in `check_environment`.
     """
-    refuse_launchers()
+    check_environment()
     n, n_machines, machine = _launch_options()
     if max(n, n_machines) < 2:
         return
@@ -55,16 +56,6 @@ def start_cpu_processes() -> None:
         rank = variables[codes.index(failed)]["RANK"]
         print(f"error: process {rank} of {n} was killed by signal {-failed}, the others were stopped", file=sys.stderr)
     sys.exit(failed if failed >= 0 else 128 - failed)  # killed by a signal: 128 + its number, as a shell says it
-
-
-def refuse_launchers() -> None:
-    """Raise InputError where `accelerate launch` was asked for a library that takes the optimizer out of our hands."""
-    for name in ("DeepSpeed", "Megatron_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
-            raise InputError(
-                f"launched with {name}, which would put an optimizer of its own in the place of AdamW: launch without "
-                "it, as with configs/accelerate/gpus4_bf16.yaml or fsdp.yaml"
-            )
 
 
 def _launch_options() -> tuple[int, int, int]:
