@@ -88,8 +88,6 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
     Example: OUTPUT_DIR/METHOD/mrpc/minilm-rank8-alpha8-dropout0-lr0.001-n_epochs3-seed42-3f2a9c1e
     """
     shared = decisive(options)
-    if options.data not in ("hub", "demo"):
-        shared["data"] = str(Path(options.data).resolve())
     own = method.options()
     launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # set by accelerate launch
     facts = {"method": method.name} | shared | own

@@ -92,9 +92,20 @@ def test_a_folder_is_one_run_however_its_path_is_spelled(spellings, bert, option
     for option in ("checkpoint", "data"):
         made = [options(**{option: path}) for path in spellings]
         assert len({run_folder(Lora(), one) for one in made}) == 1
-        assert {getattr(one, option) for one in made} == {bert}  # in results, tables and searches too
-    assert load_model("~/bert", 2).base.checkpoint == bert
+        assert {getattr(one, option) for one in made} == {"bert"}  # in results, tables and searches too
+    assert load_model("~/bert", 2).base.checkpoint == "bert"
     assert options(output_dir="~/out").output_dir == f"{os.environ['HOME']}/out"
+
+
+def test_a_folder_beside_the_working_directory_has_the_same_name_in_any_copy_and_one_far_away_its_whole_path(
+    bert, options, tmp_path, monkeypatch
+):
+    (tmp_path / "shared").mkdir()
+    for copy in ("one", "two"):
+        (tmp_path / copy).mkdir()
+        monkeypatch.chdir(tmp_path / copy)
+        assert options(data=str(tmp_path / "shared")).data == "../shared"
+        assert options(checkpoint=bert).checkpoint == bert
 
 
 def test_a_name_of_the_hub_and_a_reserved_name_are_not_paths(options, tmp_path, monkeypatch):

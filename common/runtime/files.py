@@ -64,9 +64,18 @@ def _flush(path: Path) -> None:
 
 
 def one_spelling(path: str, *names: str) -> str:
-    """The path of a folder, absolute and without links. `names`, and text that is no folder (a hub name), stay."""
+    """The path of a folder, without links: relative below the working directory or beside it, else absolute.
+
+    So results of equal runs are equal in any copy of the repository. `names`, and text that is no folder (a hub name),
+    stay as they are.
+    """
     path = os.path.expanduser(path)
-    return str(Path(path).resolve()) if path not in names and os.path.isdir(path) else path
+    if path in names or not os.path.isdir(path):
+        return path
+    whole, here = Path(path).resolve(), Path.cwd().resolve()
+    around = here.parent if here.parent != here.parent.parent else here  # not all that is below /
+    near = os.path.relpath(whole, here)
+    return near if whole.is_relative_to(around) and near not in names else str(whole)
 
 
 def refuse_links(home: Path, folder: Path) -> None:

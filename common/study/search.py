@@ -202,8 +202,6 @@ def check_first(method: Method, options: TuneOptions) -> TaskData:
 def facts_of(method: Method, options: TuneOptions, search: SearchOptions, space: Space) -> dict[str, Any]:
     """All settings that decide the scores and the space of a study, as JSON values."""
     fixed = {**method.options(), **decisive(options)}
-    if options.data not in ("hub", "demo"):
-        fixed["data"] = str(Path(options.data).resolve())
     facts = {"method": method.name} | {name: value for name, value in fixed.items() if name not in space}
     facts |= {"pruner": search.pruner, "pareto": search.pareto, "searched": {k: str(v) for k, v in space.items()}}
     return json.loads(json.dumps(facts))
