@@ -84,7 +84,8 @@ class Method:
 def apply(method: Method, model: Model) -> Model:
     """Freeze the model, inject the method and unfreeze the head. This order alone decides what is trained.
 
-    The names of the parameters and buffers that the model had before are kept as `model.found`.
+    The model stays in its mode, training or evaluation, all of it. The names of the parameters and buffers that it had
+    before are kept as `model.found`.
     """
     model.requires_grad_(False)
     found = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -94,6 +95,7 @@ def apply(method: Method, model: Model) -> Model:
     model.found = frozenset(name for name, tensor in tensors if id(tensor) in found)  # type: ignore[assignment]
     for parameter in head_parameters(model).values():
         parameter.requires_grad_(True)
+    model.train(model.training)  # what is new is in training mode, whatever the mode of the model
     return model
 
 
