@@ -1,7 +1,8 @@
 """Check before training whether a method fits the encoder, the parameter budget and the machine."""
 
 import copy
-import dataclasses
+import functools
+import os
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -44,6 +45,8 @@ def positions_left(method: Method, limit: int, shortest: int = 3) -> int:
 def fit_to_budget(method: Method, budget: int, meta: nn.Module) -> Method:
     """The method with the largest size that trains at most `budget` parameters without the head.
 
+    It takes at most half of the encoder's positions. If the encoder, not the budget, limits the size, a line says so.
+
     Args:
         meta: a model on the meta device; it is not changed.
 
@@ -51,15 +54,15 @@ def fit_to_budget(method: Method, budget: int, meta: nn.Module) -> Method:
         InputError: the method has no size, or its smallest size is too large.
         DoesNotFit: its other options do not fit this model.
     """
-    option = method.size
+    option, n = method.size, n_positions(meta)
     if option is None:
         raise InputError(f"{method.name} has no option for its size: omit param_budget")
 
-    def sized(size: int) -> Method:
-        return dataclasses.replace(method, **{option: size})
-
     def needed(size: int) -> int:
-        return count_without_head(apply_on_meta(sized(size), copy.deepcopy(meta)))
+        sized = method.of_size(size)
+        if sized.positions() > n // 2:
+            raise DoesNotFit(f"{option} {size} would take more than half of the encoder's {n} positions")
+        return count_without_head(apply_on_meta(sized, copy.deepcopy(meta)))
 
     def fits(size: int) -> bool:
         try:
@@ -75,7 +78,17 @@ def fit_to_budget(method: Method, budget: int, meta: nn.Module) -> Method:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return sized(low)
+    try:
+        needed(high)
+    except DoesNotFit as error:
+        _print_once(f"param_budget {budget:,} is not used up: {option} {low} trains {needed(low):,}; {error}")
+    return method.of_size(low)
+
+
+@functools.cache
+def _print_once(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line)
 
 
 def check_fit(

@@ -67,6 +67,10 @@ class Method:
         """Number of the encoder's positions that the method uses, so that fewer are left for the text."""
         return 0
 
+    def of_size(self, size: int) -> "Method":
+        """The method with another size, for a parameter budget. Override it if another option follows the size."""
+        return dataclasses.replace(self, **{str(self.size): size})
+
     def uses_all(self) -> bool:
         """False if a forward pass may leave trained parameters without a gradient."""
         return True

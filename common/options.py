@@ -57,7 +57,7 @@ class TuneOptions:
     """Maximal number of tokens of an input, cutting the longer text of a pair first; None = the encoder's maximum."""
     param_budget: int | None = None
     """Choose the largest size of the method (rank, bottleneck, length, ...) with at most this many trained parameters,
-    not counting the head, to compare methods at one budget."""
+    not counting the head, to compare methods at one budget. At most half of the encoder's positions are taken."""
     select: Literal["dev", "holdout"] = "dev"
     """Selects the best epoch. dev: the development set; holdout: a fixed tenth of the training set, not trained on.
     The development set is then scored only once, at the end (dev_... in the result), so that it selects nothing."""

@@ -1,5 +1,6 @@
 """LoRA: y = W x + b + s B A x, where only A: (r, in) and B: (out, r) are trained (Hu et al., 2021, equation 3)."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,6 +90,10 @@ class Lora(Method):
             for target in self.targets:
                 place = linear(layer, target)
                 yield place, LowRank(place.host, self.rank, scaling, self.dropout)
+
+    def of_size(self, size: int) -> Method:
+        """With the same alpha / rank, so that a parameter budget does not change the scale of the update."""
+        return dataclasses.replace(self, rank=size, alpha=self.alpha * size / self.rank)
 
 
 def merge(model: nn.Module) -> None:

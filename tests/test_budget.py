@@ -27,7 +27,11 @@ SIZED = [name for name in methods.names() if find(name).size]
     ("method", "budget", "wanted"),
     [
         (Lora(), 294_912, {"rank": 8}),
-        (Lora(), 294_911, {"rank": 7}),
+        (Lora(), 294_911, {"rank": 7, "alpha": 7.0}),
+        (Lora(), 2_400_000, {"rank": 65, "alpha": 65.0}),
+        (Lora(rank=4, alpha=8.0), 294_912, {"rank": 8, "alpha": 16.0}),
+        (PromptTuning(init="random"), 600_000, {"prompt_length": 256}),
+        (PromptTuning(init="random", level="embeddings"), 600_000, {"prompt_length": 781}),
         (Adapters(placement="pfeiffer"), 900_000, {"bottleneck_size": 48}),
         (Adapters(), 2_417_664, {"bottleneck_size": 64}),
         (PrefixTuning(), 368_640, {"prefix_length": 20}),
@@ -41,6 +45,19 @@ def test_the_largest_size_within_the_budget_is_chosen_for_bert_base(method, budg
     assert fit_to_budget(method, budget, bert_base()) == dataclasses.replace(method, **wanted)
 
 
+def test_a_size_limited_by_the_encoder_is_reported_once_with_the_reason(capsys):
+    fit_to_budget(PromptTuning(init="random"), 15_999, bert_base())
+    assert capsys.readouterr().out == ""
+    for _ in range(2):
+        fit_to_budget(PromptTuning(init="random"), 600_001, bert_base())
+    half = "prompt_length 257 would take more than half of the encoder's 512 positions"
+    assert capsys.readouterr().out == (
+        f"param_budget 600,001 is not used up: prompt_length 256 trains 196,608; {half}\n"
+    )
+    fit_to_budget(Lora(), 10**9, bert_base())
+    assert "rank 768 trains 28,311,552; rank 769 is larger than a layer of 768" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", SIZED)
 def test_the_chosen_size_fits_and_the_next_one_does_not(name, bert, make_model):
     method, meta = find(name)(), meta_model(bert, 2)
@@ -48,9 +65,9 @@ def test_the_chosen_size_fits_and_the_next_one_does_not(name, bert, make_model):
     budget = count_without_head(apply(smallest, make_model())) + 100_000
     found = fit_to_budget(method, budget, meta)
     assert count_without_head(apply(found, make_model())) <= budget
-    larger = dataclasses.replace(found, **{found.size: getattr(found, found.size) + 1})
+    larger = found.of_size(getattr(found, found.size) + 1)
     with contextlib.suppress(DoesNotFit):
-        assert count_without_head(apply_on_meta(larger, meta)) > budget
+        assert larger.positions() > 32 or count_without_head(apply_on_meta(larger, meta)) > budget
 
 
 def test_a_budget_below_the_smallest_size_is_refused():
@@ -68,7 +85,7 @@ def test_a_run_uses_and_records_the_size_that_fits_the_budget(options):
     assert result["rank"] == 3  # 256 parameters for each rank: 2 layers, 2 linear layers, 2 sides of 32
     assert result["trainable_params_without_head"] == 768
     assert "rank3" in result["run"]
-    assert run_folder(Lora(rank=3), options(param_budget=1_000)).name == result["run"]
+    assert run_folder(Lora(rank=3, alpha=3.0), options(param_budget=1_000)).name == result["run"]
 
 
 def test_the_counts_by_kind_add_up_to_all_trained_parameters(make_model):
