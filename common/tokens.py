@@ -96,7 +96,7 @@ def tokenize(
     if path and path.is_file():
         with contextlib.suppress(InputError):  # damaged: computed again
             stored, _ = files.read_tensors(path)
-    if not stored:
+    if not _fits(stored, names, len(examples), max_length, max(tokenizer.get_vocab().values())):
         encoded = tokenizer(*examples.texts, truncation="longest_first", max_length=max_length, padding=False)
         stored = {n: torch.tensor(list(chain.from_iterable(encoded[n])), dtype=torch.int32) for n in names}
         stored["lengths"] = torch.tensor([len(ids) for ids in encoded["input_ids"]], dtype=torch.int32)
@@ -105,6 +105,20 @@ def tokenize(
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     labels = torch.tensor(examples.labels or [])
     return Tokens({n: stored[n] for n in names}, stored["lengths"].long(), labels, padding, layout=None)
+
+
+def _fits(stored: dict[str, torch.Tensor], names: list[str], n_examples: int, max_length: int, last_id: int) -> bool:
+    """Whether cached token ids can be those of these examples."""
+    if stored.keys() != {*names, "lengths"} or any(t.dtype != torch.int32 or t.ndim != 1 for t in stored.values()):
+        return False
+    lengths = stored["lengths"].long()
+    if len(lengths) != n_examples or bool(((lengths < 1) | (lengths > max_length)).any()):
+        return False
+    highest = {name: 1 if name == "token_type_ids" else last_id for name in names}
+    return all(
+        len(stored[name]) == lengths.sum() and bool(((stored[name] >= 0) & (stored[name] <= highest[name])).all())
+        for name in names
+    )
 
 
 def _digest(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:

@@ -199,7 +199,16 @@ class Run:
         self.stop: Any = None
         facts = {"base_sha256": base_of(self.model).sha256, "train_examples": len(self.tokens)}
         facts |= {"n_steps": self.n_steps, "n_processes": n_processes}
-        self.state = TrainingState(self.model, self.optimizer, self.recent, accelerator, facts)
+        self.state = TrainingState(
+            self.model,
+            self.optimizer,
+            self.recent,
+            accelerator,
+            facts,
+            self.n_steps,
+            self.steps_per_epoch,
+            self.task.metrics,
+        )
 
     def settle_buckets(self) -> None:
         """Run a backward pass, whose gradients are dropped, so that the first step sums like all later ones.

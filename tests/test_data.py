@@ -12,6 +12,7 @@ from common.encoders import shortest_input
 from common.errors import InputError
 from common.fitting import check_fit
 from common.options import TuneOptions
+from common.runtime import files
 from common.tasks import TASKS, find
 from common.tokens import shares, shuffled, tokenize
 from lora.method import Lora
@@ -179,6 +180,34 @@ def test_token_ids_are_cached_and_made_again_when_texts_or_length_change(tokeniz
     path.write_bytes(b"damaged")
     mended = tokenize(examples, tokenizer, 64, cache=tmp_path)
     assert all(torch.equal(first.columns[name], mended.columns[name]) for name in first.columns)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stored: {},
+        lambda stored: stored | {"more": stored["lengths"].clone()},
+        lambda stored: {name: tensor for name, tensor in stored.items() if name != "token_type_ids"},
+        lambda stored: stored | {"input_ids": stored["input_ids"] + 10**6},
+        lambda stored: stored | {"input_ids": stored["input_ids"] - 10**6},
+        lambda stored: stored | {"token_type_ids": stored["token_type_ids"] + 2},
+        lambda stored: stored | {"input_ids": stored["input_ids"].float()},
+        lambda stored: stored | {"input_ids": stored["input_ids"][:-1]},
+        lambda stored: stored | {"input_ids": stored["input_ids"][None]},
+        lambda stored: stored | {"lengths": stored["lengths"][:-1]},
+        lambda stored: stored | {"lengths": stored["lengths"] * 0},
+        lambda stored: stored | {"lengths": torch.tensor([len(stored["input_ids"]) + 1, -1], dtype=torch.int32)},
+    ],
+)
+def test_cached_token_ids_that_cannot_be_of_these_texts_are_made_again(change, tokenizer, tmp_path):
+    """Their digest is right, but they were written by something else."""
+    examples = data.Examples((["the ruby .", "in"], ["the boy", "was"]), [1, 0])
+    wanted = tokenize(examples, tokenizer, 64, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    files.write_tensors(path, change(files.read_tensors(path)[0]))
+    found = tokenize(examples, tokenizer, 64, cache=tmp_path)
+    for ours, theirs in ((found.columns, wanted.columns), ({"": found.lengths}, {"": wanted.lengths})):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
 
 def test_an_epoch_visits_every_example_once_in_an_order_set_by_seed_and_epoch_only():

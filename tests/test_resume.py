@@ -1,7 +1,9 @@
 """An interrupted run resumes and ends with the weights, scores and curves of an uninterrupted one, bit for bit."""
 
+import itertools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, outcome
+from conftest import KINDS, REPOSITORY, outcome
 from safetensors.torch import load_file
 
 from adapters.method import Adapters
@@ -22,7 +24,7 @@ from common.methods import find, names
 from common.options import TuneOptions, parse
 from common.results import summary
 from common.runs import CHECKPOINT, run_folder
-from common.runtime import locks
+from common.runtime import files, locks
 from common.study.curves import read_curves
 from common.training import train
 from lora.method import Lora
@@ -187,6 +189,126 @@ def test_a_damaged_checkpoint_is_refused(damage, options, monkeypatch):
         InputError, match=r"checkpoint.safetensors is missing or damaged: .*--no_resume restarts the run"
     ):
         train(Lora(rank=2), options())
+
+
+def change_checkpoint(folder: Path, change) -> None:
+    """Write the checkpoint of a run with other contents, and with their digest."""
+    tensors, notes = files.read_tensors(folder / CHECKPOINT)
+    change(tensors, notes)
+    files.write_tensors(folder / CHECKPOINT, tensors, **notes)
+
+
+def changed(name: str, value):
+    """A change of the tensor of this name, or else of the first whose name begins like this; None removes it."""
+
+    def change(tensors, notes):
+        found = name if name in tensors else next(key for key in tensors if key.startswith(name))
+        tensors[found] = None if value is None else value(tensors[found].clone())
+        if value is None:
+            del tensors[found]
+
+    return change
+
+
+def noted(name: str, value):
+    """A change of the stored progress."""
+    return lambda tensors, notes: notes["progress"].update({name: value})
+
+
+SCORES = {"accuracy": 0.5, "collapsed": 0.0, "score": 0.5}
+IMPOSSIBLE = {
+    "moments of another shape": changed("optimizer.exp_avg.", lambda t: t.new_zeros(t.numel() + 1)),
+    "moments of one value": changed("optimizer.exp_avg_sq.", lambda t: t.new_zeros(1)),
+    "a missing moment": changed("optimizer.exp_avg.", None),
+    "a missing step": changed("optimizer.step.", None),
+    "weights of one value": changed("weights.", lambda t: t.new_zeros(1)),
+    "weights of another type": changed("weights.", lambda t: t.double()),
+    "weights that are NaN": changed("weights.", lambda t: t * float("nan")),
+    "infinite moments": changed("optimizer.exp_avg.", lambda t: t + float("inf")),
+    "a negative second moment": changed("optimizer.exp_avg_sq.", lambda t: t - 1),
+    "a step of a parameter beyond the run's": changed("optimizer.step.", lambda t: t + 100),
+    "half a step": changed("optimizer.step.", lambda t: t - 0.5),
+    "another tensor": lambda tensors, notes: tensors.update(more=torch.zeros(2)),
+    "the state of another process": lambda tensors, notes: tensors.update({"process.1.recent": torch.zeros(3)}),
+    "sums that are NaN": changed("process.0.recent", lambda t: t * float("nan")),
+    "negative sums": changed("process.0.recent", lambda t: t - 10**6),
+    "torch's generator in an impossible state": changed("process.0.torch", lambda t: t * 0),
+    "numpy's generator behind its end": changed("process.0.numpy", lambda t: t + (torch.arange(626) == 624) * 10**4),
+    "numpy's generator with negative words": changed(
+        "process.0.numpy", lambda t: t - (torch.arange(626) < 624) * 2**33
+    ),
+    "Python's generator in another version": changed("process.0.python", lambda t: t + (torch.arange(626) == 0)),
+    "step -5": noted("step", -5),
+    "step 0": noted("step", 0),
+    "a million steps": noted("step", 10**6),
+    "a step that is true": noted("step", True),
+    "a step that is a text": noted("step", "4"),
+    "half a step of the run": noted("step", 4.5),
+    "another progress": noted("more", 1),
+    "more bad steps than steps": noted("bad_steps", 100),
+    "more steps since the last log than steps": noted("recent_steps", 100),
+    "a negative time": noted("train_seconds", -1.0),
+    "a time NaN": noted("train_seconds", float("nan")),
+    "infinite memory": noted("peak_memory", 10**30),
+    "a history that is too long": noted("history", [SCORES] * 2),
+    "a history without the scores of the task": noted("history", [{"f1": 0.5, "score": 0.5}]),
+    "a history of texts": noted("history", [SCORES | {"score": "good"}]),
+    "a history with a score NaN": noted("history", [SCORES | {"score": float("nan")}]),
+    "curves of numbers": noted("scalars", [1]),
+    "curves of texts": noted("scalars", ["abc"]),
+    "no facts": lambda tensors, notes: notes.update(facts=None),
+    "no progress": lambda tensors, notes: notes.update(progress=None),
+    "no note on the scaler": lambda tensors, notes: notes.pop("scaler"),
+    "a scaler that the run has not": lambda tensors, notes: notes.update(scaler={"scale": 1.0}),
+}
+
+
+@pytest.fixture(scope="module")
+def interrupted(checkpoints, tmp_path_factory):
+    """Options of a run that was stopped after step 6 of 12, an epoch, before its scores; and a copy of its folder."""
+    out = tmp_path_factory.mktemp("interrupted")
+    small = {"data": "demo", "task_name": "sst2", "max_train_samples": 48, "max_eval_samples": 20}
+    small |= {"checkpoint": checkpoints["bert"]}
+    settings = TuneOptions(**small, n_epochs=2, batch_size=8, lr=1e-2, output_dir=str(out / "run"), report_to=("none",))
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 5, send_sigterm)
+        with pytest.raises(Interrupted):
+            train(Lora(rank=2), settings)
+    shutil.copytree(run_folder(Lora(rank=2), settings), out / "copy")
+    return settings, out / "copy"
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_a_checkpoint_with_a_right_digest_and_impossible_contents_is_refused(what, interrupted):
+    settings, copy = interrupted
+    folder = run_folder(Lora(rank=2), settings)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(copy, folder)
+    change_checkpoint(folder, IMPOSSIBLE[what])
+    before = (folder / CHECKPOINT).read_bytes()
+    with pytest.raises(
+        InputError, match=r"^\S+checkpoint.safetensors (does not fit this|belongs to another) run: .*no_resume"
+    ):
+        train(Lora(rank=2), settings)
+    assert (folder / CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize(("method", "kind"), zip(METHODS, itertools.cycle(KINDS), strict=False), ids=str)
+def test_of_every_method_and_encoder_each_tensor_of_a_checkpoint_is_held_to_the_run(method, kind, checkpoints, options):
+    settings = options(checkpoint=checkpoints[kind], time_limit=1e-9)
+    with pytest.raises(Interrupted):
+        train(method, settings)
+    folder = run_folder(method, settings)
+    whole = (folder / CHECKPOINT).read_bytes()
+    for name in files.read_tensors(folder / CHECKPOINT)[0]:
+        if not name.startswith("process."):
+            change_checkpoint(folder, changed(name, lambda t: t.new_zeros(7, 7, 7)))
+            break
+    with pytest.raises(InputError, match=r"\(7, 7, 7\), wanted .* \(1 such tensor\); --no_resume restarts the run"):
+        train(method, settings)
+    (folder / CHECKPOINT).write_bytes(whole)
+    with pytest.raises(Interrupted, match="after step 2 of"):
+        train(method, settings)
 
 
 def test_a_second_process_on_a_run_is_refused_and_changes_nothing(options):
