@@ -51,6 +51,8 @@ class Progress:
     """Bytes, the maximum over all launches of the run."""
     n_resumed: int = 0
     """How often the run was resumed."""
+    threads: list[int] = field(default_factory=list)
+    """Number of threads of the first launch, and of each launch that had another number than the one before."""
 
 
 @dataclass(frozen=True)

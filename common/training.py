@@ -377,6 +377,13 @@ def prepare_run(
     if resumed:
         run.progress = run.state.load(folder)
         accelerator.print(f"resuming at step {run.progress.step} of {run.n_steps}, from the checkpoint in {folder}")
+    n_threads, before = torch.get_num_threads(), run.progress.threads[-1:]
+    if before != [n_threads]:
+        run.progress.threads.append(n_threads)
+        if before:
+            accelerator.print(
+                f"number of threads: {n_threads}, before {before[0]}: the last bits of the result may differ"
+            )
     if accelerator.is_main_process:
         clear(folder, "events.out.*" if resumed else "*")
     accelerator.wait_for_everyone()
@@ -426,6 +433,7 @@ def result_of(run: Run, dev_scores: dict[str, float]) -> dict[str, Any]:
         "best_epoch": best + 1,
         "bad_steps": progress.bad_steps,
         "n_resumed": progress.n_resumed,
+        "threads": progress.threads,
         "max_length": run.max_length,
         "frozen_dtype": run.prepared.frozen_dtype,
         "train_examples": len(run.tokens),

@@ -116,6 +116,20 @@ def test_an_interruption_at_the_end_of_an_epoch_or_of_the_run_loses_nothing(plac
     assert outcome(folder) == uninterrupted(Lora(rank=2), n_epochs=2, checkpoint_every=5)
 
 
+def test_another_number_of_threads_is_allowed_and_reported_and_kept_in_the_result(options, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    at_step(monkeypatch, 3, send_sigterm)
+    with pytest.raises(Interrupted):
+        train(Lora(rank=2), options())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    _, result = train(Lora(rank=2), options())
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("number of threads")]
+    assert said == ["number of threads: 5, before 7: the last bits of the result may differ"]
+    assert result["threads"] == [7, 5]
+    _, result = train(Lora(rank=2), options(overwrite=True))
+    assert result["threads"] == [5]
+
+
 def test_every_random_generator_resumes_from_its_state(options, monkeypatch):
     """A method may draw from any of them."""
     drawn = []
