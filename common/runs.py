@@ -1,5 +1,6 @@
 """The folder of a run, its files and predictions; and files of JSON lines with one result per row."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -41,6 +42,20 @@ def clear(folder: Path, pattern: str = "*") -> None:
                 path.unlink()
     except OSError as error:
         raise InputError(f"cannot empty the run folder {folder}: {error.strerror or error}") from error
+
+
+def left_behind(folder: Path) -> list[Path]:
+    """What a killed process left in a run folder: unfinished files, and the checkpoint of a finished run."""
+    names = (ADAPTER, CONFIG, RESULT, CHECKPOINT, PREDICTIONS, f"{RESUMABLE}/{ADAPTER}", f"{RESUMABLE}/{CONFIG}")
+    found = [part for name in names for part in files.parts_of(folder / name)]
+    return found + [folder / CHECKPOINT] * ((folder / RESULT).is_file() and (folder / CHECKPOINT).is_file())
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left in a run folder, as far as possible. Only the holder of its lock may do so."""
+    for path in left_behind(folder):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def write_predictions(folder: Path, outputs: dict[str, np.ndarray], labels: Tensors) -> None:

@@ -8,7 +8,7 @@ from common import data, results, tasks
 from common.errors import InputError
 from common.options import PredictOptions
 from common.results import read_result
-from common.runtime import files
+from common.runtime import files, locks
 
 
 def problem(task: tasks.GlueTask, text: str, n_rows: int) -> str:
@@ -66,5 +66,6 @@ def write_submission(folder: Path, task: tasks.GlueTask, outputs: np.ndarray, n_
     if len(lines) - 1 != n_rows:
         raise RuntimeError(f"{len(lines) - 1} predictions for the {n_rows} examples of {task.name}'s test split")
     path = folder / task.submission
-    files.write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    with locks.lock_file(path):
+        files.write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     return path

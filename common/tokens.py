@@ -16,7 +16,7 @@ import torch
 
 from common.data import Examples
 from common.errors import InputError
-from common.runtime import files
+from common.runtime import files, locks
 from common.runtime.device import send
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def tokenize(
         stored = {n: torch.tensor(list(chain.from_iterable(encoded[n])), dtype=torch.int32) for n in names}
         stored["lengths"] = torch.tensor([len(ids) for ids in encoded["input_ids"]], dtype=torch.int32)
         if path:
-            files.write_tensors(path, stored)
+            with locks.lock_file(path):
+                files.write_tensors(path, stored)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     labels = torch.tensor(examples.labels or [])
     return Tokens({n: stored[n] for n in names}, stored["lengths"].long(), labels, padding, layout=None)

@@ -24,7 +24,7 @@ from common.methods import Method, apply, count, count_by_kind, count_without_he
 from common.metrics import mean_score
 from common.options import TuneOptions, parse
 from common.results import provenance, read_result, summary
-from common.runs import CHECKPOINT, RESULT, clear, decisive, run_folder, write_predictions
+from common.runs import CHECKPOINT, RESULT, clean, clear, decisive, left_behind, run_folder, write_predictions
 from common.runtime import environment, files, launching, locks, shards, trackers
 from common.runtime.device import device_name, release_memory, reset_peak_memory
 from common.runtime.processes import broadcast_from_main, destroy_group_at_end
@@ -85,6 +85,7 @@ def train(
         return (folder / RESULT).is_file() and not options.overwrite
 
     if broadcast_from_main(is_finished):
+        clean_finished(folder)
         return folder, read_result(folder)
     files.refuse_links(Path(options.output_dir), folder)
     locks.refuse_busy(folder)
@@ -385,6 +386,7 @@ def prepare_run(
                 f"number of threads: {n_threads}, before {before[0]}: the last bits of the result may differ"
             )
     if accelerator.is_main_process:
+        clean(folder)
         clear(folder, "events.out.*" if resumed else "*")
     accelerator.wait_for_everyone()
     trackers.start(accelerator, folder.name, run.settings)
@@ -392,6 +394,13 @@ def prepare_run(
         trackers.log(accelerator, *point)
     reset_peak_memory(accelerator.device)
     return run
+
+
+def clean_finished(folder: Path) -> None:
+    """Remove what a killed process left in the folder of a finished run, unless it is locked or cannot be written."""
+    if broadcast_from_main(lambda: bool(left_behind(folder))):
+        with contextlib.suppress(InputError), locks.lock_folder(folder):
+            broadcast_from_main(lambda: clean(folder))
 
 
 def finish(run: Run) -> dict[str, Any]:

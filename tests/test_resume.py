@@ -23,7 +23,7 @@ from common.errors import INTERRUPTED, Busy, InputError, Interrupted
 from common.methods import find, names
 from common.options import TuneOptions, parse
 from common.results import summary
-from common.runs import CHECKPOINT, run_folder
+from common.runs import CHECKPOINT, append_once, run_folder
 from common.runtime import files, locks
 from common.study.curves import read_curves
 from common.training import train
@@ -171,6 +171,58 @@ def test_a_finished_run_leaves_no_checkpoint_and_no_lock(options):
     folder, _ = train(Lora(rank=2), options(checkpoint_every=1))
     names = {path.name.partition(".out.")[0] for path in folder.iterdir()}
     assert names == {"adapter.json", "adapter.safetensors", "predictions.safetensors", "result.json", "events"}
+
+
+def leave_parts(*paths: Path) -> None:
+    """Leave what writers that are killed leave behind."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f"{path.name}.3kq_x81z.part").write_bytes(b"half of it")
+
+
+def test_what_killed_writers_left_is_removed_by_the_next_launch(options, tmp_path):
+    folder = run_folder(Lora(rank=2), options())
+    names = ("adapter.safetensors", "adapter.json", CHECKPOINT, "predictions.safetensors", "result.json")
+    leave_parts(*(folder / name for name in names), folder / "resumable" / "adapter.safetensors")
+    mine = folder.parent / "notes.part"
+    mine.write_text("a user's")
+    train(Lora(rank=2), options())
+    assert list(tmp_path.rglob("*.part")) == [mine]
+    shutil.rmtree(folder)
+    cached = list((tmp_path / "tokens").iterdir())
+    for path in cached:
+        path.unlink()
+    leave_parts(*cached)
+    train(Lora(rank=2), options())
+    append_once(folder.parent / "rows.jsonl", {"run": "a"})
+    leave_parts(folder.parent / "rows.jsonl")
+    append_once(folder.parent / "rows.jsonl", {"run": "b"})
+    assert list(tmp_path.rglob("*.part")) == [mine]
+
+
+def test_a_kill_between_the_result_and_the_removal_of_the_checkpoint_leaves_no_checkpoint(options, monkeypatch):
+    usual = Path.unlink
+
+    def cut_at_the_checkpoint(path, **words):
+        if path.name == CHECKPOINT:
+            raise PowerCut
+        usual(path, **words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", cut_at_the_checkpoint)
+        with pytest.raises(PowerCut):
+            train(Lora(rank=2), options())
+    folder = run_folder(Lora(rank=2), options())
+    assert (folder / CHECKPOINT).is_file()
+    leave_parts(folder / CHECKPOINT, folder / "predictions.tsv")
+    with locks.lock_folder(folder):  # not while another process is at it
+        _, result = train(Lora(rank=2), options())
+        assert (folder / CHECKPOINT).is_file()
+    before = (folder / "result.json").read_bytes()
+    assert train(Lora(rank=2), options())[1] == result
+    assert (folder / "result.json").read_bytes() == before
+    assert {path.name for path in folder.glob("*checkpoint*")} == set()
+    assert len(list(folder.glob("*.part"))) == 1  # not the run's, so perhaps of a writer that is alive
 
 
 def test_each_launch_under_a_time_limit_saves_and_makes_progress(options):

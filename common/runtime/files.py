@@ -1,6 +1,7 @@
 """Write files atomically, read them with checks, and hash tensors with SHA-256."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import math
@@ -46,6 +47,11 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             reason = refused[1] if refused else getattr(error, "strerror", None) or error
             raise InputError(f"cannot write {path}: {reason}; the previous content is unchanged") from error
         raise
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The temporary files of `write_atomically` beside a file: of others that write it now, or were killed."""
+    return list(path.parent.glob(f"{glob.escape(path.name)}.*.part"))
 
 
 def _umask() -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import filelock
 
 from common.errors import Busy, InputError
+from common.runtime.files import parts_of
 from common.runtime.processes import broadcast_from_main
 
 LOCK = ".lock"
@@ -25,22 +26,25 @@ def lock_folder(folder: Path) -> Iterator[None]:
         Busy: another run holds the lock.
         InputError: the folder cannot be created or written.
     """
-    is_rank_0, lock, acquired = os.environ.get("RANK", "0") == "0", filelock.FileLock(folder / LOCK), True
-    if is_rank_0:
+    lock = filelock.FileLock(folder / LOCK)
+
+    def acquire() -> InputError | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
             (folder / LOCK).write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
         except filelock.Timeout:
-            acquired = False
+            return _busy(folder)
         except OSError as error:
-            raise InputError(f"cannot write the run folder {folder}: {error.strerror or error}") from error
-    if not broadcast_from_main(lambda: acquired):
-        raise _busy(folder)
+            return InputError(f"cannot write the run folder {folder}: {error.strerror or error}")
+        return None
+
+    if refused := broadcast_from_main(acquire):  # on all processes, so that none waits for one that has ended
+        raise refused
     try:
         yield
     finally:
-        if is_rank_0:
+        if os.environ.get("RANK", "0") == "0":
             with contextlib.suppress(OSError):  # a process that waits on the deleted file retries with a new one
                 (folder / LOCK).unlink()
                 folder.rmdir()
@@ -49,7 +53,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_file(path: Path) -> Iterator[None]:
-    """Wait for the lock of a file and hold it, so that only this process changes the file."""
+    """Wait for the lock of a file and hold it, so that only this process changes the file.
+
+    What killed writers of the file left beside it is removed.
+    """
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +64,9 @@ def lock_file(path: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     try:
+        for part in parts_of(path):
+            with contextlib.suppress(OSError):
+                part.unlink()
         yield
     finally:
         with contextlib.suppress(OSError):  # as in `lock_folder`
