@@ -157,6 +157,27 @@ def _unsupported(config: Any, values: dict[str, Any]) -> dict[str, bool]:
     }
 
 
+FILES = ("config.json", "model*.safetensors", "tokenizer*", "vocab.*", "merges.txt", "*.model", "*tokens*.json")
+"""Patterns of the files that model and tokenizer are loaded from."""
+
+
+def files_digest(checkpoint: str) -> str | None:
+    """What tells whether a checkpoint has changed under its name, without loading it.
+
+    The SHA-256 of its files for a local folder; the commit for the hub, None if that is unknown. Raises InputError if
+    it is not there.
+    """
+    with _loading(checkpoint) as source:
+        if not Path(source).is_dir():
+            _config(source)  # puts the commit into the local cache
+            return _revision(source)
+        digest = hashlib.sha256()
+        for path in sorted({path for pattern in FILES for path in Path(source).glob(pattern) if path.is_file()}):
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        return digest.hexdigest()
+
+
 def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a checkpoint. Raises InputError if it cannot be loaded."""
     from transformers import AutoTokenizer

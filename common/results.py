@@ -1,5 +1,6 @@
 """Results of runs: read them, find the best run, print a summary, and record versions and code."""
 
+import datetime
 import hashlib
 import platform
 import re
@@ -12,7 +13,7 @@ from common import tasks
 from common.errors import InputError, plain
 from common.methods import REPOSITORY
 from common.options import PredictOptions, spelled
-from common.runs import CONFIG, RESULT
+from common.runs import CONFIG, RESULT, is_finished
 from common.runtime.files import read_json, require
 
 
@@ -32,7 +33,7 @@ def find_run(method: str, options: PredictOptions) -> Path:
         return Path(options.run)
     task = tasks.find(options.task_name or "")
     home = Path(options.output_dir) / method / (task.trained_as or task.name)
-    results = {path.parent: read_result(path.parent) for path in sorted(home.glob(f"*/{RESULT}"))}
+    results = {folder: read_result(folder) for folder in sorted(home.glob("*")) if is_finished(folder)}
     found = {run: result | spelled(result) for run, result in results.items()}  # old ones have paths as they were typed
     if options.data is not None:
         found = {run: result for run, result in found.items() if result["data"] == options.data}
@@ -71,6 +72,11 @@ def read_result(folder: Path) -> dict[str, Any]:
     scores = [f"{kind}_{name}" for name in tasks.find(result["task_name"]).metrics for kind in ("best", "majority")]
     require(path, result, **dict.fromkeys(scores, float))
     return result
+
+
+def iso_time(seconds: float) -> str:
+    """Seconds since 1970 as a date and time in UTC, such as 2026-01-31T12:00:00+00:00."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
 def provenance() -> dict[str, Any]:

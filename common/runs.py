@@ -44,6 +44,11 @@ def clear(folder: Path, pattern: str = "*") -> None:
         raise InputError(f"cannot empty the run folder {folder}: {error.strerror or error}") from error
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run has its result and its adapter."""
+    return all((folder / name).is_file() for name in (RESULT, CONFIG, ADAPTER))
+
+
 def left_behind(folder: Path) -> list[Path]:
     """What a killed process left in a run folder: unfinished files, and the checkpoint of a finished run."""
     names = (ADAPTER, CONFIG, RESULT, CHECKPOINT, PREDICTIONS, f"{RESUMABLE}/{ADAPTER}", f"{RESUMABLE}/{CONFIG}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.checkpoints import load_tokenizer
+from common.checkpoints import files_digest, load_tokenizer
 from common.data import Examples
 from common.options import TuneOptions
 from common.tokens import Layout, Tokens
@@ -96,6 +98,17 @@ class TaskData:
     def n_texts(self) -> int:
         """Texts of an example: 1, or 2 for a pair."""
         return len(self.rows["train"].texts)
+
+    @cached_property
+    def digests(self) -> dict[str, str | None]:
+        """What tells whether data or encoder have changed under their names. Raises InputError if they are not there.
+
+        data_sha256: of all texts and labels that the run reads. checkpoint_digest: see `files_digest`.
+        """
+        digest = hashlib.sha256()
+        for split, examples in sorted(self.rows.items()):
+            digest.update(json.dumps([split, examples.texts, examples.labels]).encode())
+        return {"data_sha256": digest.hexdigest(), "checkpoint_digest": files_digest(self.options.checkpoint)}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -23,7 +23,7 @@ from common.fitting import check_fit, fit_to_budget
 from common.methods import Method, apply, count, count_by_kind, count_without_head, own_buffers, trainable
 from common.metrics import mean_score
 from common.options import TuneOptions, parse
-from common.results import provenance, read_result, summary
+from common.results import iso_time, provenance, read_result, summary
 from common.runs import CHECKPOINT, RESULT, clean, clear, decisive, left_behind, run_folder, write_predictions
 from common.runtime import environment, files, launching, locks, shards, trackers
 from common.runtime.device import device_name, release_memory, reset_peak_memory
@@ -81,24 +81,21 @@ def train(
         method = fit_to_budget(method, options.param_budget, task.meta(options.checkpoint))
     folder = run_folder(method, options)
 
-    def is_finished() -> bool:
-        return (folder / RESULT).is_file() and not options.overwrite
-
-    if broadcast_from_main(is_finished):
+    if task_data is None or not task_data.serves(options):
+        task_data = TaskData(task, options)
+    if finished := finished_result(folder, options, task_data):
         clean_finished(folder)
-        return folder, read_result(folder)
+        return folder, finished
     files.refuse_links(Path(options.output_dir), folder)
     locks.refuse_busy(folder)
 
     # Data first, since most bad input is there and is found fast. Then the checks that need only the encoder's shapes.
-    if task_data is None or not task_data.serves(options):
-        task_data = TaskData(task, options)
     task_data.read()
     max_length = check_fit(method, options, task.meta(options.checkpoint), task_data.tokenizer, task_data.n_texts)
 
     with locks.lock_folder(folder):
-        if broadcast_from_main(is_finished):  # another process finished it in the meantime
-            return folder, read_result(folder)
+        if finished := finished_result(folder, options, task_data):  # another process finished it in the meantime
+            return folder, finished
         try:
             run = prepare_run(method, options, folder, task_data, max_length, label)
             loop(run, after_epoch)
@@ -112,6 +109,29 @@ def train(
                 f"out of memory in {folder} ({reason}): {saved}; choose a smaller batch_size with more "
                 "gradient_accumulation_steps, a smaller eval_batch_size or max_length, or frozen_dtype bfloat16"
             ) from error
+
+
+def finished_result(folder: Path, options: TuneOptions, task_data: TaskData) -> dict[str, Any] | None:
+    """The result of a finished run that is not to be repeated, else None; says when it was finished.
+
+    Raises:
+        InputError: the data or the encoder has changed since, so that it is the result of another run.
+    """
+    if options.overwrite or not broadcast_from_main(lambda: runs.is_finished(folder)):
+        return None
+    result = read_result(folder)
+    when = result.get("finished_at") or iso_time((folder / RESULT).stat().st_mtime)  # earlier results have no date
+    names = {"data_sha256": f"data {options.data}", "checkpoint_digest": f"encoder {options.checkpoint}"}
+    found = task_data.digests
+    changed = [name for key, name in names.items() if result.get(key) not in (None, found[key])]
+    if changed:
+        raise InputError(
+            f"{folder} was finished on {when}, and {' and '.join(changed)} changed since: repeat it with --overwrite, "
+            "or keep its result and choose another output_dir"
+        )
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{folder}: finished on {when}; --overwrite repeats it")
+    return result
 
 
 def loop(run: "Run", after_epoch: AfterEpoch) -> None:
@@ -162,7 +182,7 @@ class Run:
         from accelerate.utils import set_seed
 
         self.method, self.options, self.folder, self.task = method, options, folder, task_data.task
-        self.max_length, self.label = max_length, label
+        self.max_length, self.label, self.digests = max_length, label, task_data.digests
         self.n_beside = share_cores()
         release_memory()
         self.accelerator = accelerator = make_accelerator(method, options, folder)
@@ -199,7 +219,7 @@ class Run:
         self.bar: Any = None
         self.stop: Any = None
         facts = {"base_sha256": base_of(self.model).sha256, "train_examples": len(self.tokens)}
-        facts |= {"n_steps": self.n_steps, "n_processes": n_processes}
+        facts |= {"n_steps": self.n_steps, "n_processes": n_processes} | self.digests
         self.state = TrainingState(
             self.model,
             self.optimizer,
@@ -462,6 +482,8 @@ def result_of(run: Run, dev_scores: dict[str, float]) -> dict[str, Any]:
         "environment": environment.recorded(),
         "base_sha256": base.sha256,
         "base_revision": base.revision,
+        **run.digests,
+        "finished_at": iso_time(time.time()),
         **provenance(),
     }
 
