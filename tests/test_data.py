@@ -1,5 +1,6 @@
 """Examples are read from files unchanged, or the file is refused."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,21 @@ def test_a_length_that_leaves_no_token_of_each_text_is_refused(kind, texts, bert
     for length in range(1, shortest):
         with pytest.raises(InputError, match=f"max_length is {length}, but .* needs at least {shortest}"):
             check_fit(Lora(), TuneOptions(max_length=length), meta, tokenizer, len(texts))
+
+
+def test_two_long_texts_are_both_cut_at_their_ends(tokenizer):
+    """Of 12 tokens 9 are left for the texts, which have no word twice."""
+    first, second = "a b c d e f g h i j", "k l m n o p q r s t"
+    tokens = tokenize(data.Examples(([first, second], [second, first]), [1, 0]), tokenizer, max_length=12)
+    assert tokens.lengths.tolist() == [12, 12]
+    for ids, (one, other) in zip(
+        tokens.columns["input_ids"].split(12), ((first, second), (second, first)), strict=True
+    ):
+        cls, one_ids, other_ids, end = re.split(r" ?\[CLS\] ?| ?\[SEP\] ?", tokenizer.decode(ids))
+        assert (cls, end) == ("", "")
+        assert one.startswith(one_ids)
+        assert other.startswith(other_ids)
+        assert sorted(len(text.split()) for text in (one_ids, other_ids)) == [4, 5]
 
 
 def test_a_batch_is_padded_to_its_own_longest_example(tokenizer):

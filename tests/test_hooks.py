@@ -6,10 +6,11 @@ import signal
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import outcome, random_batch
+from conftest import GivenScores, outcome, random_batch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -21,10 +22,11 @@ from common.encoders import Branch, hidden, layers
 from common.errors import Interrupted
 from common.loading import load_adapter
 from common.methods import Method, apply, own_buffers, trainable
-from common.runs import CHECKPOINT
+from common.runs import CHECKPOINT, read_predictions
 from common.runtime.files import read_tensors, write_tensors
 from common.saving import save_adapter
 from common.study.curves import read_curves
+from common.task_data import TaskData
 from common.training import train
 from lora.method import Lora
 from prefix.method import PrefixTuning
@@ -172,15 +174,18 @@ def test_buffers_of_floats_and_integers_are_saved_counted_and_loaded(options, sp
 
 
 def test_the_development_set_is_scored_with_the_buffers_of_the_best_epoch(options, sparse):
-    """The mask is fixed in the second of three epochs; the run's score is that of the saved adapter."""
+    """The mask is fixed in the second of three epochs, and the first is the best one."""
     settings = options(n_epochs=3, select="holdout", max_train_samples=60, lr=0.1)
-    folder, result = train(Sparse(), settings)
+    given = GivenScores("sst2", 0.3, 0.2, 0.1)
+    folder, result = train(Sparse(), settings, TaskData(given, settings))
     model, _ = load_adapter(folder)
+    assert (result["best_epoch"], branch_of(model).mask.all()) == (1, True)
     task = classification.find("sst2")
     examples = task.read("validation", "demo").sample(20)
     tokens = task.encode(examples, load_tokenizer(settings.checkpoint), result["max_length"])
-    values, _ = task.score(model, tokens, 64, Accelerator())
+    values, logits = task.score(model, tokens, 64, Accelerator())
     assert values["accuracy"] == result["dev_accuracy"]
+    np.testing.assert_allclose(read_predictions(folder)["validation"][0], logits, atol=1e-5)
 
 
 def test_adapters_of_earlier_versions_load(make_model, tmp_path):
@@ -236,9 +241,15 @@ class WithVariants(Method):
 
 
 def test_every_variant_of_the_best_epoch_has_a_score(options):
-    _, result = train(WithVariants(), options(n_epochs=2))
-    assert result["factor_1_accuracy"] == result["best_accuracy"]
-    assert {"factor_0_accuracy", "factor_0_score"} <= set(result)
+    """Evaluated are the first epoch, its variants, and the second epoch, which is worse and has none."""
+    settings = options(n_epochs=2)
+    given = GivenScores("sst2", 0.5, 0.6, 0.7, 0.4)
+    _, result = train(WithVariants(), settings, TaskData(given, settings))
+    assert (result["best_epoch"], result["best_score"], result["last_score"]) == (1, 0.5, 0.4)
+    assert (result["factor_1_accuracy"], result["factor_0_accuracy"], result["factor_0_score"]) == (0.6, 0.7, 0.7)
+    epoch, with_branch, without = given.outputs[:3]
+    assert np.array_equal(epoch, with_branch)
+    assert not np.allclose(epoch, without)
 
 
 def test_processes_look_for_unused_parameters_only_if_a_method_may_have_some(options, tmp_path):

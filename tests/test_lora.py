@@ -1,11 +1,12 @@
 """LoRA computes what the paper says and what peft computes."""
 
+import math
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import bert_base, perturb, random_batch
+from conftest import bert_base, perturb, perturbed, random_batch
 
 from common.encoders import layers
 from common.errors import DoesNotFit, InputError
@@ -132,9 +133,20 @@ def test_base_weights_are_not_copied(make_model):
 
 
 def test_scaling_is_alpha_over_rank_or_with_rslora_over_its_root(make_model):
-    for rslora, wanted in ((False, 32 / 16), (True, 32 / 4)):
-        model = apply(Lora(rank=16, alpha=32, rslora=rslora), make_model())
-        assert layers(model)[0].attention.self.query.lora.scaling == wanted
+    for rslora, scaling in ((False, 32 / 16), (True, 32 / 4)):
+        model = perturbed(Lora(rank=16, alpha=32, rslora=rslora), make_model())
+        host, x = layers(model)[0].attention.self.query, torch.randn(3, 32)
+        plain = F.linear(x, host.weight, host.bias)
+        torch.testing.assert_close(host(x), plain + scaling * x @ host.lora.A.T @ host.lora.B.T, atol=1e-5, rtol=1e-5)
+
+
+def test_a_starts_as_the_weight_of_a_linear_layer_and_b_at_0():
+    """nn.Linear samples its weight uniformly between -1 / sqrt(in) and 1 / sqrt(in)."""
+    torch.manual_seed(0)
+    update = LowRank(torch.nn.Linear(400, 300), rank=50, scaling=1.0, dropout=0.0)
+    assert 0.999 / 20 < update.A.abs().max().item() <= 1 / 20
+    assert update.A.std().item() == pytest.approx(1 / 20 / math.sqrt(3), rel=0.02)
+    assert not update.B.any()
 
 
 def test_dropout_acts_on_the_update_only(make_model):

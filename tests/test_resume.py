@@ -25,6 +25,7 @@ from common.options import TuneOptions, parse
 from common.results import summary
 from common.runs import CHECKPOINT, append_once, run_folder
 from common.runtime import files, locks
+from common.runtime.files import read_tensors, write_tensors
 from common.study.curves import read_curves
 from common.training import train
 from lora.method import Lora
@@ -93,6 +94,16 @@ def test_resuming_is_exact_with_other_settings_too(settings, options, uninterrup
         train(Lora(rank=2, dropout=0.1), options(**settings))
     folder, _ = train(Lora(rank=2, dropout=0.1), options(**settings))
     assert outcome(folder) == uninterrupted(Lora(rank=2, dropout=0.1), **settings)
+
+
+def test_a_run_interrupted_between_two_logs_logs_the_means_of_all_their_steps(options, uninterrupted, monkeypatch):
+    """Stopped after step 8, between the logs of steps 6 and 10."""
+    at_step(monkeypatch, 7, send_sigterm)
+    with pytest.raises(Interrupted, match="after step 8 of 12"):
+        train(Lora(rank=2), options(n_epochs=2))
+    folder, _ = train(Lora(rank=2), options(n_epochs=2))
+    assert read_curves(folder)["train/loss"][0] == [6, 10, 12]
+    assert outcome(folder) == uninterrupted(Lora(rank=2), n_epochs=2)
 
 
 @pytest.mark.parametrize("place", ["evaluate", "trackers.finish", "saving.save_adapter", "files.write_json"])
@@ -241,6 +252,19 @@ def test_a_checkpoint_of_another_run_is_refused(options, monkeypatch):
     fewer = lambda *place: usual(*place).sample(40)  # noqa: E731
     monkeypatch.setattr(data, "read", fewer)
     with pytest.raises(InputError, match="belongs to another run: train_examples was 48 and is 40"):
+        train(Lora(rank=2), options())
+
+
+@pytest.mark.parametrize("fact", ["base_sha256", "train_examples", "n_steps", "n_processes"])
+def test_a_checkpoint_is_refused_if_one_fact_of_its_run_differs(fact, options, monkeypatch):
+    at_step(monkeypatch, 3, send_sigterm)
+    with pytest.raises(Interrupted):
+        train(Lora(rank=2), options())
+    path = run_folder(Lora(rank=2), options()) / CHECKPOINT
+    tensors, notes = read_tensors(path)
+    facts = notes.pop("facts")
+    write_tensors(path, tensors, **notes, facts=facts | {fact: 3})
+    with pytest.raises(InputError, match=f"{fact} was 3 and is {facts[fact]}"):
         train(Lora(rank=2), options())
 
 
@@ -399,17 +423,29 @@ def test_the_lock_of_a_dead_process_stops_nobody(options):
 
 
 def test_steps_with_a_non_finite_gradient_change_nothing_and_are_counted(options, monkeypatch):
-    usual, calls = TextClassification.loss, []
+    """Before every step but the first, the checkpoint holds what the steps so far have changed."""
+    settings = options(n_epochs=2, warmup_ratio=0.0, checkpoint_every=1)
+    path = run_folder(Lora(rank=2), settings) / CHECKPOINT
+    usual, losses, states = TextClassification.loss, [], []
 
     def some_bad(*arguments):
-        calls.append(0)
-        return usual(*arguments) * (float("nan") if len(calls) in (2, 5) else 1.0)
+        if path.is_file():
+            kept = load_file(path)
+            states.append({name: kept[name] for name in kept if name.startswith(("weights.", "optimizer."))})
+        loss = usual(*arguments)
+        losses.append(loss.item() / 8)
+        return loss * (float("nan") if len(losses) in (2, 5) else 1.0)
 
     monkeypatch.setattr(TextClassification, "loss", some_bad)
-    folder, result = train(Lora(rank=2), options(n_epochs=2, warmup_ratio=0.0))
+    folder, result = train(Lora(rank=2), settings)
     assert result["bad_steps"] == 2
-    assert all(tensor.isfinite().all() for tensor in load_file(folder / "adapter.safetensors").values())
-    assert np.isfinite(read_curves(folder)["train/loss"][1]).all()
+    changed = [any(not torch.equal(a[name], b[name]) for name in b) for a, b in itertools.pairwise(states)]
+    assert changed == [step not in (2, 5) for step in range(2, 12)]
+    good = [
+        [loss for step, loss in enumerate(losses) if step in range(*each) and step not in (1, 4)]
+        for each in ((0, 6), (6, 10), (10, 12))
+    ]
+    assert read_curves(folder)["train/loss"][1] == pytest.approx([np.mean(each) for each in good], rel=1e-5)
 
 
 def test_too_many_bad_steps_end_the_run_and_keep_its_last_checkpoint(options, monkeypatch):

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import stat
 from importlib.metadata import distributions
 
 import pytest
@@ -95,6 +97,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
         files.write_atomically(path, fails)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "old"
+
+
+def test_a_file_is_flushed_before_it_gets_its_name_and_its_folder_after_that(tmp_path, monkeypatch):
+    """Else a power failure may leave the new name with half of the contents, or no name."""
+    events, fsync, rename = [], os.fsync, os.replace
+
+    def kind(handle):
+        return "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"{os.fstat(handle).st_size} bytes"
+
+    monkeypatch.setattr(os, "fsync", lambda handle: events.append(kind(handle)) or fsync(handle))
+    monkeypatch.setattr(os, "replace", lambda *paths: events.append("named") or rename(*paths))
+    files.write_atomically(tmp_path / "file", lambda part: part.write_text("whole"))
+    assert events == ["5 bytes", "named", "folder"]
 
 
 def test_nan_is_not_written_as_a_result(tmp_path):

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import GivenScores
 from safetensors.torch import load_file
 
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common import classification, data, evaluation, loading, runs, tasks, training
+from common import classification, data, loading, runs, tasks
 from common.checkpoints import fingerprint, load_model, load_tokenizer
 from common.combined import Combined
 from common.errors import InputError, Pruned
+from common.evaluation import evaluate
 from common.methods import apply, find, names, trainable
 from common.options import PredictOptions
 from common.results import find_run, summary
@@ -117,24 +119,6 @@ def test_the_result_holds_options_counts_and_scores(options, bert):
 def test_total_params_counts_the_pretrained_encoder(options, bert):
     wanted = sum(p.numel() for p in load_model(bert, 2).base_model.parameters())
     assert {train(method, options())[1]["total_params"] for method in (Lora(rank=2), Baseline())} == {wanted}
-
-
-@pytest.mark.slow
-def test_the_adapter_on_disk_is_that_of_the_best_epoch(options, monkeypatch):
-    given = iter((0.1, 0.3, 0.2))  # of three epochs
-    monkeypatch.setattr(evaluation, "mean_score", lambda _: next(given))
-    states = []
-    usual = evaluation.evaluate
-
-    def evaluate(task, model, *others):
-        states.append({name: parameter.clone() for name, parameter in trainable(model).items()})
-        return usual(task, model, *others)
-
-    monkeypatch.setattr(training, "evaluate", evaluate)
-    folder, result = train(Lora(), options(n_epochs=3, lr=3e-2))
-    assert (result["best_epoch"], result["best_score"], result["last_score"]) == (2, 0.3, 0.2)
-    assert all(torch.equal(tensor, states[1][name]) for name, tensor in weights(folder).items())
-    assert any(not torch.equal(tensor, states[2][name]) for name, tensor in weights(folder).items())
 
 
 def test_the_base_is_fingerprinted_before_it_is_trained(options, bert):
@@ -257,40 +241,27 @@ def test_combined_methods_are_trained_like_a_single_one(options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [Lora(rank=2), PrefixTuning(hidden_dim=4)])
-def test_with_holdout_the_development_set_is_evaluated_once_at_the_end(method, options, monkeypatch, bert):
-    seen, usual = [], evaluation.evaluate
-
-    def evaluate(task, model, splits, *others):
-        scores, outputs = usual(task, model, splits, *others)
-        seen.append((tuple(splits), scores))
-        return scores, outputs
-
-    monkeypatch.setattr(training, "evaluate", evaluate)
+def test_with_holdout_the_development_set_is_evaluated_once_at_the_end(method, options, bert):
     settings = options(task_name="mnli", select="holdout", n_epochs=3, max_train_samples=80, lr=3e-2)
-    folder, result = train(method, settings)
-    assert [splits for splits, _ in seen] == [("holdout",)] * 3 + [("validation_matched", "validation_mismatched")]
+    given = GivenScores("mnli", 0.2, 0.3, 0.1)
+    folder, result = train(method, settings, TaskData(given, settings))
+    assert [len(logits) for logits in given.outputs] == [8, 8, 8, 20, 20]  # holdout in each epoch, then the two sets
     assert (result["train_examples"], result["validation_examples"], result["select"]) == (72, 8, "holdout")
-    assert result["dev_accuracy_mismatched"] == seen[-1][1]["accuracy_mismatched"]
+    assert (result["best_epoch"], result["best_accuracy"]) == (2, 0.3)
     task = tasks.find("mnli")
     tokens = {
         split: tokenize(data.read(task, split, "demo").sample(20), load_tokenizer(bert), result["max_length"])
         for split in task.validations
     }
     model, _ = loading.load_adapter(folder)
-    again, outputs = usual(classification.find("mnli"), model, tokens, 64, Accelerator())
-    assert again["accuracy"] == result["dev_accuracy"]
+    again, outputs = evaluate(classification.find("mnli"), model, tokens, 64, Accelerator())
+    for name in ("accuracy", "accuracy_mismatched"):
+        assert again[name] == result[f"dev_{name}"]
     stored = read_predictions(folder)
     assert list(stored) == list(task.validations)
     for split, (logits, labels) in stored.items():
         np.testing.assert_allclose(logits, outputs[split], atol=1e-5)
         assert labels.tolist() == tokens[split].labels.tolist()
-
-
-def test_the_predictions_on_disk_are_those_of_the_best_epoch(options, bert):
-    folder, result = train(Lora(rank=2), options(n_epochs=3, lr=3e-2))
-    ((split, (logits, labels)),) = read_predictions(folder).items()
-    assert (split, len(logits)) == ("validation", result["validation_examples"])
-    assert (logits.argmax(1) == labels).mean() == pytest.approx(result["best_score"])
 
 
 @pytest.mark.slow
