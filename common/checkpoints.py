@@ -169,7 +169,7 @@ def files_digest(checkpoint: str) -> str | None:
     """
     with _loading(checkpoint) as source:
         if not Path(source).is_dir():
-            _config(source)  # puts the commit into the local cache
+            _config(source, 1)  # puts the commit into the local cache
             return _revision(source)
         digest = hashlib.sha256()
         for path in sorted({path for pattern in FILES for path in Path(source).glob(pattern) if path.is_file()}):
