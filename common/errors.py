@@ -73,7 +73,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def one_line_errors(debug: bool = False) -> Iterator[None]:
     """Turn errors that the user can fix into one line on stderr and exit code 2; with `debug`, raise them.
 
-    These are InputError, file system errors and out of memory. An interrupted run ends with code 75, Ctrl-C with 130.
+    These are InputError, file system errors and out of memory. An interrupted run that was saved ends with code 75,
+    Ctrl-C without a checkpoint with 130.
     With several processes only rank 0 prints, since all have the same error.
     """
     try:

@@ -73,7 +73,7 @@ def train(
         InputError: unusable options, data, checkpoint or folder, too little memory, or too many steps with a
             non-finite gradient.
         Busy: another process is training this run.
-        Interrupted: the run received SIGTERM or SIGUSR1 or reached `options.time_limit`, and saved a checkpoint.
+        Interrupted: the run received SIGTERM, SIGUSR1 or Ctrl-C or reached `options.time_limit`, and was saved.
         Pruned: `after_epoch` ended the run, which can be resumed.
     """
     task = find(options.task_name)

@@ -2,8 +2,11 @@
 
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -265,3 +268,21 @@ def test_three_and_four_processes_resume_with_the_bits_of_an_uninterrupted_run(
     for whole in wholes:
         cut = tmp_path / "cut" / whole.relative_to(tmp_path / "whole")
         assert outcome(cut) == outcome(whole), whole
+
+
+def test_ctrl_c_in_the_terminal_of_a_launch_saves_once_and_the_same_command_resumes(checkpoints, tmp_path):
+    words = f"--checkpoint {checkpoints['bert']} --data demo --task_name sst2 --n_epochs 100000 --max_train_samples 45"
+    words += f" --max_eval_samples 6 --batch_size 4 --output_dir {tmp_path}"
+    command = [*LAUNCH, "--num_processes", "2", "-m", "lora.tune", *words.split()]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    for resumed in (False, True):
+        running = subprocess.Popen(command, cwd=REPOSITORY, process_group=0, **pipes)
+        before = {path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.safetensors")}
+        while {path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.safetensors")} <= before:
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.01)
+        os.killpg(running.pid, signal.SIGINT)
+        printed, said = running.communicate(timeout=100)  # until the last of its processes has ended
+        assert ("resuming at step" in printed) == resumed
+        assert said.count("stopped by Ctrl-C after step") == 1, said
+        assert not list(tmp_path.rglob(".lock"))

@@ -24,7 +24,7 @@ from common.methods import find, names
 from common.options import TuneOptions, parse
 from common.results import summary
 from common.runs import CHECKPOINT, append_once, run_folder
-from common.runtime import files, locks
+from common.runtime import files, locks, stopping
 from common.runtime.files import read_tensors, write_tensors
 from common.study.curves import read_curves
 from common.training import train
@@ -158,6 +158,48 @@ def test_every_random_generator_resumes_from_its_state(options, monkeypatch):
         train(Lora(rank=2), options(seed=7, overwrite=True))
     train(Lora(rank=2), options(seed=7))
     assert drawn == uninterrupted
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_first_ctrl_c_saves_and_says_how_to_go_on(options, uninterrupted, monkeypatch, capfd):
+    def press_and_pass_on():  # a launcher passes on what the terminal has sent to all
+        press_ctrl_c()
+        press_ctrl_c()
+
+    at_step(monkeypatch, 3, press_and_pass_on)
+    with pytest.raises(Interrupted, match=r"stopped by Ctrl-C after step 4 of 6, which is saved in .*same command"):
+        train(Lora(rank=2), options())
+    assert "Ctrl-C: the run ends after this step and saves it; Ctrl-C once more ends it now" in capfd.readouterr().err
+    folder, result = train(Lora(rank=2), options())
+    assert result["n_resumed"] == 1
+    assert outcome(folder) == uninterrupted(Lora(rank=2))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_ctrl_c_ends_a_run_at_once(options, monkeypatch):
+    def press_twice():
+        press_ctrl_c()
+        time.sleep(0.01)
+        press_ctrl_c()
+
+    monkeypatch.setattr(stopping, "REPEAT", 0.001)
+    at_step(monkeypatch, 3, press_twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(Lora(rank=2), options())
+    assert not (run_folder(Lora(rank=2), options()) / CHECKPOINT).exists()
+
+
+def test_ctrl_c_does_not_reach_a_run_that_ignores_it(options, monkeypatch):
+    """As a shell starts it behind `&`."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, 3, press_ctrl_c)
+        train(Lora(rank=2), options())
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_with_no_resume_a_run_ignores_its_checkpoint(options, monkeypatch):
@@ -491,7 +533,7 @@ def test_a_launched_run_resumes_after_each_signal_when_it_is_launched_again(bert
     command = [sys.executable, "-m", "lora.tune", *words, "--output_dir", str(tmp_path)]
     settings = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     before: set[int] = set()
-    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL, None):
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGKILL, None):
         running = subprocess.Popen(command, **settings)
         while number and not checkpoints_below(tmp_path) - before:
             assert running.poll() is None, running.stderr.read()
@@ -500,9 +542,10 @@ def test_a_launched_run_resumes_after_each_signal_when_it_is_launched_again(bert
             running.send_signal(number)
         told, said = running.communicate(timeout=120)
         assert ("resuming at step" in told) == bool(before)
-        if number in (signal.SIGUSR1, signal.SIGTERM):
+        if number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             assert running.returncode == INTERRUPTED
-            assert f"stopped by {number.name} after step" in said.splitlines()[-1]
+            name = "Ctrl-C" if number == signal.SIGINT else number.name
+            assert f"stopped by {name} after step" in said.splitlines()[-1]
         else:
             assert running.returncode == (-signal.SIGKILL if number else 0)
         before = checkpoints_below(tmp_path)

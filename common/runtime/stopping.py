@@ -1,5 +1,6 @@
 """Stop a run by a signal or a time limit. The run then saves a checkpoint and ends with exit code 75."""
 
+import os
 import signal
 import threading
 import time
@@ -11,12 +12,15 @@ import torch
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """They ask a run to save and stop. Shells and schedulers send SIGTERM; SLURM sends SIGUSR1 before its time limit."""
+REPEAT = 1.0
+"""Seconds in which a second SIGINT is the same Ctrl-C: a terminal sends it to all processes, launchers pass it on."""
 
 
 class Stop:
     """Detects that a run should stop, at the same step on all its processes.
 
-    Inside its `with` block, SIGTERM and SIGUSR1 are only recorded.
+    Inside its `with` block, SIGTERM, SIGUSR1 and the first Ctrl-C are only recorded. The second Ctrl-C raises
+    KeyboardInterrupt.
     """
 
     def __init__(self, time_limit: float | None, n_processes: int):
@@ -25,8 +29,9 @@ class Stop:
             time_limit: minutes from the start of the process; None = no limit.
             n_processes: number of processes of the run.
         """
-        self.reasons = ["", *(number.name for number in STOP_SIGNALS), "the time limit"]
+        self.reasons = ["", "Ctrl-C", *(number.name for number in STOP_SIGNALS), "the time limit"]
         self.found = 0  # index of a reason
+        self.first_interrupt: float | None = None  # time of the first Ctrl-C
         self.ends = None if time_limit is None else psutil.Process().create_time() + 60 * time_limit
         self.group: Any = None
         self.several = n_processes > 1
@@ -38,6 +43,8 @@ class Stop:
         self.before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             self.before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else ignored, as behind `&`
+                self.before[signal.SIGINT] = signal.signal(signal.SIGINT, self._note_interrupt)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -46,6 +53,15 @@ class Stop:
 
     def _note(self, number: int, _frame: object) -> None:
         self.found = self.reasons.index(signal.Signals(number).name)
+
+    def _note_interrupt(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if self.first_interrupt is None:
+            self.first_interrupt, self.found = now, self.reasons.index("Ctrl-C")
+            if os.environ.get("RANK", "0") == "0":  # written at once; print is not allowed in a handler
+                os.write(2, b"\nCtrl-C: the run ends after this step and saves it; Ctrl-C once more ends it now\n")
+        elif now - self.first_interrupt > REPEAT:
+            signal.default_int_handler(number, frame)
 
     def reason(self) -> str:
         """Why the run should stop, the same on all processes; empty = it should not stop."""
