@@ -354,7 +354,8 @@ class Run:
 
 
 def make_accelerator(method: Method, options: TuneOptions, folder: Path) -> Any:
-    """An Accelerator with the settings of `accelerate launch`."""
+    """An Accelerator with the settings of `accelerate launch`. Raises InputError for those that cannot be used."""
+    environment.check_environment()
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 

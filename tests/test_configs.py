@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from common.errors import InputError
 from common.runtime import launching
+from common.training import train
+from lora.method import Lora
 
 pytestmark = pytest.mark.slow
 
@@ -166,3 +168,15 @@ def test_a_launcher_that_brings_its_own_optimizer_is_refused(name, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
     with pytest.raises(InputError, match=f"launched with {name}, which would put an optimizer of its own"):
         launching.start_cpu_processes()
+
+
+@pytest.mark.parametrize("backend", ["EAGER", "inductor"])
+def test_a_compiled_model_is_refused_from_the_command_line_and_from_python(backend, monkeypatch, options, tmp_path):
+    """Its parameters have other names, so that nothing could load the adapter."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", backend)
+    for begin in (launching.start_cpu_processes, lambda: train(Lora(), options())):
+        with pytest.raises(InputError, match=f"launched with torch.compile .dynamo_backend {backend.lower()}."):
+            begin()
+    assert not list(tmp_path.rglob("adapter.*"))
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    train(Lora(), options())
