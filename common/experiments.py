@@ -16,7 +16,7 @@ from common.errors import Busy, DoesNotFit, InputError, one_line_errors
 from common.methods import Method, find
 from common.options import SweepOptions, TuneOptions, canonical_text, parse
 from common.runs import append_once, read_rows, run_folder
-from common.runtime import launching
+from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
 from common.task_data import TaskData
 from common.training import train
@@ -94,7 +94,8 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
                 continue
             rows[number, seed] = result
             if is_rank_0:
-                append_once(folder.parent / ROWS, result)
+                with files.confined_to(Path(options.output_dir)):
+                    append_once(folder.parent / ROWS, result)
         if len(busy) == len(waiting):
             time.sleep(WAIT)
         waiting = busy

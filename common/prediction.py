@@ -69,7 +69,8 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
             tokens = tokenize(texts, tokenizer, config["max_length"]).with_layout(prepared.layout)
             outputs = predict_logits(model, tokens, options.batch_size, accelerator, bar.update)
             if accelerator.is_main_process:
-                paths.append(write_submission(folder, task, outputs, len(texts)))
+                with files.confined_to(Path(options.run or options.output_dir)):
+                    paths.append(write_submission(folder, task, outputs, len(texts)))
     if source == "demo":
         accelerator.print("synthetic data: do not submit these files to the leaderboard")
     return paths

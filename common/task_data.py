@@ -59,6 +59,8 @@ class Task(Protocol):
 
 HOLDOUT = "holdout"
 """Name of the split of held-out training examples that select the best epoch instead of the validation splits."""
+TOKENS = "tokens"
+"""Folder in the output_dir for the token ids of all runs."""
 DECISIVE = ("checkpoint", "task_name", "data", "select", "max_train_samples", "max_eval_samples", "output_dir")
 """The options that the data of a run depends on."""
 
@@ -118,7 +120,7 @@ class TaskData:
     def tokens(self, max_length: int, layout: Layout | None) -> dict[str, Tokens]:
         """Split -> tokens, at most `max_length` per example. They are cached on disk for later runs."""
         if self._tokens is None or self._tokens[0] != max_length:
-            cache = Path(self.options.output_dir) / "tokens"
+            cache = Path(self.options.output_dir) / TOKENS
             encoded = {n: self.task.encode(split, self.tokenizer, max_length, cache) for n, split in self.rows.items()}
             self._tokens = max_length, encoded
         return {split: tokens.with_layout(layout) for split, tokens in self._tokens[1].items()}

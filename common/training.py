@@ -30,7 +30,7 @@ from common.runtime.device import device_name, release_memory, reset_peak_memory
 from common.runtime.processes import broadcast_from_main, destroy_group_at_end
 from common.runtime.stopping import Stop
 from common.runtime.threads import share_cores
-from common.task_data import HOLDOUT, TaskData
+from common.task_data import HOLDOUT, TOKENS, TaskData
 from common.tokens import Tokens, shares, shuffled
 
 LOG_EVERY = 10
@@ -86,14 +86,16 @@ def train(
     if finished := finished_result(folder, options, task_data):
         clean_finished(folder)
         return folder, finished
-    files.refuse_links(Path(options.output_dir), folder)
+    home = Path(options.output_dir)
+    for written in (folder, folder / runs.RESUMABLE, home / TOKENS):  # early; and again when each is written
+        files.refuse_links(home, written)
     locks.refuse_busy(folder)
 
     # Data first, since most bad input is there and is found fast. Then the checks that need only the encoder's shapes.
     task_data.read()
     max_length = check_fit(method, options, task.meta(options.checkpoint), task_data.tokenizer, task_data.n_texts)
 
-    with locks.lock_folder(folder):
+    with files.confined_to(home), locks.lock_folder(folder):
         if finished := finished_result(folder, options, task_data):  # another process finished it in the meantime
             return folder, finished
         try:

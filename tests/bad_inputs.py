@@ -223,14 +223,21 @@ def data() -> Iterator[Case]:
 def folders() -> Iterator[Case]:
     """Output folders and runs in the way."""
 
-    def link(folder: Path) -> None:
-        (folder / "elsewhere").mkdir()
-        (folder / "out").mkdir()
-        (folder / "out" / "lora").symlink_to(folder / "elsewhere")
+    def link(name: str) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            (folder / "elsewhere").mkdir()
+            (folder / "out" / name).parent.mkdir(parents=True)
+            (folder / "out" / name).symlink_to(folder / "elsewhere")
+
+        return make
 
     yield Case("an output folder that is a file", "lora.tune --output_dir FOLDER/file", write("file", ""))
     yield Case("an output folder below a file", "lora.tune --output_dir FOLDER/file/out", write("file", ""))
-    yield Case("a link that leads out of the output folder", "lora.tune --output_dir FOLDER/out", link)
+    yield Case("a link that leads out of the output folder", "lora.tune --output_dir FOLDER/out", link("lora"))
+    yield Case("a link in the place of the kept tokens", "lora.tune --output_dir FOLDER/out", link("tokens"))
+    yield Case(
+        "a link in the place of a search's folder", "scripts.search lora --output_dir FOLDER/out", link("lora/mrpc")
+    )
     yield Case("a device", "lora.tune --output_dir /dev/null")
     rows = write("lora/sst2/experiment.jsonl", '{"run": "a"}\n{"run": "b", "sco')
     yield Case("damaged rows", "lora.experiment --task_name sst2 --output_dir FOLDER", rows)

@@ -36,8 +36,8 @@ def _replaced() -> dict[str, bool]:
     """Libraries that take the optimizer, the modules or the splitting of the model out of our hands."""
     compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     compiled = {
-        f"launched with torch.compile (dynamo_backend {compiler}), which renames parameters and compiles anew for other "
-        "sizes of packed batches: launch with --dynamo_backend no": compiler != "no"
+        f"launched with torch.compile (dynamo_backend {compiler}), which renames parameters and compiles anew for "
+        "other sizes of packed batches: launch with --dynamo_backend no": compiler != "no"
     }
     fsdp = {
         f"FSDP with {name}, which has not been tried: set it to false, as in configs/accelerate/fsdp.yaml": (
@@ -45,20 +45,17 @@ def _replaced() -> dict[str, bool]:
         )
         for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_ACTIVATION_CHECKPOINTING")
     }
-    return (
-        compiled
-        | fsdp
-        | {
-            f"launched with {name}, which would put {what}: launch without it, as with configs/accelerate/gpus4_bf16.yaml "
-            "or fsdp.yaml": _is_true(f"ACCELERATE_USE_{name.upper()}")
-            for name, what in (
-                ("DeepSpeed", "an optimizer of its own in the place of AdamW"),
-                ("Megatron_LM", "an optimizer of its own in the place of AdamW"),
-                ("Parallelism_Config", "parts of a layer or of a text on different processes"),
-                ("SageMaker", "another library in the place of torch.distributed"),
-            )
-        }
-    )
+    replaced = {
+        f"launched with {name}, which would put {what}: launch without it, as with configs/accelerate/gpus4_bf16.yaml "
+        "or fsdp.yaml": _is_true(f"ACCELERATE_USE_{name.upper()}")
+        for name, what in (
+            ("DeepSpeed", "an optimizer of its own in the place of AdamW"),
+            ("Megatron_LM", "an optimizer of its own in the place of AdamW"),
+            ("Parallelism_Config", "parts of a layer or of a text on different processes"),
+            ("SageMaker", "another library in the place of torch.distributed"),
+        )
+    }
+    return compiled | fsdp | replaced
 
 
 def _unknown() -> dict[str, bool]:

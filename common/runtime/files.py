@@ -8,7 +8,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from common.errors import InputError
 
 Tensors = dict[str, torch.Tensor]
+_home: ContextVar[Path | None] = ContextVar("home", default=None)
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -25,6 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         InputError: the disk is full, the folder is not writable, and so on; `path` is unchanged.
     """
+    refuse_outside(path.parent)
     part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,10 +87,28 @@ def one_spelling(path: str, *names: str) -> str:
     return near if whole.is_relative_to(around) and near not in names else str(whole)
 
 
+@contextlib.contextmanager
+def confined_to(home: Path) -> Iterator[None]:
+    """Inside, `write_atomically` and `refuse_outside` refuse each folder that a link leads out of `home`."""
+    token = _home.set(home)
+    try:
+        yield
+    finally:
+        _home.reset(token)
+
+
+def refuse_outside(folder: Path) -> None:
+    """Raise InputError, inside `confined_to`, if a folder is reached through a link to a path outside of the home."""
+    home = _home.get()
+    if home is not None:
+        refuse_links(home, folder)
+
+
 def refuse_links(home: Path, folder: Path) -> None:
     """Raise InputError if a folder below `home` resolves, through a link, to a path outside `home`."""
-    if not folder.resolve().is_relative_to(home.resolve()):
-        raise InputError(f"{folder} links to {folder.resolve()}, outside of {home}: remove that link")
+    found = os.path.realpath(folder)  # unlike Path.resolve, it ends at a loop of links
+    if not Path(found).is_relative_to(os.path.realpath(home)):
+        raise InputError(f"{folder} links to {found}, outside of {home}: remove that link")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import filelock
 
 from common.errors import Busy, InputError
-from common.runtime.files import parts_of
+from common.runtime import files
 from common.runtime.processes import broadcast_from_main
 
 LOCK = ".lock"
@@ -28,19 +28,18 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """
     lock = filelock.FileLock(folder / LOCK)
 
-    def acquire() -> InputError | None:
+    def acquire() -> None:
         try:
+            files.refuse_outside(folder)
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
             (folder / LOCK).write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
         except filelock.Timeout:
-            return _busy(folder)
+            raise _busy(folder) from None
         except OSError as error:
-            return InputError(f"cannot write the run folder {folder}: {error.strerror or error}")
-        return None
+            raise InputError(f"cannot write the run folder {folder}: {error.strerror or error}") from error
 
-    if refused := broadcast_from_main(acquire):  # on all processes, so that none waits for one that has ended
-        raise refused
+    broadcast_from_main(acquire)
     try:
         yield
     finally:
@@ -57,6 +56,7 @@ def lock_file(path: Path) -> Iterator[None]:
 
     What killed writers of the file left beside it is removed.
     """
+    files.refuse_outside(path.parent)
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def lock_file(path: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     try:
-        for part in parts_of(path):
+        for part in files.parts_of(path):
             with contextlib.suppress(OSError):
                 part.unlink()
         yield

@@ -12,7 +12,10 @@ from common.errors import InputError
 
 
 def broadcast_from_main(find: Callable[[], Any]) -> Any:
-    """The result of `find` on rank 0, broadcast to all processes, so that all of them take the same branch."""
+    """The result of `find` on rank 0, broadcast to all processes, so that all of them take the same branch.
+
+    An InputError on rank 0 is raised on all processes, so that none waits for one that has ended.
+    """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return find()
     from accelerate import PartialState
@@ -24,7 +27,16 @@ def broadcast_from_main(find: Callable[[], Any]) -> Any:
             f"launched as {os.environ['WORLD_SIZE']} processes, and there is no GPU for them: "
             "launch on a machine with GPUs, or with accelerate launch --cpu"
         )
-    return broadcast_object_list([find() if state.is_main_process else None])[0]
+    found: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            found[0] = find()
+        except InputError as error:
+            found[1] = error
+    result, refused = broadcast_object_list(found)
+    if refused is not None:
+        raise refused
+    return result
 
 
 @contextlib.contextmanager

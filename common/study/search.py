@@ -28,7 +28,7 @@ from common.fitting import fit_to_budget
 from common.methods import Method
 from common.options import TuneOptions, command_line, non_default
 from common.runs import append_once, decisive, read_rows, run_folder
-from common.runtime import stopping
+from common.runtime import files, stopping
 from common.study.space import Range, Same, SearchOptions, Space, _label, configuration, defaults, space_of, suggest
 from common.study.trials import Keeper, Release, open_study
 from common.task_data import TaskData
@@ -115,7 +115,8 @@ class Search:
             self.finish(trial, TrialState.FAIL, notes={REASON: " ".join(str(error).split())})
             return
         row = result | {"search_study": self.study.study_name, "search_trials": self.n}
-        append_once(folder.parent / ROWS, row)  # first the row: a trial that is reported as finished is not run again
+        with files.confined_to(Path(options.output_dir)):
+            append_once(folder.parent / ROWS, row)  # first the row: a trial reported as finished is not run again
         notes = {TRAINED: result["trainable_params_without_head"]}
         notes |= {DEV: result["dev_score"]} if "dev_score" in result else {}
         values = [result["best_score"], notes[TRAINED]] if self.pareto else [result["best_score"]]
@@ -255,7 +256,10 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     words = [method.name, options.task_name, Path(options.checkpoint).name, digest]
     name = re.sub(r"[^\w.+-]", "_", settings.study_name or "-".join(words))
-    storage = settings.storage or str(run_folder(method, options).parent / f"search-{name}.journal")
+    journal = run_folder(method, options).parent / f"search-{name}.journal"
+    storage = settings.storage or str(journal)
+    if not settings.storage:
+        files.refuse_links(Path(options.output_dir), journal)
     directions = ["maximize", "minimize"] if settings.pareto else ["maximize"]
     prune = settings.pruner == "median" and not settings.pareto
     study, keeper = open_study(storage, name, facts, defaults(method, options, space), prune, directions)

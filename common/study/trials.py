@@ -161,11 +161,11 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shown = re.sub(r"://[^@/]*@", "://...@", place)  # without a password
     is_file = "://" not in place
-    keeper: Keeper = Locks(Path(place).resolve(), name) if is_file else Heartbeats()
+    keeper: Keeper = Locks(Path(os.path.realpath(place)), name) if is_file else Heartbeats()
     if is_file:
         check_journal(Path(place))
     with keeper.claiming(), _storage_named(shown):
-        storage = _journal(Path(place).resolve()) if is_file else _database(place)
+        storage = _journal(Path(os.path.realpath(place))) if is_file else _database(place)
         pruner: Any = optuna.pruners.MedianPruner(n_warmup_steps=WARM_UP) if prune else optuna.pruners.NopPruner()
         try:
             study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
