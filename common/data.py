@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,15 +88,31 @@ def _read_hub(task: GlueTask, source: Source) -> Examples:
     datasets.disable_progress_bars()
     config, split = source.hub
     try:
-        rows = datasets.load_dataset("nyu-mll/glue", config, split=split)
+        with _writable_cache(Path(datasets.config.HF_DATASETS_CACHE)) as cache:
+            rows = datasets.load_dataset("nyu-mll/glue", config, split=split, cache_dir=cache)
+            labels = None if split.startswith("test") else list(rows["label"])
+            texts = tuple(list(rows[column]) for column in task.texts)
     except Exception as error:
         reason = " ".join(str(error).split()) if reachable else "the hub cannot be reached and the data is not cached"
         raise InputError(
             f"cannot load {config}/{split} of nyu-mll/glue ({reason}): set HF_HOME to a cache that has it, "
             "or give the official GLUE download with --data FOLDER, or use --data demo"
         ) from error
-    labels = None if split.startswith("test") else list(rows["label"])
-    return Examples(tuple(list(rows[column]) for column in task.texts), labels)
+    return Examples(texts, labels)
+
+
+@contextlib.contextmanager
+def _writable_cache(cache: Path) -> Iterator[str]:
+    """The cache of datasets; if it is read-only, as shared ones are, a folder of links, since datasets locks in it."""
+    if not cache.is_dir() or os.access(cache, os.W_OK):
+        yield str(cache)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for prepared in cache.glob("*/*/*/*/"):  # dataset, configuration, version, digest
+            link = folder / prepared.relative_to(cache)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(prepared)
+        yield folder
 
 
 def read_lines(path: Path) -> list[str]:

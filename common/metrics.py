@@ -1,5 +1,6 @@
 """The official GLUE metrics, computed locally, since evaluate.load would download code at run time."""
 
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -86,4 +87,8 @@ def load(task: GlueTask) -> "evaluate.Metric":
         def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
             return {name: METRICS[name](predictions, references) for name in task.metrics}
 
-    return Glue(keep_in_memory=True)
+    # evaluate makes a folder in its cache, which may be read-only, and writes nothing there.
+    folder = tempfile.TemporaryDirectory()
+    metric = Glue(keep_in_memory=True, cache_dir=folder.name)
+    metric.folder = folder  # removed with the metric
+    return metric

@@ -101,6 +101,28 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_error(monkeypatch, tmp_path):
         data.read(find("rte"), "train", "hub")
 
 
+def test_a_shared_cache_that_is_read_only_is_read_and_not_written(monkeypatch, tmp_path):
+    """As datasets leaves it behind; tests may run as root, for whom no folder is read-only."""
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    home = tmp_path / "nyu-mll___glue" / "mrpc" / "0.0.0" / "0123456789abcdef"
+    home.mkdir(parents=True)
+    classes = datasets.ClassLabel(names=["not_equivalent", "equivalent"])
+    features = datasets.Features({name: datasets.Value("string") for name in find("mrpc").texts} | {"label": classes})
+    with ArrowWriter(path=str(home / "glue-train.arrow"), features=features) as writer:
+        writer.write({name: f"a {name}" for name in find("mrpc").texts} | {"label": 1})
+        writer.finalize()
+    split = datasets.SplitInfo(name="train", num_examples=1, dataset_name="glue")
+    info = datasets.DatasetInfo(features=features, splits={"train": split}, config_name="mrpc", dataset_name="glue")
+    info.write_to_directory(str(home))
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(data.os, "access", lambda path, mode: False)
+    assert data.read(find("mrpc"), "train", "hub") == data.Examples((["a sentence1"], ["a sentence2"]), [1])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(("name", "split"), [("mrpc", "train"), ("mnli", "validation_mismatched"), ("mnli-mm", "test")])
 def test_the_hubs_columns_become_texts_and_labels(name, split, monkeypatch):
     """Tests cannot reach the hub: a real datasets.Dataset with the documented columns takes its place."""
@@ -108,7 +130,7 @@ def test_the_hubs_columns_become_texts_and_labels(name, split, monkeypatch):
 
     task, asked = find(name), []
 
-    def rows(*path, split):
+    def rows(*path, split, cache_dir):
         asked.append((*path, split))
         columns = {column: [f"{column} {row}" for row in range(2)] for column in task.texts}
         return datasets.Dataset.from_dict(columns | {"label": [-1, -1] if "test" in split else [1, 0], "idx": [0, 1]})

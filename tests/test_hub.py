@@ -94,3 +94,16 @@ def test_a_cached_hub_checkpoint_needs_no_network(bert, tmp_path):
     assert done.returncode == 0, done.stderr
     (config,) = (tmp_path / "out").rglob("adapter.json")
     assert f'"base_revision": "{revision}"' in config.read_text()
+
+
+def test_a_run_with_local_files_needs_no_home_and_no_cache(bert, tmp_path):
+    """Both are below a file, where nobody can write, not even root."""
+    nowhere = {"HF_HOME": "/dev/null/hf", "HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/cache"}
+    small = ["--checkpoint", bert, "--data", "demo", "--max_train_samples", "16", "--max_eval_samples", "8"]
+    small += ["--n_epochs", "1", "--output_dir", str(tmp_path), "--task_name", "sst2"]
+    for words in (["lora.tune", *small], ["lora.test", "--task_name", "sst2", "--output_dir", str(tmp_path)]):
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            env=os.environ | nowhere, cwd=REPOSITORY, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
