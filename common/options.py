@@ -15,6 +15,9 @@ from common.tasks import TESTED, TRAINED
 
 TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # computed from the table of tasks
 TestedTask = Literal[TESTED]  # type: ignore[valid-type]
+MANY = 10**8
+"""Larger counts are a mistake. Products of two of them still fit into 64 bits."""
+MANY_SEEDS = 10**4
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,9 @@ class TuneOptions:
                 f"eps is {self.eps}: choose a number above 0": not 0 < self.eps < 1,
                 f"weight_decay is {self.weight_decay}: choose at least 0": not 0 <= self.weight_decay < float("inf"),
                 f"warmup_ratio is {self.warmup_ratio}: choose from 0 to 1": not 0 <= self.warmup_ratio <= 1,
-                f"max_grad_norm is {self.max_grad_norm}: choose at least 0": not self.max_grad_norm >= 0,
+                f"max_grad_norm is {self.max_grad_norm}: choose at least 0 (0 = no clipping)": (
+                    not 0 <= self.max_grad_norm < float("inf")
+                ),
                 f"time_limit is {self.time_limit}: choose a number above 0": (
                     self.time_limit is not None and not self.time_limit > 0
                 ),
@@ -106,6 +111,7 @@ class TuneOptions:
                 f"seed is {self.seed}: choose from 0 to 2**32 - 1": not 0 <= self.seed < 2**32,
             }
             | {f"{k} is {v}: choose at least 1": v is not None and v < 1 for k, v in counts.items()}
+            | {f"{k} is {v}: choose at most {MANY:,}": v is not None and v > MANY for k, v in counts.items()}
         )
 
 
@@ -132,7 +138,8 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         _spell_paths(self)
-        check({f"batch_size is {self.batch_size}: choose at least 1": self.batch_size < 1})
+        wanted = f"choose from 1 to {MANY:,}"
+        check({f"batch_size is {self.batch_size}: {wanted}": not 1 <= self.batch_size <= MANY})
 
 
 def spelled(values: Mapping[str, Any]) -> dict[str, str]:
@@ -160,7 +167,8 @@ class SweepOptions:
     """Train only these sizes of the grid, such as 1 8 64; default: all."""
 
     def __post_init__(self) -> None:
-        check({f"n_seeds is {self.n_seeds}: choose at least 1": self.n_seeds < 1})
+        wanted = f"choose from 1 to {MANY_SEEDS:,}"
+        check({f"n_seeds is {self.n_seeds}: {wanted}": not 1 <= self.n_seeds <= MANY_SEEDS})
 
 
 def parse(program: str, words: Sequence[str] | None = None, **defaults: Any) -> list[Any]:
@@ -193,7 +201,15 @@ def parse(program: str, words: Sequence[str] | None = None, **defaults: Any) -> 
             if stop.code not in (0, None):
                 raise InputError(_to_one_line(message.getvalue())) from stop
             raise
+        for value in (getattr(parsed, name) for name in defaults):
+            check({f"{k} is {v}: choose a number below 2**63": _is_beyond(v) for k, v in vars(value).items()})
     return [getattr(parsed, name) for name in defaults]
+
+
+def _is_beyond(value: Any) -> bool:
+    """Whether a value is an integer, or holds one, that no tensor's size can be."""
+    values = value if isinstance(value, tuple) else (value,)
+    return any(isinstance(each, int) and not -(2**63) <= each < 2**63 for each in values)
 
 
 def given(words: Sequence[str]) -> set[str]:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from common.errors import InputError, one_line_errors
+from common.errors import InputError, check, one_line_errors
 from common.study import aggregation
 from common.study.tables import Table, averages, by_example, comparison, having, of_task, render, title
 
@@ -19,6 +19,8 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with one_line_errors(args.debug):
+        wanted = "choose from 1 to 1,000,000"
+        check({f"resamples is {args.resamples}: {wanted}": not 1 <= args.resamples <= 10**6})
         every = aggregation.group(aggregation.read(args.rows))
         tables = having(every, args.by)
         found = [of_task(setting, configurations, args.by) for setting, configurations in tables.items()]
@@ -27,8 +29,8 @@ def main() -> None:
         found += [*averages(every)]
         found += [comparison(tables, args.compare, args.by)] if args.compare else []
         if args.predictions:
-            if not args.compare or args.resamples < 1:
-                raise InputError("--predictions needs --compare METHOD METHOD, and --resamples of at least 1")
+            if not args.compare:
+                raise InputError("--predictions needs --compare METHOD METHOD")
             found.append(by_example(tables, args.compare, args.by, args.predictions, args.resamples))
         print("\n".join(render(table, args.format) for table in found), end="")
 

@@ -80,6 +80,11 @@ def options() -> Iterator[Case]:
         ("no epoch", "--n_epochs 0"),
         ("a warm-up longer than the run", "--warmup_ratio 2"),
         ("a negative norm", "--max_grad_norm -1"),
+        ("an infinite norm", "--max_grad_norm inf"),
+        ("a batch beyond all data", f"--batch_size {10**30}"),
+        ("a batch beyond all data in evaluation", f"--eval_batch_size {10**30}"),
+        ("more forward passes than fit into a number", f"--gradient_accumulation_steps {10**30}"),
+        ("more epochs than fit into a number", f"--n_epochs {10**30}"),
         ("a padding that there is not", "--padding left"),
         ("a type that there is not", "--frozen_dtype float8"),
         ("the reference in bfloat16", "--reference --frozen_dtype bfloat16"),
@@ -120,6 +125,7 @@ def options() -> Iterator[Case]:
         ("a start as text without a text", "prompt.tune --init text"),
         ("a text that is not asked for", "prompt.tune --init_text hello"),
         ("no seeds", "lora.experiment --n_seeds 0"),
+        ("more seeds than anybody trains", f"lora.experiment --n_seeds {10**30}"),
         ("a budget for a grid of sizes", "lora.experiment --param_budget 1000"),
     ):
         yield Case(what, words)
@@ -183,6 +189,9 @@ def base_models() -> Iterator[Case]:
     yield Case("a dropout in the config that drops everything", tune, changed(hidden_dropout_prob=1.0))
     yield Case("heads that do not divide the hidden size", tune, changed(num_attention_heads=5))
     yield Case("one token type for pairs", f"{tune} --task_name rte", one_type)
+    yield Case("a config that claims a million layers", tune, changed(num_hidden_layers=10**6))
+    yield Case("a config that claims -1 layers", tune, changed(num_hidden_layers=-1))
+    yield Case("a config that claims a layer and a half", tune, changed(num_hidden_layers=1.5))
     yield Case("weights that are not there", tune, without("model.safetensors"))
     yield Case("weights as a pickle, which could run code", tune, pickled)
     yield Case("weights cut short", tune, cut)
@@ -231,6 +240,10 @@ def folders() -> Iterator[Case]:
 
         return make
 
+    def loop(folder: Path) -> None:
+        (folder / "loop").symlink_to(folder / "pool")
+        (folder / "pool").symlink_to(folder / "loop")
+
     yield Case("an output folder that is a file", "lora.tune --output_dir FOLDER/file", write("file", ""))
     yield Case("an output folder below a file", "lora.tune --output_dir FOLDER/file/out", write("file", ""))
     yield Case("a link that leads out of the output folder", "lora.tune --output_dir FOLDER/out", link("lora"))
@@ -239,12 +252,15 @@ def folders() -> Iterator[Case]:
         "a link in the place of a search's folder", "scripts.search lora --output_dir FOLDER/out", link("lora/mrpc")
     )
     yield Case("a device", "lora.tune --output_dir /dev/null")
+    yield Case("a loop of links for an output folder", "lora.tune --output_dir FOLDER/loop", loop)
+    yield Case("a loop of links for data", "lora.tune --data FOLDER/loop", loop)
     rows = write("lora/sst2/experiment.jsonl", '{"run": "a"}\n{"run": "b", "sco')
     yield Case("damaged rows", "lora.experiment --task_name sst2 --output_dir FOLDER", rows)
     yield Case("a row that is no result", "scripts.collect --out FOLDER/rows", write("rows", "[]\n"))
     yield Case("a folder that is no run", "scripts.collect FOLDER --out FOLDER/rows")
     yield Case("a run without curves", "scripts.plot FOLDER")
     yield Case("rows that are not there", "scripts.plot FOLDER/rows.jsonl")
+    yield Case("more resamples than fit into a number", f"scripts.table FOLDER/rows --resamples {10**30}")
     yield Case("one file for several figures", "scripts.plot FOLDER/rows.jsonl --out FOLDER/figure.png")
     yield Case("rows of no run for a report", "scripts.report FOLDER/rows --out FOLDER/page", write("rows", "{}"))
 
@@ -357,6 +373,8 @@ def searches() -> Iterator[Case]:
         ("a pruner that there is not", "--pruner all"),
         ("a task that GLUE does not have", "--task_name glue"),
         ("a rank of 0", "--rank 0"),
+        ("more trials than fit into a number", f"--trials {10**30}"),
+        ("a batch beyond all data", f"--batch_sizes {10**30}"),
         ("a budget below the smallest size", "--param_budget 10"),
         ("a data folder that is not there", "--data ./no/such/folder"),
         ("a database in a folder that is not there", "--storage sqlite:////no/such/folder/study.db"),

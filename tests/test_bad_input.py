@@ -1,9 +1,12 @@
 """Each bad input ends in one clear line and exit code 2, with nothing left behind, and the page of them is true."""
 
+import itertools
 import json
+import math
 import re
 import subprocess
 import sys
+from typing import get_type_hints
 
 import bad_inputs
 import pytest
@@ -11,7 +14,9 @@ from bad_inputs import DOCUMENT, SECTIONS, steady
 from conftest import REPOSITORY, exits_with_one_line
 
 from common.errors import InputError
-from common.training import tune
+from common.methods import find, names
+from common.options import MANY, TuneOptions
+from common.training import train, tune
 from lora.method import Lora
 
 pytestmark = pytest.mark.slow
@@ -92,3 +97,29 @@ def test_a_full_disk_in_a_launched_run_is_one_line_and_leaves_what_was_saved(sma
     (run,) = (tmp_path / "out" / "lora" / "sst2").iterdir()
     assert not list(run.glob("*.part"))
     assert json.loads((run / "adapter.json").read_text())["method"] == "lora"
+
+
+@pytest.mark.parametrize("kind", [TuneOptions, *map(find, names())], ids=lambda kind: kind.__name__)
+def test_no_option_that_is_a_number_takes_nan_or_infinity(kind):
+    """But an infinite time limit, which is none."""
+    fields = [name for name, hint in get_type_hints(kind).items() if hint is float and not name.startswith("default_")]
+    for name, value in itertools.product(fields, (math.inf, -math.inf, math.nan)):
+        with pytest.raises(InputError, match=name):
+            kind(**{name: value})
+
+
+@pytest.mark.parametrize("words", [["--rank", str(10**400)], ["--rank", str(-(2**70))], ["--param_budget", str(2**63)]])
+def test_an_integer_that_no_tensor_can_have_as_a_size_is_refused(words, small, capfd):
+    line = exits_with_one_line(capfd, *small, *words, program=lambda: tune(Lora))
+    assert "choose a" in line
+
+
+@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "gradient_accumulation_steps", "max_length"])
+def test_a_count_beyond_all_data_is_refused(name, options):
+    with pytest.raises(InputError, match=f"{name} is 1{'0' * 30}: choose at most 100,000,000"):
+        options(**{name: 10**30})
+
+
+def test_the_largest_batches_that_are_allowed_can_be_trained(options):
+    huge = dict.fromkeys(("batch_size", "eval_batch_size", "gradient_accumulation_steps"), MANY)
+    assert train(Lora(), options(**huge, report_to=("none",)))[1]["best_epoch"] == 1

@@ -10,7 +10,7 @@ from common.classification import find
 from common.errors import check
 from common.fitting import fit_to_budget
 from common.methods import Method
-from common.options import TuneOptions
+from common.options import MANY, TuneOptions
 
 if TYPE_CHECKING:
     import optuna
@@ -64,15 +64,15 @@ class SearchOptions:
         sizes = self.batch_sizes
         check(
             {
-                f"trials is {self.trials}: choose at least 1": self.trials < 1,
+                f"trials is {self.trials}: choose from 1 to {MANY:,}": not 1 <= self.trials <= MANY,
                 f"lr_range is {slow} {fast}: choose two numbers above 0, the smaller one first": (
                     not 0 < slow <= fast < float("inf")
                 ),
                 f"n_epochs_range is {few} {many}: choose two numbers from 1, the smaller one first": (
-                    not 1 <= few <= many
+                    not 1 <= few <= many <= MANY
                 ),
-                f"batch_sizes are {' '.join(map(str, sizes))}: name at least one, each once and at least 1": (
-                    not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes)
+                f"batch_sizes are {' '.join(map(str, sizes))}: name at least one, each once and from 1 to {MANY:,}": (
+                    not sizes or min(sizes) < 1 or max(sizes) > MANY or len(set(sizes)) < len(sizes)
                 ),
                 "study_name is empty: name it, or leave it out": self.study_name == "",
                 "storage is empty: name a journal file or a database, or leave it out": self.storage == "",
