@@ -325,7 +325,8 @@ class Run:
         """Evaluate, save the adapter if it is the best so far, save a checkpoint. Raises Pruned if the run must end."""
         progress = self.progress
         scores, outputs = self.evaluate(self.splits)
-        self.log(epoch + 1, {f"validation/{name}": value for name, value in scores.items()})
+        values = {f"validation/{name}": value for name, value in scores.items()}
+        self.log(progress.step, values | {"epoch": epoch + 1})
         if self.accelerator.is_main_process:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != COLLAPSED)
             self.bar.write(f"epoch {epoch + 1}: {shown}")
@@ -364,7 +365,7 @@ def make_accelerator(method: Method, options: TuneOptions, folder: Path) -> Any:
     # The buffers of an encoder are constant, so that broadcasting them before every forward pass is useless.
     settings = {"broadcast_buffers": False, "find_unused_parameters": not method.uses_all()}
     return Accelerator(
-        log_with=trackers.resolve(options.report_to) or None,
+        log_with=trackers.create(options.report_to, folder) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder.parent)),
         # Else a variable of accelerate's would divide the gradients, which the loop accumulates itself.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -436,7 +437,7 @@ def finish(run: Run) -> dict[str, Any]:
             write_predictions(run.folder, outputs, {split: run.dev_splits[split].labels for split in outputs})
     result = result_of(run, dev_scores)
     sizes = {name: result[name] for name in ("trainable_params_without_head", "trainable_params")}
-    trackers.finish(run.accelerator, run.settings | sizes, run.progress.history[result["best_epoch"] - 1])
+    trackers.finish(run.accelerator, run.n_steps, run.settings | sizes, run.progress.history[result["best_epoch"] - 1])
     if run.accelerator.is_main_process:
         result["stored_bytes"] = (run.folder / runs.ADAPTER).stat().st_size
         files.write_json(run.folder / RESULT, result)

@@ -1,0 +1,146 @@
+"""Every tracker gets training by step and validation by epoch, and no point is lost; all runs are in one project."""
+
+import json
+from pathlib import Path
+
+import pytest
+from accelerate.tracking import GeneralTracker
+
+from common.errors import InputError
+from common.runtime import trackers
+from common.study.curves import read_curves
+from common.training import train
+from lora.method import Lora
+
+pytestmark = pytest.mark.slow
+
+N_STEPS = 12
+"""Of a run of two epochs of 48 examples in batches of 8."""
+
+
+class Kept(GeneralTracker):
+    """A tracker that keeps what it is given."""
+
+    name, requires_logging_directory, main_process_only = "kept", False, True
+
+    def __init__(self):
+        super().__init__(_blank=True)
+        self.points, self.closed = [], 0
+
+    def start(self):
+        pass
+
+    def store_init_configuration(self, values):
+        self.settings = values
+
+    def log(self, values, step=None, **_words):
+        self.points.append((step, values))
+
+    def finish(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Trackers that keep what they are given, one for each run, beside TensorBoard."""
+    made = []
+    usual = trackers.create
+
+    def create(report_to, folder):
+        made.append(Kept())
+        return [made[-1], *usual(report_to, folder)]
+
+    monkeypatch.setattr(trackers, "create", create)
+    return made
+
+
+def test_steps_never_decrease_and_validation_has_its_epoch(options, kept):
+    folder, result = train(Lora(rank=2), options(n_epochs=2))
+    (tracker,) = kept
+    steps = [step for step, _ in tracker.points]
+    assert steps == sorted(steps)
+    validation = [(step, values) for step, values in tracker.points if "validation/score" in values]
+    assert [(step, values["epoch"]) for step, values in validation] == [(N_STEPS // 2, 1), (N_STEPS, 2)]
+    final = {f"final/{name}": result[f"best_{name}"] for name in ("score", "accuracy", "collapsed")}
+    assert tracker.points[-1] == (N_STEPS, final)
+    assert tracker.closed == 1
+    assert [point[0] for point in read_curves(folder)["validation/score"]] == [1, 2]
+    assert "epoch" not in read_curves(folder)
+
+
+def test_trackers_of_a_run_that_ended_early_are_closed_before_the_next(options, kept):
+    with pytest.raises(InputError, match="not finite"):
+        train(Lora(rank=2), options(lr=1e30, max_bad_steps=1, n_epochs=9))
+    train(Lora(rank=2), options())
+    assert [tracker.closed for tracker in kept] == [1, 1]
+
+
+def test_wandb_keeps_every_point_of_runs_in_one_project(options, monkeypatch, tmp_path):
+    wandb = pytest.importorskip("wandb")
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_DIR", str(tmp_path)), ("WANDB_SILENT", "true")):
+        monkeypatch.setenv(name, value)
+    seen = []
+    usual = wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **words: seen.append(words) or usual(**words))
+    runs = [train(Lora(rank=2), options(n_epochs=2, seed=seed, report_to=("wandb",)))[0].name for seed in (1, 2)]
+    assert [(words["project"], words["name"]) for words in seen] == [(trackers.PROJECT, run) for run in runs]
+    for path in tmp_path.rglob("*.wandb"):
+        rows = history(path)
+        assert [int(row["epoch"]) for row in rows if "validation/score" in row] == [1, 2]
+        assert [int(row["_step"]) for row in rows if "train/loss" in row] == [6, 10, 12]
+
+
+def history(path: Path) -> list[dict]:
+    """The rows in the file of an offline run."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, rows = DataStore(), []
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item})
+            rows[-1].setdefault("_step", record.history.step.num)
+    return rows
+
+
+def test_mlflow_keeps_every_point_of_runs_in_one_experiment(options, monkeypatch, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    runs = [train(Lora(rank=2), options(n_epochs=2, seed=seed, report_to=("mlflow",)))[0].name for seed in (1, 2)]
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(trackers.PROJECT)
+    found = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    assert set(found) == set(runs)
+    for run in found.values():
+        steps = {n: [p.step for p in client.get_metric_history(run, n)] for n in ("train/loss", "validation/score")}
+        assert steps == {"train/loss": [6, 10, 12], "validation/score": [6, 12]}
+        assert [point.value for point in client.get_metric_history(run, "epoch")] == [1, 2]
+
+
+def test_trackio_keeps_every_point_of_runs_in_one_project(options, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    runs = [train(Lora(rank=2), options(n_epochs=2, seed=seed, report_to=("trackio",)))[0].name for seed in (1, 2)]
+    assert set(SQLiteStorage.get_runs(trackers.PROJECT)) == set(runs)
+    for run in runs:
+        rows = SQLiteStorage.get_logs(trackers.PROJECT, run)
+        assert [row["step"] for row in rows if "train/loss" in row] == [6, 10, 12]
+        assert [(row["step"], row["epoch"]) for row in rows if "validation/score" in row] == [(6, 1), (12, 2)]
+
+
+def test_the_users_project_is_kept(options, kept, monkeypatch):
+    from accelerate import Accelerator
+
+    named = []
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda self, project, init_kwargs: named.append(project))
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    trackers.start(Accelerator(), "run", {})
+    monkeypatch.delenv("WANDB_PROJECT")
+    trackers.start(Accelerator(), "run", {})
+    assert named == ["mine", trackers.PROJECT]
