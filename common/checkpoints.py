@@ -82,7 +82,7 @@ def _resolve(checkpoint: str) -> str:
 
 
 @contextmanager
-def _loading(checkpoint: str) -> Iterator[str]:
+def _loading(checkpoint: str, with_weights: bool = False) -> Iterator[str]:
     """Yield what to load, without transformers' output about the new head, and turn its errors into one InputError."""
     from transformers.utils import logging
 
@@ -95,16 +95,42 @@ def _loading(checkpoint: str) -> Iterator[str]:
     except InputError:
         raise
     except Exception as error:  # transformers raises many types of errors here
-        if Path(source).is_dir():
-            raise InputError(f"cannot load {source}: {error}") from error
+        folder = Path(source) if Path(source).is_dir() else _cached(source)
+        if folder is not None:
+            there = sorted(path.name for path in folder.iterdir())
+            found = "" if Path(source).is_dir() else f", of which the cache has {', '.join(there)}"
+            reason = (with_weights and _weights_problem(error, there)) or error
+            raise InputError(f"cannot load {checkpoint}{found}: {reason}") from error
         raise InputError(
             f"cannot load the checkpoint {checkpoint!r}: it is not in the local cache and not on the hub, or the hub "
-            "cannot be reached; set HF_HOME to a cache that has it, or give a local folder or --checkpoint minilm"
+            f"cannot be reached; set HF_HOME to a cache that has an encoder of kind {', '.join(KINDS)}, or give a "
+            "local folder or --checkpoint minilm"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _cached(name: str) -> Path | None:
+    """The folder of a hub checkpoint in the local cache; None if its configuration is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "config.json")
+    return Path(path).parent if isinstance(path, str) else None
+
+
+def _weights_problem(error: Exception, names: list[str]) -> str:
+    """What is wrong with the weights among the files of a checkpoint; empty = something else."""
+    if "ignore_mismatched_sizes" in str(error):  # a reference to a report that is not shown
+        return "its weights have other shapes than its config.json says or this task's head has: give a bare encoder"
+    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".h5", ".msgpack", ".onnx"))]
+    if any(name.endswith(".safetensors") for name in weights):
+        return ""
+    return (
+        f"its weights are {', '.join(weights) or 'missing'}, and a pickle could run code: wanted model.safetensors, as "
+        "AutoModel.from_pretrained(...).save_pretrained(FOLDER) of transformers writes"
+    )
 
 
 _NEUTRAL: dict[str, Any] = {
@@ -210,7 +236,7 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
     """
     from transformers import AutoModelForSequenceClassification
 
-    with _loading(checkpoint) as source:
+    with _loading(checkpoint, with_weights=True) as source:
         # float32 because transformers 5 would use the type of the file; safetensors because pickles can run code.
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
@@ -234,10 +260,8 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
 
 def _revision(source: str) -> str | None:
     """Commit of a hub checkpoint, which is in the local cache after loading; None for a local folder."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json")
-    return Path(path).parent.name if isinstance(path, str) else None
+    folder = None if Path(source).is_dir() else _cached(source)
+    return None if folder is None else folder.name
 
 
 def meta_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":

@@ -11,6 +11,8 @@ import huggingface_hub
 import pytest
 from conftest import REPOSITORY
 
+from common.checkpoints import load_model
+from common.errors import InputError
 from common.runtime.hub import go_offline_if_unreachable
 
 pytestmark = pytest.mark.slow
@@ -94,6 +96,38 @@ def test_a_cached_hub_checkpoint_needs_no_network(bert, tmp_path):
     assert done.returncode == 0, done.stderr
     (config,) = (tmp_path / "out").rglob("adapter.json")
     assert f'"base_revision": "{revision}"' in config.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (
+            "bin",
+            "pytorch_model.bin, tokenizer.json, tokenizer_config.json, vocab.txt: its weights are pytorch_model.bin,",
+        ),
+        ("none", "config.json, tokenizer.json, tokenizer_config.json, vocab.txt: its weights are missing"),
+        ("head", "vocab.txt: its weights have other shapes than its config.json says or this task's head has"),
+    ],
+)
+def test_a_cached_checkpoint_that_cannot_be_used_is_told_by_what_was_found(change, found, bert, tmp_path, monkeypatch):
+    from transformers import AutoModelForSequenceClassification
+
+    repository = tmp_path / "models--someone--tiny"
+    home = repository / "snapshots" / ("0" * 40)
+    shutil.copytree(bert, home)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    if change == "head":
+        AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3).save_pretrained(home)
+    else:
+        (home / "model.safetensors").unlink()
+    if change == "bin":
+        (home / "pytorch_model.bin").write_bytes(b"a pickle")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError) as refused:
+        load_model("someone/tiny", 2)
+    assert str(refused.value).startswith("cannot load someone/tiny, of which the cache has config.json, ")
+    assert found in str(refused.value)
 
 
 def test_a_run_with_local_files_needs_no_home_and_no_cache(bert, tmp_path):
