@@ -70,8 +70,8 @@ def train(
         label: text for the progress bar.
 
     Raises:
-        InputError: unusable options, data, checkpoint or folder, too little memory, or too many steps with a
-            non-finite gradient.
+        InputError: unusable options, data, checkpoint or folder, a finished run on what is now other data or another
+            encoder, too little memory, or too many steps with a non-finite gradient.
         Busy: another process is training this run.
         Interrupted: the run received SIGTERM, SIGUSR1 or Ctrl-C or reached `options.time_limit`, and was saved.
         Pruned: `after_epoch` ended the run, which can be resumed.

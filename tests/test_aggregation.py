@@ -141,6 +141,13 @@ def test_two_runs_of_one_configuration_and_seed_are_refused():
         aggregation.group([row(run="a"), row(run="b")])
 
 
+def test_runs_on_data_that_changed_under_its_name_are_refused():
+    with pytest.raises(InputError, match="a and b read different data under the name glue"):
+        aggregation.group([row(run="a", seed=1, data_sha256="1"), row(run="b", seed=2, data_sha256="2")])
+    aggregation.group([row(seed=1, data_sha256="1"), row(seed=2, data_sha256="1"), row(seed=3)])
+    aggregation.group([row(data_sha256="1"), row("wnli", data_sha256="2")])
+
+
 def test_a_run_in_two_files_counts_once_and_is_refused_if_they_disagree(tmp_path):
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:

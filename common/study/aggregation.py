@@ -136,15 +136,22 @@ def group(rows: Iterable[Row]) -> Tables:
     """Settings in the order of the tasks -> configurations, by method, with the best mean score first.
 
     Raises:
-        InputError: an unknown method, or two runs of one configuration with one seed.
+        InputError: an unknown method, two runs of one configuration with one seed, or runs on data that has changed.
     """
+    sources: dict[Setting, Row] = {}
     groups: dict[Setting, dict[tuple[str, str, str, str], dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         known: Row = {field.name: row.get(field.name) for field in dataclasses.fields(Setting)}
         known |= {"select": str(row.get("select", "dev")), "base_sha256": str(row.get("base_sha256"))}
-        other = groups[Setting(**known)][describe(row)].setdefault(row["seed"], row)
+        setting = Setting(**known)
+        other = groups[setting][describe(row)].setdefault(row["seed"], row)
         if other is not row:
             raise InputError(f"{row['run']} and {other['run']} have the same configuration and seed: give one of them")
+        # Rows of earlier versions do not say what they read.
+        other = sources.setdefault(setting, row) if "data_sha256" in row else row
+        if other.get("data_sha256") != row.get("data_sha256"):
+            both = f"{other['run']} and {row['run']}"
+            raise InputError(f"{both} read different data under the name {setting.data}: give one of them")
     found = {}
     for setting in sorted(groups, key=lambda setting: (list(tasks.TASKS).index(setting.task_name), str(setting))):
         seeds_of = groups[setting].items()
