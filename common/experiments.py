@@ -15,6 +15,7 @@ from common import classification
 from common.errors import Busy, DoesNotFit, InputError, one_line_errors
 from common.methods import Method, find
 from common.options import SweepOptions, TuneOptions, canonical_text, parse
+from common.results import majority_text, on_dev
 from common.runs import append_once, read_rows, run_folder
 from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
@@ -123,13 +124,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for group in groups.values():
         label = ", ".join(f"{key} {group[0][key]}" for key in varying) or group[0]["method"]
-        scores = [row["best_score"] for row in group]
+        scores = [row[on_dev(row, "score")] for row in group]
         plural = "s" if len(scores) > 1 else ""
         spread = f" +- {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
         lines.append(
             f"{label}: {group[0]['trainable_params_without_head']:,} parameters without the head, "
             f"score {statistics.mean(scores):.4f}{spread} over {len(scores)} seed{plural} "
-            f"(majority class {group[0]['majority_score']:.4f})"
+            f"(majority class {majority_text(group[0], 'score')})"
         )
     return "\n".join(lines)
 

@@ -70,8 +70,29 @@ def read_result(folder: Path) -> dict[str, Any]:
     require(path, result, **dict.fromkeys(("trainable_params_without_head", "trainable_params", "total_params"), int))
     require(path, result, **dict.fromkeys(("best_score", "majority_score", "examples_per_second"), float))
     scores = [f"{kind}_{name}" for name in tasks.find(result["task_name"]).metrics for kind in ("best", "majority")]
+    scores += [on_dev(result, name) for name in ("score", *tasks.find(result["task_name"]).metrics)]
     require(path, result, **dict.fromkeys(scores, float))
     return result
+
+
+def on_dev(row: dict[str, Any], metric: str) -> str:
+    """The key of a metric on the development set at the best epoch, the number that every table reports.
+
+    It is dev_... In rows of earlier versions it is best_..., unless held-out examples selected the epoch.
+    """
+    return f"dev_{metric}" if f"dev_{metric}" in row or row.get("select") == "holdout" else f"best_{metric}"
+
+
+def majority_on_dev(row: dict[str, Any], metric: str) -> float | None:
+    """The score of the majority class on the development set; None if a row has it for held-out examples only."""
+    earlier = None if row.get("select") == "holdout" else row.get(f"majority_{metric}")
+    return row.get(f"dev_majority_{metric}", earlier)
+
+
+def majority_text(row: dict[str, Any], metric: str) -> str:
+    """`majority_on_dev` for a table."""
+    score = majority_on_dev(row, metric)
+    return "n/a" if score is None else f"{score:.4f}"
 
 
 def iso_time(seconds: float) -> str:
@@ -114,15 +135,17 @@ def _git(*words: str) -> str | None:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """A run in one line: best scores and those of the majority class, trained parameters and speed."""
+    """A run in one line: scores on the development set, what selected the epoch, trained parameters and speed."""
     task = tasks.find(result["task_name"])
     scores = ", ".join(
-        f"{name} {result[f'best_{name}']:.4f} (majority class {result[f'majority_{name}']:.4f})"
+        f"{name} {result[on_dev(result, name)]:.4f} (majority class {majority_text(result, name)})"
         for name in task.metrics
     )
+    held_out = f", with the score {result['best_score']:.4f} on held-out examples"
     return plain(
         f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}: {scores}; "
         f"epoch {result['best_epoch']} of {result['n_epochs']}"
+        f"{held_out if result.get('select') == 'holdout' else ''}"
         f"{', which gives the same answer for all examples' if result.get('best_collapsed') else ''}; "
         f"{result['trainable_params']:,} parameters trained, {result['trainable_params_without_head']:,} without the "
         f"head ({result['trainable_params_without_head'] / result['total_params']:.3%} of the encoder); "

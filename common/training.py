@@ -329,7 +329,7 @@ class Run:
         self.log(progress.step, values | {"epoch": epoch + 1})
         if self.accelerator.is_main_process:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != COLLAPSED)
-            self.bar.write(f"epoch {epoch + 1}: {shown}")
+            self.bar.write(f"epoch {epoch + 1}{' on held-out examples' if self.dev_splits else ''}: {shown}")
         if all(scores["score"] > earlier["score"] for earlier in progress.history):
             progress.variant_scores = {
                 f"{variant}_{name}": value
@@ -429,7 +429,7 @@ def clean_finished(folder: Path) -> None:
 
 def finish(run: Run) -> dict[str, Any]:
     """Score the best epoch on the development set if it did not select that epoch; write and return the result."""
-    dev_scores: dict[str, float] = {}
+    dev_scores = None
     if run.dev_splits:
         loading.restore(run.folder, run.model)
         dev_scores, outputs = run.evaluate(run.dev_splits)
@@ -437,7 +437,8 @@ def finish(run: Run) -> dict[str, Any]:
             write_predictions(run.folder, outputs, {split: run.dev_splits[split].labels for split in outputs})
     result = result_of(run, dev_scores)
     sizes = {name: result[name] for name in ("trainable_params_without_head", "trainable_params")}
-    trackers.finish(run.accelerator, run.n_steps, run.settings | sizes, run.progress.history[result["best_epoch"] - 1])
+    final = dev_scores or run.progress.history[result["best_epoch"] - 1]
+    trackers.finish(run.accelerator, run.n_steps, run.settings | sizes, final)
     if run.accelerator.is_main_process:
         result["stored_bytes"] = (run.folder / runs.ADAPTER).stat().st_size
         files.write_json(run.folder / RESULT, result)
@@ -446,13 +447,17 @@ def finish(run: Run) -> dict[str, Any]:
     return broadcast_from_main(lambda: read_result(run.folder))  # as later readers see it: JSON has no tuples
 
 
-def result_of(run: Run, dev_scores: dict[str, float]) -> dict[str, Any]:
-    """The contents of result.json, except `stored_bytes`."""
+def result_of(run: Run, dev_scores: dict[str, float] | None) -> dict[str, Any]:
+    """The contents of result.json, except `stored_bytes`.
+
+    dev_scores: of the best epoch on the development set; None if these are the scores that selected it.
+    """
     progress, accelerator, model, base = run.progress, run.accelerator, run.model, base_of(run.model)
     history, seconds = progress.history, progress.train_seconds
     best = max(range(len(history)), key=lambda epoch: history[epoch]["score"])
     validation = next(iter(run.splits.values()))
     majority = run.task.floor(run.tokens, validation)
+    dev_majority = run.task.floor(run.tokens, next(iter((run.dev_splits or run.splits).values())))
     return {
         "method": run.method.name,
         "run": run.folder.name,
@@ -461,7 +466,9 @@ def result_of(run: Run, dev_scores: dict[str, float]) -> dict[str, Any]:
         **{f"last_{name}": value for name, value in history[-1].items()},
         **{f"majority_{name}": value for name, value in majority.items()},
         "majority_score": mean_score(majority.values()),
-        **{f"dev_{name}": value for name, value in dev_scores.items()},
+        **{f"dev_{name}": value for name, value in (dev_scores or history[best]).items()},
+        **{f"dev_majority_{name}": value for name, value in dev_majority.items()},
+        "dev_majority_score": mean_score(dev_majority.values()),
         **progress.variant_scores,
         "best_epoch": best + 1,
         "bad_steps": progress.bad_steps,

@@ -271,7 +271,7 @@ def test_predictions_of_another_run_are_refused(trained, tmp_path, capfd):
     rows, home = trained
     path = tmp_path / "rows.jsonl"
     words = [str(path), "--compare", "lora", "bitfit", "--predictions"]
-    path.write_text("".join(json.dumps(each | {"best_score": 0.9999}) + "\n" for each in rows))
+    path.write_text("".join(json.dumps(each | {"dev_score": 0.9999}) + "\n" for each in rows))
     assert "does not belong to this row" in exits_with_one_line(capfd, *words, str(home), program=table.main)
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     assert "is missing or damaged" in exits_with_one_line(capfd, *words, str(tmp_path), program=table.main)

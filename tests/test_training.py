@@ -17,11 +17,14 @@ from common.checkpoints import fingerprint, load_model, load_tokenizer
 from common.combined import Combined
 from common.errors import InputError, Pruned
 from common.evaluation import evaluate
+from common.experiments import table
 from common.methods import apply, find, names, trainable
 from common.options import PredictOptions
 from common.results import find_run, summary
 from common.runs import read_predictions, run_folder
+from common.study import aggregation
 from common.study.curves import read_curves
+from common.study.tables import runs_table
 from common.task_data import TaskData
 from common.tokens import tokenize
 from common.training import schedule, train
@@ -289,5 +292,25 @@ def test_data_of_another_task_is_not_used(options):
     assert "rows" not in vars(task_data)
 
 
-def test_selection_on_the_development_set_gives_no_separate_dev_scores(options):
-    assert not [key for key in train(Lora(rank=2), options())[1] if key.startswith("dev_")]
+@pytest.mark.parametrize("select", ["dev", "holdout"])
+def test_every_summary_reports_the_score_on_the_development_set(options, select):
+    """With holdout, the best epoch has a score on the held-out examples too, which is not what tables show."""
+    folder, result = train(Lora(rank=2), options(select=select, lr=3e-2, max_train_samples=200))
+    assert read_curves(folder)["final/score"][1][-1] == pytest.approx(result["dev_score"])
+    changed = result | {"best_accuracy": 0.9876, "best_score": 0.9876, "majority_accuracy": 0.1111}
+    line = next(line for line in runs_table([changed]).splitlines() if line.startswith("| lora"))
+    score, majority = f"{result['dev_accuracy']:.4f}", f"{result['dev_majority_accuracy']:.4f}"
+    assert f"| accuracy {score} ({majority}) |" in line
+    assert f"accuracy {score} (majority class {majority})" in summary(changed)
+    assert ("0.9876 on held-out examples" in summary(changed)) == (select == "holdout")
+    assert f"score {score} over 1 seed (majority class {majority})" in table([changed])
+    ((_, (each,)),) = aggregation.group([changed]).items()
+    assert each.mean("accuracy") == result["dev_accuracy"]
+
+
+def test_the_scores_that_select_on_the_development_set_are_those_on_it(options):
+    _, result = train(Lora(rank=2), options(task_name="mnli"))
+    names = [name.removeprefix("best_") for name in result if name.startswith("best_") and name != "best_epoch"]
+    assert {"score", "accuracy", "accuracy_mismatched"} <= set(names)
+    assert {name: result[f"dev_{name}"] for name in names} == {name: result[f"best_{name}"] for name in names}
+    assert result["dev_majority_accuracy"] == result["majority_accuracy"]

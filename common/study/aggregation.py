@@ -17,6 +17,7 @@ from common.errors import InputError
 from common.methods import find
 from common.metrics import mean_score
 from common.options import TuneOptions, canonical, canonical_text
+from common.results import on_dev
 from common.runs import PREDICTIONS, read_predictions, read_rows
 from common.runtime import files
 
@@ -75,11 +76,6 @@ class Configuration:
     def selecting(self, metric: str) -> float:
         """The mean metric on the examples used for selection: the development set or the held-out examples."""
         return statistics.fmean(row[f"best_{metric}" if f"best_{metric}" in row else "best_score"] for row in self.rows)
-
-
-def on_dev(row: Row, metric: str) -> str:
-    """The key of a metric on the development set: dev_... if held-out examples selected the epoch, else best_..."""
-    return f"dev_{metric}" if row.get("select") == "holdout" else f"best_{metric}"
 
 
 Tables = Mapping[Setting, list[Configuration]]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import combined, methods, tasks
 from common.errors import plain
+from common.results import majority_on_dev
 from common.runtime import files
 from common.study import significance
 from common.study.aggregation import Configuration, Setting
@@ -170,12 +171,12 @@ def _ends(some: Iterable[Configuration], metric: str) -> list[float]:
     return [end for each in some if len(each.rows) > 1 for end in interval(each, metric)]
 
 
-def limits(setting: Setting, some: Sequence[Configuration], metric: str) -> tuple[float, float]:
+def limits(some: Sequence[Configuration], metric: str) -> tuple[float, float]:
     """Limits of the score axis: all means, and the intervals as far as the means stay distinguishable.
 
     The interval of two seeds can be a hundred times as wide as the range of the means.
     """
-    majority = _majority(setting, some, metric)
+    majority = majority_on_dev(some[0].rows[0], metric)
     means = [*(each.mean(metric) for each in some), *([] if majority is None else [majority])]
     low, high = min(means), max(means)
     room = max(high - low, 0.02)
@@ -197,9 +198,9 @@ def draw(setting: Setting, configurations: Sequence[Configuration], metric: str,
     points = [(cost.of(each), each.mean(metric)) for each in some]
     lines = size_lines(some, metric)
     with look():
-        handles = _handles(setting, some, metric, {line[0].method for line in lines})
+        handles = _handles(some, metric, {line[0].method for line in lines})
         figure, axes = _page(title(setting), _notes(setting, some, metric, cost), handles)
-        _horizontal(axes, setting, some, metric)
+        _horizontal(axes, some, metric)
         for line in lines:
             drawn = look_of[line[0].method] | {"marker": "", "zorder": 3}
             axes.plot(*zip(*((cost.of(each), each.mean(metric)) for each in line), strict=True), **drawn)
@@ -212,7 +213,7 @@ def draw(setting: Setting, configurations: Sequence[Configuration], metric: str,
                 bar = {"color": point["color"], "alpha": 0.7, "capsize": 2, "linewidth": 0.8, "zorder": 2}
                 axes.errorbar(x, y, [[y - low], [high - y]], **bar)
             axes.plot(x, y, gid=f"configuration-{configurations.index(each)}", **point)
-        axes.set_ylim(*limits(setting, some, metric))
+        axes.set_ylim(*limits(some, metric))
         _scale_cost(axes, cost, [x for x, _ in points])
         axes.set_ylabel(f"{measure(setting, metric)}, development set")
     return figure
@@ -245,7 +246,7 @@ def _page(above: str, below: str, handles: list[Any]) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _handles(setting: Setting, some: Sequence[Configuration], metric: str, lined: set[str]) -> list[Any]:
+def _handles(some: Sequence[Configuration], metric: str, lined: set[str]) -> list[Any]:
     """Handles of the legend; `lined` are the methods with a line."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -263,18 +264,18 @@ def _handles(setting: Setting, some: Sequence[Configuration], metric: str, lined
         handles.append(Line2D([], [], label="full fine-tuning", **FLAT))
         if len(full.rows) > 1:
             handles.append(Patch(label="its 95 % interval", **BAND))
-    if _majority(setting, some, metric) is not None:
+    if majority_on_dev(some[0].rows[0], metric) is not None:
         handles.append(Line2D([], [], label="majority class", **FLAT | DASHED))
     return handles
 
 
-def _horizontal(axes: "Axes", setting: Setting, some: Sequence[Configuration], metric: str) -> None:
+def _horizontal(axes: "Axes", some: Sequence[Configuration], metric: str) -> None:
     """Draw the band of full fine-tuning and the line of the majority class, if they are known."""
     for full in _full(some):
         axes.axhline(full.mean(metric), zorder=1, **FLAT)
         if len(full.rows) > 1:
             axes.axhspan(*interval(full, metric), zorder=0, **BAND)
-    majority = _majority(setting, some, metric)
+    majority = majority_on_dev(some[0].rows[0], metric)
     if majority is not None:
         axes.axhline(majority, zorder=1, **FLAT | DASHED)
 
@@ -282,11 +283,6 @@ def _horizontal(axes: "Axes", setting: Setting, some: Sequence[Configuration], m
 def _full(some: Sequence[Configuration]) -> list[Configuration]:
     """Full fine-tuning, if present; of several, the best on the selection examples, which is the last one."""
     return [each for each in some if trains_all(each)][-1:]
-
-
-def _majority(setting: Setting, some: Sequence[Configuration], metric: str) -> float | None:
-    """Score of the majority class; None if it is known for the held-out examples only."""
-    return some[0].rows[0].get(f"majority_{metric}") if setting.select == "dev" else None
 
 
 def _scale_cost(axes: "Axes", cost: Cost, values: Sequence[float]) -> None:
@@ -321,7 +317,7 @@ def _notes(setting: Setting, some: Sequence[Configuration], metric: str, cost: C
     text = f"Means over seeds {', '.join(map(str, seeds))}, {of_each} per point. " if len(seeds) > 1 else ""
     text = text or f"Seed {seeds[0]} only. "
     if most > 1:
-        low, high = limits(setting, some, metric)
+        low, high = limits(some, metric)
         cut = any(not low <= end <= high for end in _ends(some, metric))
         text += "Bars: 95 % t interval" + (", cut at the edge of the figure" if cut else "") + ". "
     chosen = SELECTED.get(setting.select, setting.select)

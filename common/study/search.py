@@ -118,7 +118,7 @@ class Search:
         with files.confined_to(Path(options.output_dir)):
             append_once(folder.parent / ROWS, row)  # first the row: a trial reported as finished is not run again
         notes = {TRAINED: result["trainable_params_without_head"]}
-        notes |= {DEV: result["dev_score"]} if "dev_score" in result else {}
+        notes |= {DEV: result["dev_score"]} if result["select"] == "holdout" else {}
         values = [result["best_score"], notes[TRAINED]] if self.pareto else [result["best_score"]]
         self.finish(trial, TrialState.COMPLETE, values, notes)
 

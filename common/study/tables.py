@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common import tasks
 from common.errors import InputError, plain
+from common.results import majority_text, on_dev
 from common.study import aggregation, significance
 from common.study.aggregation import Configuration, Setting, Tables
 
@@ -79,7 +80,7 @@ def having(tables: Tables, metric: str) -> Tables:
         setting: some
         for setting, some in tables.items()
         if metric in ("score", *aggregation.measures(setting.task_name))
-        and all(aggregation.on_dev(row, metric) in row for each in some for row in each.rows)
+        and all(on_dev(row, metric) in row for each in some for row in each.rows)
     }
     if not found:
         names = {name for setting in tables for name in aggregation.measures(setting.task_name)}
@@ -106,9 +107,8 @@ def of_task(setting: Setting, configurations: list[Configuration], metric: str) 
         if len(scores) > 1:
             deviation = f"{stdev(scores):.4f}"
             interval = "{:.4f} to {:.4f}".format(*significance.confidence_interval(scores))
-        known = setting.select == "dev" and f"majority_{metric}" in first  # else it is for held-out examples
-        majority = f"{first[f'majority_{metric}']:.4f}" if known else "n/a"
-        spread = (len(scores), f"{fmean(scores):.4f}", deviation, interval, f"{max(scores):.4f}", majority)
+        mean, highest = f"{fmean(scores):.4f}", f"{max(scores):.4f}"
+        spread = (len(scores), mean, deviation, interval, highest, majority_text(first, metric))
         seconds = fmean(row["train_seconds"] for row in each.rows)
         mib = each.peak_memory()
         cost = (first["trainable_params_without_head"], round(seconds), "n/a" if isnan(mib) else round(mib))
@@ -301,7 +301,7 @@ def runs_table(rows: list[dict[str, Any]]) -> str:
     rows = sorted(rows, key=lambda row: (row["task_name"], row["method"], str(row.get("frozen_dtype")), row["seed"]))
     for row in rows:
         scores = ", ".join(
-            f"{name} {row[f'best_{name}']:.4f} ({row[f'majority_{name}']:.4f})"
+            f"{name} {row[on_dev(row, name)]:.4f} ({majority_text(row, name)})"
             for name in tasks.find(row["task_name"]).metrics
         )
         settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs of batches of {row['batch_size']}"
