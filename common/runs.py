@@ -49,6 +49,19 @@ def is_finished(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (RESULT, CONFIG, ADAPTER))
 
 
+def find_runs(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The run folders with a result, and those without: `folder` itself, or any below it. Links are not followed.
+
+    Raises:
+        InputError: it holds no run.
+    """
+    marks = {RESULT, CHECKPOINT, CONFIG, LOCK}
+    found = sorted({path.parent for path in folder.rglob("*") if path.name in marks} - {*folder.rglob(RESUMABLE)})
+    if not found:
+        raise InputError(f"{folder} holds no run: give the folder of a run, or one with runs in it, such as outputs")
+    return [run for run in found if (run / RESULT).is_file()], [run for run in found if not (run / RESULT).is_file()]
+
+
 def left_behind(folder: Path) -> list[Path]:
     """What a killed process left in a run folder: unfinished files, and the checkpoint of a finished run."""
     names = (ADAPTER, CONFIG, RESULT, CHECKPOINT, PREDICTIONS, f"{RESUMABLE}/{ADAPTER}", f"{RESUMABLE}/{CONFIG}")

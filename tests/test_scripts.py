@@ -9,9 +9,11 @@ import pytest
 from conftest import REPOSITORY, exits_with_one_line
 
 from bitfit.method import BitFit
-from common.runs import append_once
+from common.errors import Pruned
+from common.runs import append_once, run_folder
 from common.training import train
 from lora.method import Lora
+from prefix.method import PrefixTuning
 from scripts import collect, plot
 
 pytestmark = pytest.mark.slow
@@ -59,9 +61,34 @@ def test_all_columns_of_the_rows_are_exported_as_csv(options, monkeypatch, tmp_p
     assert set(found[0]) == {key for each in results for key in each}
 
 
-def test_a_folder_without_a_result_is_reported(tmp_path, capfd):
+@pytest.mark.parametrize("depth", range(4))
+def test_runs_are_collected_from_folders_of_any_depth_and_unfinished_ones_are_named(
+    depth, options, monkeypatch, tmp_path, capsys
+):
+    method = PrefixTuning(hidden_dim=4)  # its run has a folder in it that looks like a run
+    done, _ = train(method, options())
+    with pytest.raises(Pruned):
+        train(method, options(n_epochs=2), after_epoch=lambda *_: True)
+    unfinished = run_folder(method, options(n_epochs=2))
+    homes = [done, unfinished] if depth == 0 else [done.parents[depth - 1]]
+    run_main(collect, monkeypatch, *homes, "--out", tmp_path / "rows.jsonl")
+    assert [json.loads(line)["run"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == [done.name]
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert said == [f"unfinished, left out: {unfinished}"]
+
+
+def test_one_damaged_result_leaves_the_rows_as_they_are(options, tmp_path, capfd):
+    folders = [train(Lora(rank=1), options(seed=seed))[0] for seed in (1, 2)]
+    (folders[1] / "result.json").write_text("{}")
+    out = tmp_path / "rows.jsonl"
+    line = exits_with_one_line(capfd, str(folders[0].parent), "--out", str(out), program=collect.main)
+    assert f"{folders[1]}/result.json is damaged" in line
+    assert not out.exists()
+
+
+def test_a_folder_without_a_run_is_reported(tmp_path, capfd):
     line = exits_with_one_line(capfd, str(tmp_path), "--out", str(tmp_path / "rows"), program=collect.main)
-    assert "cannot read" in line
+    assert "holds no run" in line
 
 
 @pytest.mark.parametrize("damage", [{"best_score": "x"}, {"lr": None}, {"task_name": "glue"}, {"method": "none"}])

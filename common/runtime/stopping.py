@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import psutil
@@ -54,7 +54,7 @@ class Stop:
     def _note(self, number: int, _frame: object) -> None:
         self.found = self.reasons.index(signal.Signals(number).name)
 
-    def _note_interrupt(self, number: int, frame: object) -> None:
+    def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.first_interrupt is None:
             self.first_interrupt, self.found = now, self.reasons.index("Ctrl-C")
