@@ -1,5 +1,6 @@
 """Predict test sets with a trained model and write submission files for the leaderboard."""
 
+import os
 from pathlib import Path
 
 from common import data, loading, runs, tasks
@@ -11,7 +12,7 @@ from common.fast import prepare
 from common.fitting import positions_left
 from common.methods import Method, names
 from common.options import PredictOptions, parse
-from common.results import find_run
+from common.results import candidates, choice, find_run
 from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
 from common.submission import write_submission
@@ -37,6 +38,8 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
         InputError: no run, a run of another method, task or base model, or unusable data.
     """
     folder = find_run(method, options)
+    if not options.run and os.environ.get("RANK", "0") == "0":
+        print(choice(candidates(method, options)))
     config = files.read_json(folder / runs.CONFIG)
     files.require(folder / runs.CONFIG, config, task_name=str, data=str, max_length=int, frozen_dtype=str)
     trained, found = config["task_name"], str(config.get("method"))

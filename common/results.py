@@ -5,6 +5,7 @@ import hashlib
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,24 @@ from common.runtime.files import read_json, require
 
 
 def find_run(method: str, options: PredictOptions) -> Path:
-    """The folder of the run to test: the given one, or the best one of the task.
-
-    Scores on validation sets of different sizes cannot be compared: runs with the largest validation set are preferred.
-
-    Raises:
-        InputError: no such run, or the options do not say which of several data sets or selections is meant.
-    """
+    """The folder of the run to test: the given one, or the best one of the task. Raises InputError as `candidates`."""
     if not options.run and not options.task_name:
         raise InputError("neither a task nor a run is given: use --task_name, or --run FOLDER")
     if options.run:
         if not (Path(options.run) / CONFIG).is_file():
             raise InputError(f"{options.run} is not a run folder: wanted one with {CONFIG} in it")
         return Path(options.run)
+    return next(iter(candidates(method, options)))
+
+
+def candidates(method: str, options: PredictOptions) -> dict[Path, dict[str, Any]]:
+    """Folder -> result of the finished runs of a task that can be compared, the best one first.
+
+    Scores on validation sets of different sizes cannot be compared: runs with the largest validation set are preferred.
+
+    Raises:
+        InputError: no such run, or the options do not say which of several data sets, encoders or selections is meant.
+    """
     task = tasks.find(options.task_name or "")
     home = Path(options.output_dir) / method / (task.trained_as or task.name)
     results = {folder: read_result(folder) for folder in sorted(home.glob("*")) if is_finished(folder)}
@@ -53,9 +59,31 @@ def find_run(method: str, options: PredictOptions) -> Path:
         raise InputError(
             f"the runs under {home} were trained on different data ({', '.join(used)}): choose with --data"
         )
+    encoders = encoders_of(found.values())
+    if len(encoders) > 1:
+        raise InputError(
+            f"the runs under {home} have different encoders ({', '.join(encoders.values())}): choose with --checkpoint "
+            "or --run"
+        )
     if len({result.get("select", "dev") for result in found.values()}) > 1:
         raise InputError(f"the runs under {home} were selected on dev and on holdout: choose with --select")
-    return max(found, key=lambda run: (found[run]["validation_examples"], found[run]["best_score"]))
+
+    def rank(run: Path) -> tuple[int, float]:
+        return found[run]["validation_examples"], found[run]["best_score"]
+
+    return {run: found[run] for run in sorted(found, key=rank, reverse=True)}
+
+
+def encoders_of(some: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Digest of the weights -> name, of the encoders of some results."""
+    return {str(result.get("base_sha256", result["checkpoint"])): str(result["checkpoint"]) for result in some}
+
+
+def choice(found: dict[Path, dict[str, Any]]) -> str:
+    """Which of the `candidates` was chosen, as a line."""
+    run, result = next(iter(found.items()))
+    of = f"the best of {len(found)} runs" if len(found) > 1 else "the only run"
+    return f"{run} on {result['checkpoint']}: {of}, with the score {result['best_score']:.4f}"
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")

@@ -7,7 +7,6 @@ import numpy as np
 from common import data, results, tasks
 from common.errors import InputError
 from common.options import PredictOptions
-from common.results import read_result
 from common.runtime import files, locks
 
 
@@ -27,28 +26,37 @@ def problem(task: tasks.GlueTask, text: str, n_rows: int) -> str:
     return ""
 
 
-def collect(method: str, options: PredictOptions) -> tuple[dict[str, str], list[str]]:
-    """Contents of the valid files by name, and messages about missing or invalid files."""
-    valid, missing = {}, []
+def collect(method: str, options: PredictOptions) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Of the valid files: contents by name, and from which run each is; and messages about missing or invalid files.
+
+    Raises:
+        InputError: the files are of different encoders, or only some are of synthetic data.
+    """
+    valid, sources, used, missing = {}, {}, [], []
     for task in tasks.TASKS.values():
         if not task.submission:
             continue
         trained = task.trained_as or task.name
         try:
-            run = results.find_run(method, PredictOptions(**vars(options) | {"task_name": trained}))
+            found = results.candidates(method, PredictOptions(**vars(options) | {"task_name": trained}))
+            run, result = next(iter(found.items()))
             path = run / task.submission
             if not path.is_file():
                 raise InputError(f"{path} does not exist: run {method}.test --task_name {trained}")
-            source = read_result(run)["data"]
-            n_rows = len(data.read(task, "test", "demo")) if source == "demo" else task.test_rows
+            n_rows = len(data.read(task, "test", "demo")) if result["data"] == "demo" else task.test_rows
             text = "\n".join([*data.read_lines(path), ""])
             wrong = problem(task, text, n_rows)
             if wrong:
                 raise InputError(f"{path}: {wrong}")
-            valid[task.submission] = text
+            valid[task.submission], sources[task.submission] = text, results.choice(found)
+            used.append(result)
         except InputError as error:
             missing.append(f"{task.submission}: {error}")
-    return valid, missing
+    if len(encoders := results.encoders_of(used)) > 1:
+        raise InputError(f"the files are of different encoders ({', '.join(encoders.values())}): choose --checkpoint")
+    if len({result["data"] == "demo" for result in used}) > 1:
+        raise InputError("some files are of synthetic data, others are not: choose --data")
+    return valid, sources, missing
 
 
 def submission_lines(task: tasks.GlueTask, outputs: np.ndarray) -> list[str]:

@@ -31,7 +31,7 @@ def main() -> None:
         options = PredictOptions(
             output_dir=args.output_dir, data=args.data, checkpoint=args.checkpoint, select=args.select
         )
-        texts, missing = collect(args.method, options)
+        texts, sources, missing = collect(args.method, options)
         for line in missing:
             print(plain(f"missing: {line}"))
         if missing and not args.partial:
@@ -45,6 +45,8 @@ def main() -> None:
                     archive.writestr(name, text)
 
         files.write_atomically(args.out, write)
+        for name, source in sources.items():
+            print(f"{name}: {source}")
         print(f"{args.out}: {', '.join(texts)}")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,29 @@ def test_runs_on_different_data_are_not_mixed(options):
     with pytest.raises(InputError, match=r"different data \(demo, hub\)"):
         find_run("lora", choice)
     assert find_run("lora", dataclasses.replace(choice, data="demo")) == demo
+
+
+def test_runs_on_different_encoders_are_not_mixed(options, checkpoints):
+    settings = options()
+    homes = {
+        name: train(Lora(rank=1), dataclasses.replace(settings, checkpoint=name))[0]
+        for name in (checkpoints["bert"], checkpoints["roberta"])
+    }
+    choice = PredictOptions(task_name="sst2", output_dir=settings.output_dir)
+    with pytest.raises(InputError, match=r"have different encoders \(.*bert, .*roberta\): choose with --checkpoint"):
+        find_run("lora", choice)
+    assert {name: find_run("lora", dataclasses.replace(choice, checkpoint=name)) for name in homes} == homes
+
+
+def test_the_chosen_run_is_named(options, capsys):
+    settings = options()
+    runs = dict(train(Lora(rank=rank), settings) for rank in (1, 2))
+    answers(settings, task_name="sst2")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "the best of 2 runs" in line)
+    best = max(runs, key=lambda run: runs[run]["best_score"])
+    score = runs[best]["best_score"]
+    assert line.endswith(f" on {settings.checkpoint}: the best of 2 runs, with the score {score:.4f}")
+    assert runs[Path(line.partition(" on ")[0])]["best_score"] == score
 
 
 def test_runs_with_different_ways_of_selection_are_not_mixed(options):

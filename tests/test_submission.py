@@ -65,6 +65,30 @@ def test_the_zip_is_flat_and_holds_the_files_of_the_best_runs(monkeypatch, runs)
     assert files["RTE.tsv"] == (runs / "lora" / "rte" / "run1" / "RTE.tsv").read_text()
 
 
+def test_each_file_is_named_with_its_run(monkeypatch, runs, capsys):
+    zipped(monkeypatch, runs)
+    said = capsys.readouterr().out.splitlines()
+    best = runs / "lora" / "rte" / "run1"
+    assert f"RTE.tsv: {best} on minilm: the best of 2 runs, with the score 0.7000" in said
+    assert sum(": the best of 2 runs" in line for line in said) == 11
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"checkpoint": "bert"}, "different encoders (minilm, bert): choose --checkpoint"),
+        ({"data": "hub"}, "some files are of synthetic data, others are not: choose --data"),
+    ],
+)
+def test_files_of_different_encoders_or_data_are_not_mixed(runs, capfd, change, said, monkeypatch):
+    monkeypatch.setattr("common.submission.problem", lambda *_: "")
+    for path in (runs / "lora" / "rte").rglob("result.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    words = ["lora", "--output_dir", str(runs), "--out", str(runs / "s.zip")]
+    assert said in exits_with_one_line(capfd, *words, program=submission.main)
+    assert not (runs / "s.zip").exists()
+
+
 def test_missing_files_are_reported_and_nothing_is_written(monkeypatch, runs, capfd):
     (runs / "lora" / "mnli" / "run1" / "AX.tsv").unlink()
     shutil.rmtree(runs / "lora" / "wnli")
