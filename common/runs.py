@@ -116,9 +116,12 @@ def decisive(options: TuneOptions) -> dict[str, Any]:
 
 
 def run_folder(method: Method, options: TuneOptions) -> Path:
-    """The folder of a run. Its name ends with a digest of all options that can change the result.
+    """The folder of a run. Its name ends with a digest of all options that can change the result, which identifies it.
 
-    Example: OUTPUT_DIR/METHOD/mrpc/minilm-rank8-alpha8-dropout0-lr0.001-n_epochs3-seed42-3f2a9c1e
+    Before it are the seed, and the numbers among the options that are not at their defaults. An existing folder with
+    this digest is the run's, since names of earlier versions have the defaults too.
+
+    Example: OUTPUT_DIR/METHOD/mrpc/minilm-rank4-lr0.001-seed42-3f2a9c1e
     """
     shared = decisive(options)
     own = method.options()
@@ -127,11 +130,14 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
     facts |= {name: os.environ.get(name, default) for name, default in launched.items()}
     facts |= {"environment": environment.recorded()} if environment.recorded() else {}
     digest = hashlib.sha256(canonical_text(facts).encode()).hexdigest()[:8]
+    usual = {field.name: field.default for field in dataclasses.fields(method)}
+    usual |= {"lr": getattr(method, "default_lr", None), "n_epochs": TuneOptions.n_epochs}
     numbers = {k: v for k, v in own.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    shown = numbers | {k: shared[k] for k in ("lr", "n_epochs", "seed")}
-    words = [Path(options.checkpoint).name, *(f"{k}{v:g}" for k, v in shown.items()), digest]
-    name = re.sub(r"[^\w.+-]", "_", "-".join(words))
-    return Path(options.output_dir) / method.name / options.task_name / name
+    numbers |= {k: shared[k] for k in ("lr", "n_epochs", "seed")}
+    shown = (f"{k}{v:g}" for k, v in numbers.items() if k not in usual or v != usual[k])
+    name = re.sub(r"[^\w.+-]", "_", "-".join([Path(options.checkpoint).name, *shown, digest]))
+    home = Path(options.output_dir) / method.name / options.task_name
+    return home / name if (home / name).exists() else next(iter(sorted(home.glob(f"*-{digest}"))), home / name)
 
 
 def append_once(path: Path, row: dict[str, Any]) -> None:

@@ -138,6 +138,13 @@ def shuffled(n_examples: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(n_examples, generator=generator)
 
 
+def padding_share(tokens: Tokens, batch_size: int, seed: int) -> float:
+    """Share of padding in the first epoch's batches if each is padded to its longest example, in [0, 1)."""
+    lengths = tokens.lengths[shuffled(len(tokens), seed, epoch=0)]
+    padded = sum(int(part.max()) * len(part) for part in lengths.split(batch_size))
+    return 1 - int(lengths.sum()) / padded
+
+
 def shares(indices: torch.Tensor, batch_size: int, rank: int, n_processes: int) -> list[torch.Tensor]:
     """This process's examples of one optimizer step, in micro-batches of at most `batch_size`.
 

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from common.runtime.processes import broadcast_from_main, destroy_group_at_end
 from common.runtime.stopping import Stop
 from common.runtime.threads import share_cores
 from common.task_data import HOLDOUT, TOKENS, TaskData
-from common.tokens import Tokens, shares, shuffled
+from common.tokens import Tokens, padding_share, shares, shuffled
 
 LOG_EVERY = 10
 """Optimizer steps between two logs: reading a scalar from a GPU makes the host wait for it."""
@@ -386,17 +387,14 @@ def make_optimizer(model: nn.Module, options: TuneOptions) -> torch.optim.AdamW:
 def prepare_run(
     method: Method, options: TuneOptions, folder: Path, task_data: TaskData, max_length: int, label: str
 ) -> Run:
-    """Set up a run: print what is trained, resume from a checkpoint or else empty the folder, open the trackers."""
+    """Set up a run: print what it is, resume from a checkpoint or else empty the folder, open the trackers."""
     run = Run(method, options, folder, task_data, max_length, label)
     accelerator = run.accelerator
-    kinds = "\n".join(f"{kind:>14} {n:>12,}" for kind, n in count_by_kind(run.model).items())
-    accelerator.print(f"trained parameters\n{kinds}")
+    accelerator.print(opening(run))
     if run.n_beside >= accelerator.num_processes:
         accelerator.print(
             f"{torch.get_num_threads()} threads, since other runs use the same cores: OMP_NUM_THREADS sets the number"
         )
-    if n := method.positions():
-        accelerator.print(f"{n} positions are the method's own: inputs are cut to {run.max_length} tokens")
     unfinished = (folder / CHECKPOINT).is_file() and not (folder / RESULT).is_file()
     resumed = broadcast_from_main(lambda: options.resume and unfinished)
     if resumed:
@@ -425,6 +423,27 @@ def clean_finished(folder: Path) -> None:
     if broadcast_from_main(lambda: bool(left_behind(folder))):
         with contextlib.suppress(InputError), locks.lock_folder(folder):
             broadcast_from_main(lambda: clean(folder))
+
+
+def opening(run: Run) -> str:
+    """What is trained on what, in five lines."""
+    accelerator, options, tokens, own = run.accelerator, run.options, run.tokens, run.method.positions()
+    n = accelerator.num_processes
+    device = f"{device_name(accelerator.device)}{f', {n} processes' if n > 1 else ''}"
+    rows = ", ".join(f"{len(some):,} {split}" for split, some in (run.splits | run.dev_splits).items())
+    share = f"{padding_share(tokens, options.batch_size, options.seed):.0%}"
+    padding = f"packed, which saves {share} of a padded batch" if tokens.layout else f"padded, {share} of a batch"
+    kinds = ", ".join(f"{kind} {size:,}" for kind, size in count_by_kind(run.model).items() if size)
+    return "\n".join(
+        (
+            f"device   {device}; mixed precision {accelerator.mixed_precision}, frozen {run.prepared.frozen_dtype}",
+            f"examples {len(tokens):,} train, {rows}",
+            f"tokens   {int(tokens.lengths.sum()):,} in an epoch, at most {run.max_length} in an example"
+            f"{f' ({own} more positions are those of {run.method.name})' if own else ''}; {padding}",
+            f"run      {run.folder}",
+            f"trained  {count(trainable(run.model)):,} parameters: {kinds}",
+        )
+    )
 
 
 def finish(run: Run) -> dict[str, Any]:
@@ -495,6 +514,8 @@ def result_of(run: Run, dev_scores: dict[str, float] | None) -> dict[str, Any]:
         "base_revision": base.revision,
         **run.digests,
         "finished_at": iso_time(time.time()),
+        "host": socket.gethostname(),
+        "history": history,
         **provenance(),
     }
 

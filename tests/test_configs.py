@@ -163,6 +163,18 @@ def test_processes_for_gpus_on_a_machine_without_gpus_are_refused(bert, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_the_configuration_for_a_gpu_is_refused_on_a_machine_without_one(bert, tmp_path):
+    done = start("gpu", tmp_path, bert)
+    said = done.communicate(timeout=200)[1]
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert lines == [
+        "error: launched with configs/accelerate/gpu.yaml, which is for a GPU, and there is none: launch with "
+        "configs/accelerate/cpu.yaml, or on a machine with a GPU"
+    ]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["DeepSpeed", "Megatron_LM"])
 def test_a_launcher_that_brings_its_own_optimizer_is_refused(name, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")

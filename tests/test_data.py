@@ -15,7 +15,7 @@ from common.fitting import check_fit
 from common.options import TuneOptions
 from common.runtime import files
 from common.tasks import TASKS, find
-from common.tokens import shares, shuffled, tokenize
+from common.tokens import Tokens, padding_share, shares, shuffled, tokenize
 from lora.method import Lora
 
 GLUE = REPOSITORY.parent / "shared" / "glue_data"
@@ -202,6 +202,12 @@ def test_a_batch_is_padded_to_its_own_longest_example(tokenizer):
     assert batch.keys() == wanted.keys()
     assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
     assert labels.tolist() == [0, 1]
+
+
+def test_the_share_of_padding_is_the_one_computed_by_hand():
+    tokens = Tokens({}, torch.tensor([2, 4, 6, 8]), torch.zeros(4), {}, None)
+    assert padding_share(tokens, batch_size=4, seed=1) == pytest.approx(1 - (2 + 4 + 6 + 8) / (4 * 8))
+    assert padding_share(tokens, batch_size=1, seed=1) == 0
 
 
 def test_token_ids_are_cached_and_made_again_when_texts_or_length_change(tokenizer, tmp_path, monkeypatch):

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import save_checkpoint
 
+from bitfit.method import BitFit
 from common import runs
+from common.combined import Combined
 from common.errors import InputError, Pruned
-from common.options import PredictOptions
+from common.options import PredictOptions, TuneOptions
 from common.results import find_run
+from common.runs import run_folder
 from common.training import train
 from lora.method import Lora
 
@@ -85,3 +88,25 @@ def test_a_run_whose_adapter_is_gone_is_trained_again(settings):
         find_run("lora", PredictOptions(task_name="rte", output_dir=settings.output_dir))
     train(Lora(rank=2), settings)
     assert (folder / runs.ADAPTER).is_file()
+
+
+def test_a_folder_is_named_after_what_is_not_at_its_default(settings):
+    usual = TuneOptions(lr=Lora.default_lr, checkpoint=settings.checkpoint, output_dir=settings.output_dir)
+
+    def words(method, **changes):
+        return run_folder(method, dataclasses.replace(usual, **changes)).name.rpartition("-")[0]
+
+    assert words(Lora()) == "encoder-seed42"
+    assert words(Lora(alpha=8)) == "encoder-seed42"
+    assert words(Lora(rank=4), lr=0.001, seed=1) == "encoder-rank4-lr0.001-seed1"
+    assert words(Combined((Lora(), BitFit())), lr=0.001) == "encoder-lr0.001-seed42"
+    assert run_folder(Lora(dropout=0.5), usual) != run_folder(Lora(), usual)
+
+
+def test_a_run_in_a_folder_with_an_earlier_name_is_found(settings):
+    folder, result = train(Lora(rank=2), settings)
+    words = "encoder-rank2-alpha8-dropout0-lr0.01-n_epochs1-seed42-"
+    earlier = folder.rename(folder.with_name(words + folder.name.rpartition("-")[2]))
+    assert train(Lora(rank=2), settings) == (earlier, result)
+    assert not folder.exists()
+    assert run_folder(Lora(rank=3), settings).name.startswith("encoder-rank3-")

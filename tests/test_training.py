@@ -1,7 +1,10 @@
 """The training loop is deterministic, trains only what it should, and records what it did."""
 
 import dataclasses
+import datetime
 import json
+import re
+import socket
 
 import numpy as np
 import pytest
@@ -290,6 +293,31 @@ def test_data_of_another_task_is_not_used(options):
     assert not task_data.serves(options())
     train(Lora(rank=2), options(), task_data)
     assert "rows" not in vars(task_data)
+
+
+@pytest.mark.parametrize("padding", ["none", "batch"])
+def test_a_run_begins_with_five_lines_about_it(options, capsys, padding):
+    folder, result = train(Lora(rank=2), options(padding=padding, select="holdout"))
+    device, rows, tokens, run, trained = capsys.readouterr().out.splitlines()
+    assert device == f"device   {result['device']}; mixed precision no, frozen float32"
+    assert rows == "rows     44 train, 4 holdout, 20 validation"
+    n_tokens = round(result["real_tokens_per_second"] * result["train_seconds"])
+    counted, shown = re.match(r"tokens   ([\d,]+) in an epoch, at most 64 in a row; (.+)", tokens).groups()
+    assert int(counted.replace(",", "")) == pytest.approx(n_tokens, rel=0.01)
+    form = r"packed, which saves \d+% of a padded batch" if padding == "none" else r"padded, \d+% of a batch"
+    assert re.fullmatch(form, shown)
+    assert run == f"run      {folder}"
+    assert trained == f"trained  {result['trainable_params']:,} parameters: own 512, head {result['trained_head']:,}"
+
+
+def test_a_result_has_its_date_its_host_and_the_scores_of_every_epoch(options):
+    folder, result = train(Lora(rank=2), options(n_epochs=3))
+    finished = datetime.datetime.fromisoformat(result["finished_at"])
+    assert abs((datetime.datetime.now(datetime.UTC) - finished).total_seconds()) < 600
+    assert result["host"] == socket.gethostname()
+    scores = [epoch["score"] for epoch in result["history"]]
+    assert scores == pytest.approx(read_curves(folder)["validation/score"][1])
+    assert (scores[result["best_epoch"] - 1], scores[-1]) == (result["best_score"], result["last_score"])
 
 
 @pytest.mark.parametrize("select", ["dev", "holdout"])

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import psutil
 
@@ -24,9 +25,11 @@ def start_cpu_processes() -> None:
     with 1 whatever their exit codes were.
 
     Raises:
-        InputError: the processes cannot be divided among the machines, or as in `check_environment`.
+        InputError: the processes cannot be divided among the machines, a GPU is asked for and there is none, or as in
+            `check_environment`.
     """
     check_environment()
+    refuse_missing_gpu()
     n, n_machines, machine = _launch_options()
     if max(n, n_machines) < 2:
         return
@@ -58,21 +61,48 @@ def start_cpu_processes() -> None:
     sys.exit(failed if failed >= 0 else 128 - failed)  # killed by a signal: 128 + its number, as a shell says it
 
 
+def refuse_missing_gpu() -> None:
+    """Raise InputError where `accelerate launch` was given a file for a GPU on a machine without one.
+
+    accelerate itself would train on the CPU without a word.
+    """
+    import torch
+
+    if os.environ.get("ACCELERATE_USE_CPU") != "False" or torch.accelerator.is_available():
+        return
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    asked = _launch_arguments()
+    if asked is not None and asked.config_file and not load_config_from_file(asked.config_file).use_cpu:
+        raise InputError(
+            f"launched with {asked.config_file}, which is for a GPU, and there is none: launch with "
+            "configs/accelerate/cpu.yaml, or on a machine with a GPU"
+        )
+
+
+def _launch_arguments() -> Any:
+    """The command line of `accelerate launch` as it reads it; None if it did not start this process."""
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent else []
+    after = next((n for n, word in enumerate(words, start=1) if re.search(r"\blaunch(\.py)?$", word)), None)
+    if after is None:
+        return None
+    from accelerate.commands.launch import launch_command_parser
+
+    return launch_command_parser().parse_args(words[after:])
+
+
 def _launch_options() -> tuple[int, int, int]:
     """Numbers of processes and machines, and the rank of this machine, from the options of `accelerate launch`."""
     # One of these is set where all processes were started, as by MPI.
     counted = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     if os.environ.get("ACCELERATE_USE_CPU") != "True" or "MASTER_ADDR" not in os.environ or counted & os.environ.keys():
         return 1, 1, 0
-    parent = psutil.Process().parent()
-    words = parent.cmdline() if parent else []
-    after = next((n for n, word in enumerate(words, start=1) if re.search(r"\blaunch(\.py)?$", word)), None)
-    if after is None:
+    asked = _launch_arguments()
+    if asked is None:
         return 1, 1, 0
     from accelerate.commands.config.config_args import load_config_from_file
-    from accelerate.commands.launch import launch_command_parser
 
-    asked = launch_command_parser().parse_args(words[after:])
     filed = vars(load_config_from_file(asked.config_file)) if asked.config_file or not asked.cpu else {}
     known = filed | {name: value for name, value in vars(asked).items() if value is not None}
     return known.get("num_processes", 1), known.get("num_machines", 1), known.get("machine_rank", 0)
