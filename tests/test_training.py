@@ -300,9 +300,9 @@ def test_a_run_begins_with_five_lines_about_it(options, capsys, padding):
     folder, result = train(Lora(rank=2), options(padding=padding, select="holdout"))
     device, rows, tokens, run, trained = capsys.readouterr().out.splitlines()
     assert device == f"device   {result['device']}; mixed precision no, frozen float32"
-    assert rows == "rows     44 train, 4 holdout, 20 validation"
+    assert rows == "examples 44 train, 4 holdout, 20 validation"
     n_tokens = round(result["real_tokens_per_second"] * result["train_seconds"])
-    counted, shown = re.match(r"tokens   ([\d,]+) in an epoch, at most 64 in a row; (.+)", tokens).groups()
+    counted, shown = re.match(r"tokens   ([\d,]+) in an epoch, at most 64 in an example; (.+)", tokens).groups()
     assert int(counted.replace(",", "")) == pytest.approx(n_tokens, rel=0.01)
     form = r"packed, which saves \d+% of a padded batch" if padding == "none" else r"padded, \d+% of a batch"
     assert re.fullmatch(form, shown)

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from common.errors import INPUT_ERROR, INTERRUPTED, check
+from common.errors import INPUT_ERROR, INTERRUPTED, InputError, check
 from common.runtime.environment import check_environment
 from common.runtime.stopping import STOP_SIGNALS
 
