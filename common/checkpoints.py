@@ -127,9 +127,11 @@ def _weights_problem(error: Exception, names: list[str]) -> str:
     weights = [name for name in names if name.endswith((".safetensors", ".bin", ".h5", ".msgpack", ".onnx"))]
     if any(name.endswith(".safetensors") for name in weights):
         return ""
+    if not weights:
+        return "it has no weights: wanted model.safetensors"
     return (
-        f"its weights are {', '.join(weights) or 'missing'}, and a pickle could run code: wanted model.safetensors, as "
-        "AutoModel.from_pretrained(...).save_pretrained(FOLDER) of transformers writes"
+        f"its weights are {', '.join(weights)}, which can run code or is not read: wanted model.safetensors, as "
+        "AutoModel.from_pretrained(...).save_pretrained(FOLDER) of transformers writes it"
     )
 
 

@@ -186,21 +186,22 @@ def parse(program: str, words: Sequence[str] | None = None, **defaults: Any) -> 
     headings: list[Any] = [(name, type(value), field(default=value)) for name, value in defaults.items()]
     arguments = make_dataclass("arguments", headings)
     message = io.StringIO()
-    with one_line_errors(), all_at_once():
-        try:
-            with contextlib.redirect_stderr(message):
-                parsed: Any = tyro.cli(
-                    arguments,
-                    prog=program,
-                    args=words,
-                    description="",
-                    use_underscores=True,
-                    config=(tyro.conf.OmitArgPrefixes,),
-                )
-        except SystemExit as stop:
-            if stop.code not in (0, None):
-                raise InputError(_to_one_line(message.getvalue())) from stop
-            raise
+    with one_line_errors():
+        with all_at_once():
+            try:
+                with contextlib.redirect_stderr(message):
+                    parsed: Any = tyro.cli(
+                        arguments,
+                        prog=program,
+                        args=words,
+                        description="",
+                        use_underscores=True,
+                        config=(tyro.conf.OmitArgPrefixes,),
+                    )
+            except SystemExit as stop:
+                if stop.code not in (0, None):
+                    raise InputError(_to_one_line(message.getvalue())) from stop
+                raise
         for value in (getattr(parsed, name) for name in defaults):
             check({f"{k} is {v}: choose a number below 2**63": _is_beyond(v) for k, v in vars(value).items()})
     return [getattr(parsed, name) for name in defaults]

@@ -88,8 +88,7 @@ def train(
         clean_finished(folder)
         return folder, finished
     home = Path(options.output_dir)
-    for written in (folder, folder / runs.RESUMABLE, home / TOKENS):  # early; and again when each is written
-        files.refuse_links(home, written)
+    files.refuse_links(home, folder, folder / runs.RESUMABLE, home / TOKENS)  # early; again when they are written
     locks.refuse_busy(folder)
 
     # Data first, since most bad input is there and is found fast. Then the checks that need only the encoder's shapes.

@@ -113,8 +113,8 @@ def test_a_shared_cache_that_is_read_only_is_read_and_not_written(monkeypatch, t
     with ArrowWriter(path=str(home / "glue-train.arrow"), features=features) as writer:
         writer.write({name: f"a {name}" for name in find("mrpc").texts} | {"label": 1})
         writer.finalize()
-    split = datasets.SplitInfo(name="train", num_examples=1, dataset_name="glue")
-    info = datasets.DatasetInfo(features=features, splits={"train": split}, config_name="mrpc", dataset_name="glue")
+    splits = datasets.SplitDict({"train": datasets.SplitInfo(name="train", num_examples=1, dataset_name="glue")})
+    info = datasets.DatasetInfo(features=features, splits=splits, config_name="mrpc", dataset_name="glue")
     info.write_to_directory(str(home))
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)

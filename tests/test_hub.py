@@ -105,7 +105,7 @@ def test_a_cached_hub_checkpoint_needs_no_network(bert, tmp_path):
             "bin",
             "pytorch_model.bin, tokenizer.json, tokenizer_config.json, vocab.txt: its weights are pytorch_model.bin,",
         ),
-        ("none", "config.json, tokenizer.json, tokenizer_config.json, vocab.txt: its weights are missing"),
+        ("none", "vocab.txt: it has no weights: wanted model.safetensors"),
         ("head", "vocab.txt: its weights have other shapes than its config.json says or this task's head has"),
     ],
 )

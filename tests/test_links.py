@@ -18,9 +18,8 @@ def files_of(folder):
 
 
 @pytest.fixture
-def elsewhere(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    return tmp_path / "elsewhere"
+def elsewhere(tmp_path_factory):
+    return tmp_path_factory.mktemp("elsewhere")
 
 
 def test_a_link_in_an_unfinished_run_is_refused_before_training(options, elsewhere):

@@ -104,11 +104,12 @@ def refuse_outside(folder: Path) -> None:
         refuse_links(home, folder)
 
 
-def refuse_links(home: Path, folder: Path) -> None:
+def refuse_links(home: Path, *folders: Path) -> None:
     """Raise InputError if a folder below `home` resolves, through a link, to a path outside `home`."""
-    found = os.path.realpath(folder)  # unlike Path.resolve, it ends at a loop of links
-    if not Path(found).is_relative_to(os.path.realpath(home)):
-        raise InputError(f"{folder} links to {found}, outside of {home}: remove that link")
+    for folder in folders:
+        found = os.path.realpath(folder)  # unlike Path.resolve, it ends at a loop of links
+        if not Path(found).is_relative_to(os.path.realpath(home)):
+            raise InputError(f"{folder} links to {found}, outside of {home}: remove that link")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -259,7 +259,7 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
     journal = run_folder(method, options).parent / f"search-{name}.journal"
     storage = settings.storage or str(journal)
     if not settings.storage:
-        files.refuse_links(Path(options.output_dir), journal)
+        files.refuse_links(Path(options.output_dir), journal.parent, journal)
     directions = ["maximize", "minimize"] if settings.pareto else ["maximize"]
     prune = settings.pruner == "median" and not settings.pareto
     study, keeper = open_study(storage, name, facts, defaults(method, options, space), prune, directions)

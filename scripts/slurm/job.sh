@@ -3,6 +3,7 @@ set -uo pipefail
 [ -d .venv/bin ] && PATH="$PWD/.venv/bin:$PATH"
 # Compute nodes often have no network: use the models and data in the cache, from an earlier run on a login node.
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" HF_HOME="${HF_HOME:-$HOME/.cache/huggingface}"
+# A task takes the cores that it asked for, so that tasks on one node do not count each other; your own number is kept.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}" SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 
 # SLURM sends USR1 before the time limit (and, on clusters with send_user_signal, before a preemption): the run saves
