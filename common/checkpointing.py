@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError, check
+from common.loading import misfit, shapes_of
 from common.methods import Tensors, own_buffers, trainable
 from common.runs import CHECKPOINT
 from common.runtime import files, shards
@@ -133,15 +134,8 @@ class TrainingState:
 
     def _check(self, tensors: Tensors, notes: dict[str, Any]) -> Progress:
         """The progress in a checkpoint. Raises InputError unless all of its contents can be from this run."""
-        wanted, found = (
-            {name: f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for name, tensor in each.items()}
-            for each in (self._wanted(), tensors)
-        )
-        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        if wrong:
-            name, n_wrong = wrong[0], len(wrong)
-            sides = f"{found.get(name, 'missing')}, wanted {wanted.get(name, 'none')}"
-            raise InputError(f"{name} is {sides} ({n_wrong} such tensor{'s' if n_wrong > 1 else ''})")
+        if wrong := misfit(shapes_of(tensors), shapes_of(self._wanted())):
+            raise InputError(wrong)
         progress = self._read_progress(notes["progress"])
         for name in trainable(self.model):
             weights, step, first, second = (tensors[f"{kind}.{name}"] for kind in ("weights", *OPTIMIZER))

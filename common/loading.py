@@ -90,17 +90,12 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
     checkpoint = checkpoint or config["base_checkpoint"]
     meta = meta_model(checkpoint, config["n_outputs"])
     try:
-        wanted = {name: _shape(tensor) for name, tensor in _loaded_by(method, apply_on_meta(method, meta)).items()}
+        wanted = shapes_of(_loaded_by(method, apply_on_meta(method, meta)))
     except DoesNotFit as error:
         raise InputError(f"{folder / CONFIG} does not fit {checkpoint}: {error}") from error
     new_names = {name: _current_name(name, method) if name not in wanted else name for name in found}
-    found = {new_names[name]: shape for name, shape in found.items()}
-    if wanted != found:
-        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        raise InputError(
-            f"{path} does not fit {CONFIG} beside it: {wrong[0]} is {found.get(wrong[0], 'missing')}, "
-            f"wanted {wanted.get(wrong[0], 'none')} ({len(wrong)} such tensors)"
-        )
+    if wrong := misfit({new_names[name]: shape for name, shape in found.items()}, wanted):
+        raise InputError(f"{path} does not fit {CONFIG} beside it: {wrong}")
 
     model = load_model(checkpoint, config["n_outputs"])
     base = base_of(model)
@@ -129,9 +124,18 @@ def _contents(path: Path) -> tuple[dict[str, str], int]:
         raise InputError(f"{path} is missing or damaged ({error}): restore it or train again") from error
 
 
-def _shape(tensor: torch.Tensor) -> str:
-    """Type and shape of a tensor in the format of `_contents`."""
-    return f"{SAFETENSORS_TYPES[tensor.dtype]} {tuple(tensor.shape)}"
+def shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Type and shape of each tensor in the format of `_contents`."""
+    return {n: f"{SAFETENSORS_TYPES.get(t.dtype, t.dtype)} {tuple(t.shape)}" for n, t in tensors.items()}
+
+
+def misfit(found: dict[str, str], wanted: dict[str, str]) -> str:
+    """The first tensor whose type and shape are not the wanted ones, and the number of such; empty if there is none."""
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if not wrong:
+        return ""
+    sides = f"{found.get(wrong[0], 'missing')}, wanted {wanted.get(wrong[0], 'none')}"
+    return f"{wrong[0]} is {sides} ({len(wrong)} such tensors)"
 
 
 def _loaded_by(method: Method, model: nn.Module) -> Mapping[str, torch.Tensor]:
@@ -154,8 +158,11 @@ def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
         targets[name].data.copy_(shards.shard_like(tensor, targets[name]))
 
 
-def restore(folder: Path, model: nn.Module) -> None:
-    """Copy the trained form of a saved adapter back into its model."""
+def restore(folder: Path, model: nn.Module, method: Method) -> None:
+    """Copy the trained form of a saved adapter back into its model. Raises InputError if it is damaged or another's."""
     stored = folder / RESUMABLE / ADAPTER
-    tensors, _ = read_tensors(stored if stored.is_file() else folder / ADAPTER)
+    path = stored if stored.is_file() else folder / ADAPTER
+    tensors, _ = read_tensors(path)
+    if wrong := misfit(shapes_of(tensors), shapes_of(_loaded_by(method, model))):
+        raise InputError(f"{path} does not fit this run: {wrong}; --no_resume restarts the run")
     copy_into(model, tensors)

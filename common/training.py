@@ -449,7 +449,7 @@ def finish(run: Run) -> dict[str, Any]:
     """Score the best epoch on the development set if it did not select that epoch; write and return the result."""
     dev_scores = None
     if run.dev_splits:
-        loading.restore(run.folder, run.model)
+        loading.restore(run.folder, run.model, run.method)
         dev_scores, outputs = run.evaluate(run.dev_splits)
         if run.accelerator.is_main_process:
             write_predictions(run.folder, outputs, {split: run.dev_splits[split].labels for split in outputs})

@@ -17,7 +17,7 @@ from conftest import KINDS, REPOSITORY, outcome
 from safetensors.torch import load_file
 
 from adapters.method import Adapters
-from common import data, training
+from common import data, loading, training
 from common.classification import TextClassification
 from common.errors import INTERRUPTED, Busy, InputError, Interrupted
 from common.methods import find, names
@@ -436,11 +436,30 @@ def test_of_every_method_and_encoder_each_tensor_of_a_checkpoint_is_held_to_the_
         if not name.startswith("process."):
             change_checkpoint(folder, changed(name, lambda t: t.new_zeros(7, 7, 7)))
             break
-    with pytest.raises(InputError, match=r"\(7, 7, 7\), wanted .* \(1 such tensor\); --no_resume restarts the run"):
+    with pytest.raises(InputError, match=r"\(7, 7, 7\), wanted .* \(1 such tensors\); --no_resume restarts the run"):
         train(method, settings)
     (folder / CHECKPOINT).write_bytes(whole)
     with pytest.raises(Interrupted, match="after step 2 of"):
         train(method, settings)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_an_adapter_of_other_shapes_is_not_restored_for_the_scores_at_the_end(method, options, monkeypatch):
+    settings = options(select="holdout", max_train_samples=100)
+    usual = loading.restore
+
+    def with_another_adapter(folder, *rest):
+        resumable = folder / "resumable" / "adapter.safetensors"
+        path = resumable if resumable.is_file() else folder / "adapter.safetensors"
+        tensors, notes = files.read_tensors(path)
+        name = max(tensors)
+        files.write_tensors(path, tensors | {name: tensors[name].flatten()[:1].clone()}, **notes)
+        usual(folder, *rest)
+
+    monkeypatch.setattr(loading, "restore", with_another_adapter)
+    with pytest.raises(InputError, match=r"adapter.safetensors does not fit this run: .* \(1 such tensors\)"):
+        train(method, settings)
+    assert not (run_folder(method, settings) / "result.json").exists()
 
 
 def test_a_second_process_on_a_run_is_refused_and_changes_nothing(options):
