@@ -113,4 +113,4 @@ def test_the_counts_by_kind_are_printed_and_stored(options, capsys):
     _, result = train(BitFit(), options(max_train_samples=16))
     assert result["trained_biases"] == 2 * (5 * 32 + 64)
     assert result["trained_head"] == 66
-    assert f"biases {result['trained_biases']:>12,}" in capsys.readouterr().out
+    assert f"biases {result['trained_biases']:,}, " in capsys.readouterr().out
