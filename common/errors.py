@@ -21,6 +21,10 @@ class DoesNotFit(InputError):
     """Options of a method are valid, but not for this encoder, such as a rank above its hidden size."""
 
 
+class Diverged(InputError):
+    """The model left the finite numbers: its outputs, its score or too many of its gradients are NaN or infinite."""
+
+
 class Busy(InputError):
     """Another process is training in the run folder."""
 

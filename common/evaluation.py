@@ -1,5 +1,6 @@
 """Outputs and scores of a model, for training and for prediction."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from common.encoders import n_outputs
+from common.errors import Diverged
 from common.metrics import mean_score
 from common.runtime.shards import reshard
 from common.task_data import Task
@@ -26,10 +28,16 @@ def evaluate(
     """Scores by name, and outputs by split, (examples, outputs).
 
     Names of scores have a suffix from the second split on; `score` is the mean of the first split's metrics.
+
+    Raises:
+        Diverged: an output or a score is not finite.
     """
     scores, outputs = dict[str, float](), dict[str, np.ndarray]()
     for split, tokens in splits.items():
         values, outputs[split] = task.score(model, tokens, batch_size, accelerator)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value}")
         suffix = "_" + split.removeprefix("validation_") if scores else ""
         scores |= {name + suffix: value for name, value in values.items() if not suffix or name != COLLAPSED}
     return scores | {"score": mean_score(scores[name] for name in task.metrics)}, outputs

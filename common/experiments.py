@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common import classification
-from common.errors import Busy, DoesNotFit, InputError, one_line_errors
+from common.errors import Busy, Diverged, DoesNotFit, InputError, one_line_errors
 from common.methods import Method, find
 from common.options import SweepOptions, TuneOptions, canonical_text, parse
 from common.results import majority_text, on_dev
@@ -65,7 +65,7 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
     Several workers may share the same runs: each takes runs that no other worker trains, and returns when all are done.
 
     Raises:
-        InputError: as in `train`, or no configuration fits the encoder.
+        InputError: as in `train`, or no configuration fits the encoder, or all runs diverged.
     """
     is_rank_0 = os.environ.get("RANK", "0") == "0"
     for path in {run_folder(method, options).parent / ROWS for method in methods}:
@@ -73,6 +73,7 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
             read_rows(path)  # report a damaged file before hours of training
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     refused: dict[int, DoesNotFit] = {}
+    diverged: list[Diverged] = []
     waiting = list(product(range(len(methods)), seeds))
     n_runs = len(waiting)
     task_data = TaskData(classification.find(options.task_name), options)  # read once, for all runs
@@ -93,6 +94,12 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
                 if is_rank_0:
                     print(f"configuration {number + 1} of {len(methods)} skipped: {error}")
                 continue
+            except Diverged as error:  # the other runs may not
+                diverged.append(error)
+                n_runs -= 1
+                if is_rank_0:
+                    print(f"configuration {number + 1} of {len(methods)} has no result with seed {seed}: {error}")
+                continue
             rows[number, seed] = result
             if is_rank_0:
                 with files.confined_to(Path(options.output_dir)):
@@ -100,8 +107,8 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
         if len(busy) == len(waiting):
             time.sleep(WAIT)
         waiting = busy
-    if refused and not rows:
-        raise next(iter(refused.values()))
+    if not rows and (errors := [*refused.values(), *diverged]):
+        raise errors[0]
     return [rows[key] for key in sorted(rows)]
 
 

@@ -19,7 +19,7 @@ from common.fitting import apply_on_meta
 from common.methods import Method, apply, find, trainable
 from common.runs import ADAPTER, CONFIG, RESUMABLE
 from common.runtime import shards
-from common.runtime.files import read_json, read_tensors, require
+from common.runtime.files import non_finite, read_json, read_tensors, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,6 +106,8 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
         )
     apply(method, model)
     tensors, _ = read_tensors(path)
+    if bad := non_finite(tensors):
+        raise InputError(f"{path} is damaged: {bad[0]} has NaN or infinite values ({len(bad)} tensors): train again")
     copy_into(model, {new_names[name]: tensor for name, tensor in tensors.items()})
     return model.eval(), method
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from common import data, loading, runs, tasks
 from common.checkpoints import load_tokenizer
 from common.encoders import longest_input, n_outputs, shortest_input
-from common.errors import InputError, one_line_errors
+from common.errors import Diverged, InputError, one_line_errors
 from common.evaluation import predict_logits
 from common.fast import prepare
 from common.fitting import positions_left
@@ -15,7 +15,7 @@ from common.options import PredictOptions, parse
 from common.results import candidates, choice, find_run
 from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
-from common.submission import write_submission
+from common.submission import submission_lines, write_submission
 from common.tokens import tokenize
 
 
@@ -35,7 +35,7 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     """Predict the test sets of a run and write a file for each; return the paths on rank 0.
 
     Raises:
-        InputError: no run, a run of another method, task or base model, or unusable data.
+        InputError: no run, a run of another method, task or base model, unusable data, or outputs that are not finite.
     """
     folder = find_run(method, options)
     if not options.run and os.environ.get("RANK", "0") == "0":
@@ -66,14 +66,19 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     prepared = prepare(model, accelerator.device, config["frozen_dtype"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     total = sum(map(len, examples))
-    paths = []
+    lines = []
     with tqdm(total=total, desc=f"{method} {trained} test", disable=not accelerator.is_main_process) as bar:
         for task, texts in zip(tests, examples, strict=True):
             tokens = tokenize(texts, tokenizer, config["max_length"]).with_layout(prepared.layout)
             outputs = predict_logits(model, tokens, options.batch_size, accelerator, bar.update)
-            if accelerator.is_main_process:
-                with files.confined_to(Path(options.run or options.output_dir)):
-                    paths.append(write_submission(folder, task, outputs, len(texts)))
+            try:
+                lines.append(submission_lines(task, outputs))
+            except Diverged as error:
+                raise InputError(f"{folder} cannot predict {task.name}: {error}; train it again") from error
+    paths = []
+    if accelerator.is_main_process:
+        with files.confined_to(Path(options.run or options.output_dir)):
+            paths = [write_submission(folder, *each) for each in zip(tests, lines, map(len, examples), strict=True)]
     if source == "demo":
         accelerator.print("synthetic data: do not submit these files to the leaderboard")
     return paths

@@ -91,6 +91,8 @@ def write_predictions(folder: Path, outputs: dict[str, np.ndarray], labels: Tens
 def read_predictions(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Split -> logits, (examples, outputs), and labels, (examples,). Raises InputError if missing or damaged."""
     tensors, _ = read_tensors(folder / PREDICTIONS)
+    if bad := files.non_finite(tensors):
+        raise InputError(f"{folder / PREDICTIONS} is damaged: {bad[0]} has NaN or infinite values: train the run again")
     found = {}
     for split in (name.removesuffix(".logits") for name in tensors if name.endswith(".logits")):
         logits, labels = tensors[f"{split}.logits"], tensors.get(f"{split}.labels", torch.empty(0))
@@ -98,8 +100,6 @@ def read_predictions(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         if not shapes or logits.dtype != torch.float32 or labels.dtype not in (torch.int64, torch.float32):
             about = " and ".join(f"{tuple(each.shape)} {each.dtype}" for each in (logits, labels))
             raise InputError(f"{folder / PREDICTIONS} is damaged: logits and labels of {split} are {about}")
-        if not (logits.isfinite().all() and labels.isfinite().all()):
-            raise InputError(f"{folder / PREDICTIONS} is damaged: logits or labels of {split} are not finite")
         found[split] = logits.numpy(), labels.numpy()
     return found
 

@@ -62,15 +62,14 @@ def collect(method: str, options: PredictOptions) -> tuple[dict[str, str], dict[
 def submission_lines(task: tasks.GlueTask, outputs: np.ndarray) -> list[str]:
     """Lines of a submission file: a header, then index and class name, or score clipped to [0, 5].
 
-    outputs: logits, (examples, outputs).
+    outputs: logits, (examples, outputs). Raises Diverged if they are not finite.
     """
     texts = [task.targets.format(answer) for answer in task.targets.answers(outputs)]
     return ["index\tprediction", *(f"{index}\t{text}" for index, text in enumerate(texts))]
 
 
-def write_submission(folder: Path, task: tasks.GlueTask, outputs: np.ndarray, n_rows: int) -> Path:
+def write_submission(folder: Path, task: tasks.GlueTask, lines: list[str], n_rows: int) -> Path:
     """Write the submission file of a task, with one row for each of the `n_rows` test examples."""
-    lines = submission_lines(task, outputs)
     if len(lines) - 1 != n_rows:
         raise RuntimeError(f"{len(lines) - 1} predictions for the {n_rows} examples of {task.name}'s test split")
     path = folder / task.submission

@@ -9,6 +9,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from common.errors import Diverged
+
+
+def _finite(logits: np.ndarray) -> np.ndarray:
+    """The same logits. Raises Diverged if some are NaN or infinite: they are no answer, and argmax would take one."""
+    n_bad = len(logits) - int(np.isfinite(logits).all(axis=1).sum())
+    if n_bad:
+        raise Diverged(f"the outputs for {n_bad:,} of {len(logits):,} examples are NaN or infinite")
+    return logits
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -44,8 +54,8 @@ class Classes:
         return F.cross_entropy(logits.float(), labels, reduction="none")
 
     def answers(self, logits: np.ndarray) -> np.ndarray:
-        """logits: (examples, outputs) -> class indices, (examples,)"""
-        return logits.argmax(axis=1)
+        """logits: (examples, outputs) -> class indices, (examples,). Raises Diverged if they are not finite."""
+        return _finite(logits).argmax(axis=1)
 
     def floor(self, labels: Sequence[float], n_examples: int) -> np.ndarray:
         """Constant answers of the majority class, (examples,)."""
@@ -83,8 +93,8 @@ class Score:
         return F.mse_loss(logits[:, 0].float(), labels, reduction="none")
 
     def answers(self, logits: np.ndarray) -> np.ndarray:
-        """logits: (examples, 1) -> scores, (examples,)"""
-        return logits[:, 0]
+        """logits: (examples, 1) -> scores, (examples,). Raises Diverged if they are not finite."""
+        return _finite(logits)[:, 0]
 
     def floor(self, labels: Sequence[float], n_examples: int) -> np.ndarray:
         """Constant answers of the mean score, (examples,)."""

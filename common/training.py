@@ -17,7 +17,7 @@ from common.checkpointing import Progress, TrainingState
 from common.checkpoints import base_of
 from common.classification import find
 from common.encoders import encoder, layers
-from common.errors import InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
+from common.errors import Diverged, InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
 from common.evaluation import COLLAPSED, evaluate
 from common.fast import prepare
 from common.fitting import check_fit, fit_to_budget
@@ -72,7 +72,8 @@ def train(
 
     Raises:
         InputError: unusable options, data, checkpoint or folder, a finished run on what is now other data or another
-            encoder, too little memory, or too many steps with a non-finite gradient.
+            encoder, or too little memory.
+        Diverged: outputs or scores are not finite, or too many steps have a non-finite gradient.
         Busy: another process is training this run.
         Interrupted: the run received SIGTERM, SIGUSR1 or Ctrl-C or reached `options.time_limit`, and was saved.
         Pruned: `after_epoch` ended the run, which can be resumed.
@@ -292,7 +293,7 @@ class Run:
             )
 
     def log_training(self, grad_norm: float) -> None:
-        """Log the means since the last log. Raises InputError after too many bad steps."""
+        """Log the means since the last log. Raises Diverged after too many bad steps, or if no step was good."""
         progress = self.progress
         loss_sum, token_sum, n_bad = self.accelerator.reduce(self.recent, reduction="sum").tolist()
         n_bad = round(n_bad / self.accelerator.num_processes)
@@ -310,8 +311,8 @@ class Run:
         progress.train_tokens += round(token_sum)
         progress.logged_at, progress.recent_steps = now, 0
         self.recent.zero_()
-        if progress.bad_steps >= self.options.max_bad_steps:
-            raise InputError(
+        if progress.bad_steps >= min(self.options.max_bad_steps, self.n_steps):
+            raise Diverged(
                 f"the gradient was not finite in {progress.bad_steps} steps of the first {progress.step} of "
                 f"{self.n_steps} ({self.folder}): choose a smaller lr; weights and checkpoint are of good steps only"
             )
@@ -344,8 +345,13 @@ class Run:
             raise Pruned(f"ended after epoch {epoch + 1} of {self.options.n_epochs}, which is saved in {self.folder}")
 
     def evaluate(self, splits: dict[str, Tokens]) -> tuple[dict[str, float], dict[str, Any]]:
-        """Scores of the current model, and its outputs by split."""
-        return evaluate(self.task, self.model, splits, self.options.eval_batch_size, self.accelerator)
+        """Scores of the current model, and its outputs by split. Raises Diverged if they are not finite."""
+        try:
+            return evaluate(self.task, self.model, splits, self.options.eval_batch_size, self.accelerator)
+        except Diverged as error:
+            when = f"after step {self.progress.step} of {self.n_steps} ({self.folder})"
+            kept = "the adapter of the best epoch is kept" if self.progress.history else "nothing was saved"
+            raise Diverged(f"{error} {when}: choose a smaller lr; {kept}") from None
 
     def save_best(self, outputs: dict[str, Any]) -> None:
         """Write the adapter and, if the development set selects, the predictions on it."""

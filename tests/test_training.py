@@ -211,7 +211,7 @@ def test_every_option_that_changes_the_result_changes_the_folder(options, monkey
 
 @pytest.mark.slow
 def test_a_diverging_run_ends_with_a_clear_error_and_no_result(options):
-    with pytest.raises(InputError, match=r"the gradient was not finite in \d+ steps of the first \d+ of \d+"):
+    with pytest.raises(InputError, match="are NaN or infinite after step 6 of 18"):
         train(Baseline(), options(lr=1e30, warmup_ratio=0.0, n_epochs=3, max_grad_norm=0.0))
     with pytest.raises(InputError, match="no finished"):
         find_run("baseline", PredictOptions(task_name="sst2", output_dir=options().output_dir))

@@ -185,6 +185,11 @@ def require(path: Path, values: dict[str, Any], **wanted: type) -> None:
             raise InputError(f"{path} is damaged: {name} is {found}, wanted {kind.__name__}")
 
 
+def non_finite(tensors: Tensors) -> list[str]:
+    """Names of the tensors with NaN or infinite values."""
+    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+
+
 def sha256(tensors: dict[str, torch.Tensor]) -> Any:
     """SHA-256 of the names, shapes, types and values of tensors, sorted by name."""
     digest = hashlib.sha256()
