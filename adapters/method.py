@@ -77,6 +77,7 @@ class Adapters(Method):
     old_names: ClassVar[dict[str, str]] = {r"\.adapter\.": ".adapters."}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         n = self.drop_layers
         check(
             {

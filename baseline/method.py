@@ -49,6 +49,7 @@ class Baseline(Method):
     old_names: ClassVar[dict[str, str]] = {r"\.delta$": ".baseline.delta"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         k, n = self.top_k, self.random_params
         check(
             {

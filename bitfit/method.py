@@ -29,6 +29,7 @@ class BitFit(Method):
     default_lr: ClassVar[float] = 3e-3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         each_once = 0 < len(self.groups()) == len(set(self.groups()))
         check({f"terms are {' '.join(self.terms)}: name at least one, and each once": not each_once})
 

@@ -18,6 +18,7 @@ class Combined(Method):
     parts: tuple[Method, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(
             {
                 f"{self.name}: wanted at least two methods": len(self.parts) < 2,

@@ -1,11 +1,15 @@
 """Errors that end a run with one line and an exit code. Any other exception is a bug and shows its traceback."""
 
+import contextlib
+import dataclasses
 import os
 import signal
 import sys
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 INPUT_ERROR = 2
 """Exit code for unusable input."""
@@ -52,6 +56,27 @@ def check(problems: dict[str, bool]) -> None:
         noted += [text for text in found if text not in noted]
     elif found:
         raise InputError("; ".join(found))
+
+
+def check_types(options: Any) -> None:
+    """Raise InputError if a field of a dataclass has another type than declared; a list for a tuple becomes one.
+
+    A bool is not accepted as a number.
+    """
+    import typeguard
+
+    every = typeguard.CollectionCheckStrategy.ALL_ITEMS
+    hints = typing.get_type_hints(type(options))
+    for name, wanted in {field.name: hints[field.name] for field in dataclasses.fields(options)}.items():
+        if isinstance(value := getattr(options, name), list):
+            value = tuple(value)
+            object.__setattr__(options, name, value)  # frozen for everybody else
+        with contextlib.suppress(typeguard.TypeCheckError):
+            typeguard.check_type(value, wanted, collection_check_strategy=every)
+            if not isinstance(value, bool) or bool in (wanted, *typing.get_args(wanted)):
+                continue
+        text = wanted.__name__ if isinstance(wanted, type) else str(wanted).replace("typing.", "")
+        raise InputError(f"{name} is {value!r}: wanted {text}")
 
 
 @contextmanager

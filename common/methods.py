@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from common.encoders import Branch, Place, head_parameters, layer_norm_parameters, pooler
-from common.errors import InputError
+from common.errors import InputError, check_types
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Model = TypeVar("Model", bound=nn.Module)
@@ -35,6 +36,10 @@ class Method:
     """The option that sets the number of trained parameters, for a parameter budget; None = there is none."""
     old_names: ClassVar[Mapping[str, str]] = {}
     """Pattern -> replacement: parameter names in adapters of earlier versions -> current names."""
+
+    def __post_init__(self) -> None:
+        """Refuse options of another type. A method that refuses more calls this first."""
+        check_types(self)
 
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
         """The branches to add and their places. Raises DoesNotFit if the options do not fit this model."""
@@ -156,7 +161,15 @@ def find(name: str) -> type[Method]:
     """The method class in a folder. Raises InputError for an unknown name."""
     if name not in names():
         raise InputError(f"unknown method {name!r}: choose one of {', '.join(names())}")
-    module = importlib.import_module(f"{name}.method")
+    try:
+        module = importlib.import_module(f"{name}.method")
+    except ModuleNotFoundError as error:
+        if error.name != f"{name}.method":
+            raise
+        raise InputError(
+            f"{name} is another package, in {', '.join(sys.modules[name].__path__)}, wanted that of this repository: "
+            f"start Python in {REPOSITORY}, or put this folder first in PYTHONPATH"
+        ) from error
     kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, Method)]
     (method,) = (kind for kind in kinds if kind.__module__ == module.__name__)
     return method

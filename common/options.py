@@ -6,10 +6,10 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Any, Literal, get_type_hints
 
-from common.errors import InputError, all_at_once, check, one_line_errors
+from common.errors import InputError, all_at_once, check, check_types, one_line_errors
 from common.runtime.files import one_spelling
 from common.tasks import TESTED, TRAINED
 
@@ -30,8 +30,8 @@ class TuneOptions:
     """GLUE task."""
     data: str = "hub"
     """hub (nyu-mll/glue), a folder with the official GLUE download, or demo (synthetic)."""
-    lr: float = 5e-5
-    """Peak learning rate of AdamW."""
+    lr: float | None = None
+    """Peak learning rate of AdamW; None = the method's default."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Betas of AdamW."""
     eps: float = 1e-6
@@ -89,12 +89,13 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         _spell_paths(self)
+        check_types(self)
         at_least_one = ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "n_epochs", "max_bad_steps")
         optional = ("max_length", "param_budget", "max_train_samples", "max_eval_samples", "checkpoint_every")
         counts = {name: getattr(self, name) for name in (*at_least_one, *optional)}
         check(
             {
-                f"lr is {self.lr}: choose a number above 0": not 0 < self.lr < float("inf"),
+                f"lr is {self.lr}: choose a number above 0": self.lr is not None and not 0 < self.lr < float("inf"),
                 f"betas are {self.betas}: choose numbers from 0 to below 1": not all(0 <= b < 1 for b in self.betas),
                 f"eps is {self.eps}: choose a number above 0": not 0 < self.eps < 1,
                 f"weight_decay is {self.weight_decay}: choose at least 0": not 0 <= self.weight_decay < float("inf"),
@@ -113,6 +114,13 @@ class TuneOptions:
             | {f"{k} is {v}: choose at least 1": v is not None and v < 1 for k, v in counts.items()}
             | {f"{k} is {v}: choose at most {MANY:,}": v is not None and v > MANY for k, v in counts.items()}
         )
+
+    def for_method(self, method: Any) -> "TuneOptions":
+        """The same options with the learning rate of a method in place of None. Raises InputError if it has none."""
+        default = getattr(method, "default_lr", None)
+        if self.lr is None and default is None:
+            raise InputError(f"{method.name} has no default learning rate: choose lr")
+        return self if self.lr is not None else replace(self, lr=default)
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         _spell_paths(self)
+        check_types(self)
         wanted = f"choose from 1 to {MANY:,}"
         check({f"batch_size is {self.batch_size}: {wanted}": not 1 <= self.batch_size <= MANY})
 
@@ -167,6 +176,7 @@ class SweepOptions:
     """Train only these sizes of the grid, such as 1 8 64; default: all."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         wanted = f"choose from 1 to {MANY_SEEDS:,}"
         check({f"n_seeds is {self.n_seeds}: {wanted}": not 1 <= self.n_seeds <= MANY_SEEDS})
 

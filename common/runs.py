@@ -123,7 +123,7 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
 
     Example: OUTPUT_DIR/METHOD/mrpc/minilm-rank4-lr0.001-seed42-3f2a9c1e
     """
-    shared = decisive(options)
+    shared = decisive(options.for_method(method))
     own = method.options()
     launched = {"WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"}  # set by accelerate launch
     facts = {"method": method.name} | shared | own

@@ -78,7 +78,7 @@ def train(
         Interrupted: the run received SIGTERM, SIGUSR1 or Ctrl-C or reached `options.time_limit`, and was saved.
         Pruned: `after_epoch` ended the run, which can be resumed.
     """
-    task = find(options.task_name)
+    task, options = find(options.task_name), options.for_method(method)
     if options.param_budget is not None:
         method = fit_to_budget(method, options.param_budget, task.meta(options.checkpoint))
     folder = run_folder(method, options)
@@ -140,14 +140,14 @@ def finished_result(folder: Path, options: TuneOptions, task_data: TaskData) -> 
 def loop(run: "Run", after_epoch: AfterEpoch) -> None:
     """Train from the current step to the last one. Raises what `train` raises."""
     method, options, accelerator, progress = run.method, run.options, run.accelerator, run.progress
-    device, n_processes = accelerator.device, accelerator.num_processes
+    device, n_processes, peak_lr = accelerator.device, accelerator.num_processes, run.settings["lr"]
     with run.progress_bar() as run.bar, Stop(options.time_limit, n_processes) as run.stop:
         for epoch in range(len(progress.history), options.n_epochs):
             run.wrapped_model.train()
             run.clock = time.perf_counter()
             for indices in run.steps_left(epoch):  # (examples,) of one optimizer step, on all processes
                 for group in run.optimizer.param_groups:
-                    group["lr"] = options.lr * schedule(progress.step, run.n_warmup, run.n_steps)
+                    group["lr"] = peak_lr * schedule(progress.step, run.n_warmup, run.n_steps)
 
                 step_loss = torch.zeros((), device=device)
                 for micro_batch, is_last in run.micro_batches(indices):
@@ -386,7 +386,8 @@ def make_optimizer(model: nn.Module, options: TuneOptions) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=True)
+    lr: Any = options.lr
+    return torch.optim.AdamW(groups, lr=lr, betas=options.betas, eps=options.eps, fused=True)
 
 
 def prepare_run(

@@ -74,6 +74,7 @@ class Lora(Method):
     old_names: ClassVar[dict[str, str]] = {r"\.lora_(A|B)$": r".lora.\1"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         each_once = 0 < len(self.targets) == len(set(self.targets))
         check(
             {

@@ -67,6 +67,7 @@ class PrefixTuning(Method):
     old_names: ClassVar[dict[str, str]] = {r"\.(encoder|transformer)\.prefix\.": ".embeddings.prefix."}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(
             {
                 f"prefix_length is {self.prefix_length}: choose at least 1": self.prefix_length < 1,

@@ -44,6 +44,7 @@ class PromptTuning(Method):
     old_names: ClassVar[dict[str, str]] = {r"\.word_embeddings\.prompt$": ".prompt.vectors"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(
             {
                 f"prompt_length is {self.prompt_length}: choose at least 1": self.prompt_length < 1,

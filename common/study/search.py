@@ -248,6 +248,7 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
         InputError: unusable options, data, checkpoint or storage; a full disk; or no trial has a score.
         Interrupted: as in `train`.
     """
+    options = options.for_method(method)
     material = check_first(method, options)
     space = space_of(method, options, settings, given)
     if all(isinstance(what, Same) for what in space.values()):

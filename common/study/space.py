@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.classification import find
-from common.errors import check
+from common.errors import check, check_types
 from common.fitting import fit_to_budget
 from common.methods import Method
 from common.options import MANY, TuneOptions
@@ -60,6 +60,7 @@ class SearchOptions:
     """Name of the study; None = a name made from all options that can change a score."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         (slow, fast), (few, many) = self.lr_range or (1, 1), self.n_epochs_range
         sizes = self.batch_sizes
         check(
