@@ -17,6 +17,10 @@ INTERRUPTED = 75
 """Exit code of a run that stopped on request, saved a checkpoint and can be resumed (EX_TEMPFAIL)."""
 
 
+LONGEST = 2_000
+"""Characters of an error line above which its middle is left out."""
+
+
 class InputError(ValueError):
     """Input of the user cannot be used. The message says what was found, what was wanted and what to do."""
 
@@ -139,4 +143,6 @@ def plain(text: str) -> str:
 
 def _print_line(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(plain(text), file=sys.stderr)
+        line = plain(text)
+        # A bad value can be a whole file. What was found stands at the beginning, what to do at the end.
+        print(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}", file=sys.stderr)

@@ -12,7 +12,7 @@ from torch import nn
 
 from common.checkpoints import base_of, load_model, meta_model
 from common.combined import Combined
-from common.errors import DoesNotFit, InputError
+from common.errors import DoesNotFit, InputError, check_types
 from common.fitting import apply_on_meta
 from common.methods import Method, apply, find, trainable
 from common.runs import ADAPTER, CONFIG, RESUMABLE
@@ -43,7 +43,9 @@ def read_method(folder: Path, config: dict[str, Any]) -> Method:
     if not isinstance(options, dict) or set(options) != fields:
         raise InputError(f"{folder / CONFIG} is damaged: wanted the options {', '.join(sorted(fields))}")
     try:
-        return kind(**options)
+        method = kind(**options)
+        check_types(method)
+        return method
     except (TypeError, ValueError) as error:
         raise InputError(f"{folder / CONFIG} is damaged: {error}") from error
 

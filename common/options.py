@@ -1,13 +1,16 @@
 """Dataclasses -> command line. Each field below defines one option, its default and its help text."""
 
+import argparse
 import contextlib
 import io
 import json
 import os
 import re
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, NoReturn, get_type_hints
 
 from common.errors import InputError, all_at_once, check, check_types, one_line_errors
 from common.runtime.files import one_spelling
@@ -196,8 +199,10 @@ def parse(program: str, words: Sequence[str] | None = None, **defaults: Any) -> 
     headings: list[Any] = [(name, type(value), field(default=value)) for name, value in defaults.items()]
     arguments = make_dataclass("arguments", headings)
     message = io.StringIO()
+    words = sys.argv[1:] if words is None else words
     with one_line_errors():
         with all_at_once():
+            check_repeated(words)
             try:
                 with contextlib.redirect_stderr(message):
                     parsed: Any = tyro.cli(
@@ -223,9 +228,40 @@ def _is_beyond(value: Any) -> bool:
     return any(isinstance(each, int) and not -(2**63) <= each < 2**63 for each in values)
 
 
+class Arguments(argparse.ArgumentParser):
+    """The parser of scripts without a method: like `parse`, it reports a bad command line in one line."""
+
+    def __init__(self, description: str | None):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        with one_line_errors():
+            check_repeated(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        with one_line_errors():
+            raise InputError(f"{message} (--help lists the options)")
+
+
+def _named(words: Sequence[str]) -> list[str]:
+    """Names of the options in a command line, in order; a value that begins with -- is given as --option=value."""
+    names = (word.partition("=")[0].removeprefix("--") for word in words if re.match("--.", word))
+    return [name.replace("-", "_") for name in names]
+
+
+def check_repeated(words: Sequence[str]) -> None:
+    """Raise InputError if an option is given twice, since one of its values would be ignored."""
+    counts = Counter(_named(words))
+    for name in [name for name in counts if f"no_{name}" in counts]:
+        counts[name] += counts.pop(f"no_{name}")
+    check({f"--{name} is given {n} times: give it once": n > 1 for name, n in counts.items()})
+
+
 def given(words: Sequence[str]) -> set[str]:
     """Names of the options in a command line."""
-    found = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    found = set(_named(words))
     return found | {name.removeprefix("no_") for name in found}
 
 

@@ -1,6 +1,7 @@
 """The two kinds of targets, classes and scores: labels in files, losses and answers."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,10 +79,8 @@ class Score:
         return f"a number from {self.low:g} to {self.high:g}"
 
     def parse(self, text: str) -> float | None:
-        try:
-            score = float(text)
-        except ValueError:
-            score = math.nan
+        # float() also reads the digits of other scripts, 1_0 and spaces.
+        score = float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.I) else math.nan
         return score if self.low <= score <= self.high else None
 
     def format(self, answer: float) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 
 from common.checkpoints import files_digest, load_tokenizer
 from common.data import Examples
+from common.errors import InputError
 from common.options import TuneOptions
 from common.tokens import Layout, Tokens
 
@@ -88,10 +89,17 @@ class TaskData:
             InputError: they cannot be read or used.
         """
         options, task = self.options, self.task
-        rows = {"train": task.read("train", options.data).sample(options.max_train_samples)}
+        train = task.read("train", options.data)
+        rows = {"train": train.sample(options.max_train_samples)}
         for split in task.validations:
             if split == task.validations[0] or task.is_there(split, options.data):
-                rows[split] = task.read(split, options.data).sample(options.max_eval_samples)
+                examples = task.read(split, options.data)
+                if not set(zip(*examples.texts, strict=True)).difference(zip(*train.texts, strict=True)):
+                    raise InputError(
+                        f"{task.name}: all {len(examples):,} examples of the split {split!r} of {options.data} are "
+                        "training examples too, so that its score would say nothing: give other ones"
+                    )
+                rows[split] = examples.sample(options.max_eval_samples)
         if options.select == "holdout":
             rows["train"], rows[HOLDOUT] = rows["train"].hold_out()
         return rows

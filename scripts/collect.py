@@ -3,11 +3,11 @@
 A folder is a run, or has runs in it at any depth. Unfinished runs are named and left out.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from common.errors import InputError, one_line_errors, plain
+from common.options import Arguments
 from common.results import read_result
 from common.runs import RESULT, append_once, find_runs, read_rows
 from common.runtime import files
@@ -16,7 +16,7 @@ from common.study.tables import as_csv, runs_table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Arguments(__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="FOLDER", help="a run, or a folder of runs")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to this file, one column per key")

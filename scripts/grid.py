@@ -1,14 +1,14 @@
 """Print the commands of a sweep, one per line, for scripts/run.sh: python -m scripts.grid VERB METHOD [options]"""
 
-import argparse
 import shlex
 
 from common.errors import one_line_errors
+from common.options import Arguments
 from common.study.grid import commands
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Arguments(__doc__)
     parser.add_argument("verb", choices=("tune", "test", "experiment"))
     parser.add_argument("method")
     for name in ("tasks", "checkpoints", "seeds"):

@@ -4,7 +4,6 @@ Run folders: their learning curves in one figure. Files of JSON lines from scrip
 parameters, training time and peak memory, one figure each for every task, encoder and kind of selection.
 """
 
-import argparse
 import hashlib
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import InputError, one_line_errors
+from common.options import Arguments
 from common.study import aggregation, figures, tables
 from common.study.aggregation import Setting
 from common.study.curves import learning_curves
@@ -40,7 +40,7 @@ def draw(paths: Sequence[Path], metric: str) -> "dict[str, Figure]":
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="RUN|ROWS", help="run folder, or file of JSON lines")
     parser.add_argument(
         "--out",

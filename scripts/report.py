@@ -4,17 +4,17 @@ It has tables that can be sorted, figures with a tooltip for each point, and the
 repeats it, commit, versions, device and scores.
 """
 
-import argparse
 from pathlib import Path
 
 from common.errors import one_line_errors
+from common.options import Arguments
 from common.runtime import files
 from common.study import aggregation
 from common.study.report import page
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(__doc__)
     parser.add_argument("rows", nargs="+", type=Path, metavar="ROWS", help="file of JSON lines from scripts.collect")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="page to write (default: report.html)")
     parser.add_argument("--by", default="score", metavar="METRIC", help="score (mean of a task's metrics) or a metric")

@@ -4,19 +4,18 @@ The file of each task is that of the run with the best validation score; METHOD.
 zip has no folders, as the leaderboard requires.
 """
 
-import argparse
 import zipfile
 from pathlib import Path
 
 from common.errors import InputError, one_line_errors, plain
 from common.methods import find
-from common.options import PredictOptions
+from common.options import Arguments, PredictOptions
 from common.runtime import files
 from common.submission import collect
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Arguments(__doc__)
     parser.add_argument("method")
     parser.add_argument("--output_dir", default="outputs", help="output folder of tune")
     parser.add_argument("--data", help="data of the runs, if there are runs on different data")

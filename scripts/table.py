@@ -1,15 +1,15 @@
 """Print result rows as tables over seeds: python -m scripts.table ROWS.jsonl [...] [--compare METHOD METHOD]"""
 
-import argparse
 from pathlib import Path
 
 from common.errors import InputError, check, one_line_errors
+from common.options import Arguments
 from common.study import aggregation
 from common.study.tables import Table, averages, by_example, comparison, having, of_task, render, title
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Arguments(__doc__)
     parser.add_argument("rows", nargs="+", type=Path, metavar="ROWS", help="file of JSON lines from scripts.collect")
     parser.add_argument("--format", choices=("markdown", "latex", "csv"), default="markdown")
     parser.add_argument("--by", default="score", metavar="METRIC", help="score (mean of a task's metrics) or a metric")

@@ -100,6 +100,8 @@ def options() -> Iterator[Case]:
         ("no patience with bad steps", "--max_bad_steps 0"),
         ("a tracker that is not installed", "--report_to nonesuch"),
         ("several wrong values, of the loop and of the method", "--lr nan --batch_size 0 --rank 0"),
+        ("an option twice, in two spellings", "--n_epochs 1 --n-epochs 2"),
+        ("an option and its opposite", "--overwrite --no_overwrite"),
     ):
         yield Case(what, f"lora.tune {words}")
     for what, words in (
@@ -222,9 +224,20 @@ def data() -> Iterator[Case]:
         ("lines that end in CR alone", ROWS.replace("\n", "\r")),
     ):
         yield Case(what, "lora.tune --task_name rte --data FOLDER", write(train, content))
+
+    def same(folder: Path) -> None:
+        for name in ("train.tsv", "dev.tsv"):
+            write(f"RTE/{name}", ROWS)(folder)
+
+    yield Case("validation rows that are the training rows", "lora.tune --task_name rte --data FOLDER", same)
     stsb = "\t".join(f"c{n}" for n in range(7)) + "\tsentence1\tsentence2\tscore\n"
     row = "\t".join("-" * 7) + "\ta\tb\t"
-    for what, score in (("a score in words", "much"), ("a score out of range", "5.1"), ("a score NaN", "nan")):
+    for what, score in (
+        ("a score in words", "much"),
+        ("a score out of range", "5.1"),
+        ("a score NaN", "nan"),
+        ("full-width digits", "\uff11"),
+    ):
         content = stsb + row + score + "\n"
         yield Case(what, "lora.tune --task_name stsb --data FOLDER", write("STS-B/train.tsv", content))
 
@@ -263,6 +276,9 @@ def folders() -> Iterator[Case]:
     yield Case("rows that are not there", "scripts.plot FOLDER/rows.jsonl")
     yield Case("more resamples than fit into a number", f"scripts.table FOLDER/rows --resamples {10**30}")
     yield Case("one file for several figures", "scripts.plot FOLDER/rows.jsonl --out FOLDER/figure.png")
+    yield Case("a misspelled option of a small script", "scripts.table FOLDER/rows.jsonl --formt csv")
+    yield Case("an option of a small script twice", "scripts.table FOLDER/rows.jsonl --by f1 --by score")
+    yield Case("a small script without its files", "scripts.report")
     yield Case("rows of no run for a report", "scripts.report FOLDER/rows --out FOLDER/page", write("rows", "{}"))
 
 

@@ -68,6 +68,13 @@ def test_a_box_of_ascii_is_read_like_one_of_lines(capfd, small, monkeypatch):
     assert "invalid choice 'glue' for argument '--task_name'" in lines[0]
 
 
+def test_an_error_line_is_short_however_long_the_value_is(capfd, small):
+    said = exits_with_one_line(capfd, *small, "--task_name", "x" * 10**6, program=lambda: tune(Lora))
+    assert len(said) < 2100
+    assert said.startswith("error: ")
+    assert said.endswith("(--help lists the options)")
+
+
 def test_debug_shows_the_traceback(small, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lora.tune", *small, "--rank", "64", "--debug"])
     with pytest.raises(InputError):
@@ -76,7 +83,7 @@ def test_debug_shows_the_traceback(small, monkeypatch):
 
 def test_the_same_from_a_shell(small):
     done = subprocess.run(
-        [sys.executable, "-m", "lora.tune", *small, "--data", "/no/such/folder"],
+        [sys.executable, "-m", "lora.tune", *small[:2], "--data", "/no/such/folder"],
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")

@@ -55,6 +55,9 @@ def test_cola_is_read_without_a_header_and_its_test_set_with_one(tmp_path):
 def test_scores_are_numbers_from_0_to_5(tmp_path):
     folder = write(tmp_path, "STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\t3.800\n")
     assert data.read(find("stsb"), "train", folder).labels == [3.8]
+    texts = ["5", "0.000", ".5", "1e0", "+3.", "\uff11", "1_0", " 1", "1 ", "", ".", "inf", "-1", "5.1", "0x1"]
+    read = [find("stsb").targets.parse(text) for text in texts]
+    assert read == [5.0, 0.0, 0.5, 1.0, 3.0] + [None] * 10
     write(tmp_path, "STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n")
     with pytest.raises(InputError, match=r"train.tsv, line 2: label 'nan'"):
         data.read(find("stsb"), "train", folder)
