@@ -158,3 +158,26 @@ def test_invalid_options_are_refused(wrong):
 def test_dropping_every_layer_is_refused(make_model):
     with pytest.raises(DoesNotFit, match="2 layers"):
         apply(Adapters(drop_layers=2), make_model())
+
+
+def test_the_lower_layer_starts_as_a_linear_layer_and_the_upper_one_at_0():
+    """nn.Linear samples its weight uniformly between -1 / sqrt(in) and 1 / sqrt(in)."""
+    torch.manual_seed(0)
+    adapter = Adapter(Adapters(bottleneck_size=300), 400, 0, None)
+    assert 0.999 / 20 < adapter.down.weight.abs().max().item() <= 1 / 20
+    assert not any(p.any() for p in (adapter.down.bias, adapter.up.weight, adapter.up.bias))
+
+
+def test_a_variant_is_the_model_without_the_adapters_of_its_lowest_layers(make_model):
+    method = Adapters(drop_layers="random", placement="pfeiffer")
+    model = perturbed(method, make_model())
+    batch = random_batch(model)
+    whole = model(**batch).logits
+    without = perturbed(method, make_model())
+    for parameter in layers(without)[0].output.adapters.up.parameters():
+        parameter.data.zero_()
+    found = {name: model(**batch).logits for name in method.variants(model)}
+    assert torch.equal(found["dropped_0"], whole)
+    torch.testing.assert_close(found["dropped_1"], without(**batch).logits)
+    assert not torch.allclose(found["dropped_1"], whole)
+    assert torch.equal(model(**batch).logits, whole)

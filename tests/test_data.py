@@ -35,8 +35,8 @@ def test_a_stray_quotation_mark_does_not_join_rows(tmp_path):
 
 
 def test_other_line_separators_of_unicode_do_not_split_a_sentence(tmp_path):
-    folder = write(tmp_path, "SST-2/train.tsv", "sentence\tlabel\na\u2028b\x85c\t1\r\nd\t0")
-    assert data.read(find("sst2"), "train", folder) == data.Examples((["a\u2028b\x85c", "d"],), [1, 0])
+    folder = write(tmp_path, "SST-2/train.tsv", "sentence\tlabel\na\u2028b\x85c\t1\r\n d \t0")
+    assert data.read(find("sst2"), "train", folder) == data.Examples((["a\u2028b\x85c", " d "],), [1, 0])
 
 
 def test_the_byte_order_mark_of_mrpc_is_dropped(tmp_path):
@@ -72,6 +72,10 @@ def test_scores_are_numbers_from_0_to_5(tmp_path):
         (PAIR, r"the split 'train' of .* has no examples"),
         ("", r"train.tsv is empty"),
         (PAIR.encode() + b"0\t\xff\tb\tentailment\n", r"train.tsv, line 2: not UTF-8"),
+        (PAIR + "0\ta\x00\tb\tentailment\n", r"train.tsv, line 2: a NUL character"),
+        (PAIR + f"0\ta\t{'b' * 1_000_000}\tentailment\n", r"train.tsv, line 2: 1,000,015 characters"),
+        (PAIR + "0\ta\tb\tentailment\n" * 3, r"train.tsv: all 3 examples have the same label"),
+        ("index\tsentence1\tsentence1\tlabel\n", r"the column 'sentence1' occurs 2 times"),
     ],
 )
 def test_a_malformed_file_is_reported_with_its_line(tmp_path, text, message):
@@ -297,7 +301,7 @@ def test_sampled_examples_are_a_fixed_random_subset():
     assert some == examples.sample(3)
     assert some.labels != [0, 1, 2]
     assert ["abcdefgh"[label] for label in some.labels] == some.texts[0]
-    assert examples.sample(None) == examples.sample(9) == examples
+    assert examples.sample(None) == examples.sample(9) == examples.sample(8) == examples
 
 
 def test_a_fixed_tenth_is_held_out_with_the_label_shares_of_all_examples():
@@ -311,3 +315,5 @@ def test_a_fixed_tenth_is_held_out_with_the_label_shares_of_all_examples():
     scores = data.Examples((texts,), [n / 200 for n in range(1000)])
     assert sum(scores.hold_out()[1].labels) / 100 == pytest.approx(2.5, abs=0.05)
     assert [len(part) for part in data.Examples((texts[:12],), [0, 1] * 6).hold_out()] == [11, 1]
+    large = data.Examples((["text"] * 60_000,), [0, 1] * 30_000)
+    assert [len(part) for part in large.hold_out()] == [55_000, 5_000]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -207,3 +208,32 @@ def test_the_speeds_of_a_result_are_its_counts_by_its_seconds(options):
     n_tokens = sum(len(ids) for ids in load_tokenizer(result["checkpoint"])(*examples.texts)["input_ids"])
     assert result["real_tokens_per_second"] == pytest.approx(2 * n_tokens / seconds, rel=1e-2)
     assert json.loads((folder / "result.json").read_text())["stored_bytes"] == (folder / ADAPTER).stat().st_size
+
+
+def test_the_time_of_training_is_that_of_its_steps_without_evaluation(options, monkeypatch):
+    loss, score = TextClassification.loss, TextClassification.score
+    monkeypatch.setattr(TextClassification, "loss", lambda *given: time.sleep(0.05) or loss(*given))
+    monkeypatch.setattr(TextClassification, "score", lambda *given: time.sleep(1.5) or score(*given))
+    _, result = train(Lora(rank=2), options(n_epochs=2))
+    assert 12 * 0.05 < result["train_seconds"] < 12 * 0.05 + 1.4
+
+
+def test_a_run_that_is_asked_to_end_after_its_last_epoch_is_finished(options):
+    folder, _ = train(Lora(rank=2), options(), after_epoch=lambda epoch, score: True)
+    assert (folder / "result.json").is_file()
+
+
+def test_predictions_are_those_of_the_model_in_the_order_of_the_file_and_give_the_score(options, bert):
+    folder, result = train(Lora(rank=2), options(task_name="mnli", max_eval_samples=50, eval_batch_size=16))
+    model, tokenizer, task = load_adapter(folder)[0].eval(), load_tokenizer(bert), tasks.find("mnli")
+    for suffix, (split, (logits, labels)) in zip(("", "_mismatched"), read_predictions(folder).items(), strict=True):
+        examples = data.read(task, split, "demo").sample(50)
+        inputs = tokenizer(*examples.texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        np.testing.assert_allclose(logits, model(**inputs).logits.detach().numpy(), atol=1e-4)
+        assert labels.tolist() == examples.labels
+        assert result[f"best_accuracy{suffix}"] == pytest.approx((logits.argmax(1) == labels).mean())
+
+
+def test_data_shared_by_runs_is_tokenised_again_for_another_length(options):
+    shared = TaskData(TextClassification(tasks.find("mrpc")), options(task_name="mrpc"))
+    assert [int(shared.tokens(length, None)["train"].lengths.max()) for length in (12, 9, 12)] == [12, 9, 12]

@@ -68,3 +68,5 @@ def test_the_majority_class_is_that_of_the_training_set():
 def test_predictions_are_classes_or_scores():
     assert find("rte").targets.answers(np.array([[0.1, 0.2], [3.0, -1.0]])).tolist() == [1, 0]
     assert find("stsb").targets.answers(np.array([[2.5], [7.0]])).tolist() == [2.5, 7.0]
+    assert [find("rte").targets.format(answer) for answer in (0, 1)] == ["entailment", "not_entailment"]
+    assert [find("wnli").targets.parse(text) for text in ("1", "0", "entailment")] == [1, 0, None]

@@ -114,3 +114,12 @@ def test_the_network_runs_once_in_a_forward_pass(make_model):
 def test_invalid_options_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         PrefixTuning(**wrong)
+
+
+def test_the_network_computes_what_the_paper_says_and_the_table_starts_like_embeddings():
+    torch.manual_seed(0)
+    prefix = Prefix(length=50, n_layers=2, width=32, heads=4, hidden_dim=16)
+    assert prefix.embedding.std().item() == pytest.approx(0.02, rel=0.1)
+    lower, upper = prefix.mlp[0], prefix.mlp[-1]
+    wanted = torch.tanh(prefix.embedding @ lower.weight.T + lower.bias) @ upper.weight.T + upper.bias
+    torch.testing.assert_close(prefix.table(), wanted)

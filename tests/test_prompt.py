@@ -78,12 +78,18 @@ def test_the_embeddings_level_gives_the_prompt_no_layernorm_and_the_text_its_pos
 
 
 def test_vectors_start_as_words_as_a_text_or_at_random(make_model, bert):
-    table = make_model().get_input_embeddings().weight
+    table, model = make_model().get_input_embeddings().weight, make_model()
     torch.manual_seed(0)
-    vectors = prompt_of(apply(PromptTuning(6), make_model()))
+    vectors = prompt_of(apply(PromptTuning(6), model))
     rows = [int((table == vector).all(1).nonzero()) for vector in vectors]
     tokenizer = load_tokenizer(bert)
     assert len(set(rows)) == 6
+    every = prompt_of(apply(PromptTuning(len(table)), make_model()))  # so many that each word is one of them
+    words = set(range(len(table))) - set(load_tokenizer(bert).all_special_ids)
+    assert {int((table == vector).all(1).nonzero()) for vector in every} == words
+    model = make_model()
+    torch.manual_seed(1)
+    assert not torch.equal(vectors, prompt_of(apply(PromptTuning(6), model)))
     assert not set(rows) & set(tokenizer.all_special_ids)
     ids = tokenizer("the was", add_special_tokens=False)["input_ids"]
     vectors = prompt_of(apply(PromptTuning(5, init="text", init_text="the was"), make_model()))
@@ -120,3 +126,7 @@ def test_embeddings_as_inputs_are_refused(make_model):
     model = apply(PromptTuning(2), make_model())
     with pytest.raises(TypeError, match="input_ids"):
         model(inputs_embeds=torch.zeros(1, 3, 32))
+
+
+def test_only_vectors_that_enter_as_words_take_positions():
+    assert [PromptTuning(7, level=level).positions() for level in ("words", "embeddings")] == [7, 0]

@@ -9,7 +9,7 @@ from importlib.metadata import distributions
 
 import pytest
 import torch
-from conftest import perturb, random_batch
+from conftest import perturb, random_batch, save_checkpoint
 from safetensors.torch import load_file
 
 from common import loading, results, runs, saving
@@ -146,3 +146,63 @@ def test_a_model_that_load_model_did_not_make_is_not_saved(make_model, tmp_path)
     del model.base
     with pytest.raises(InputError, match="load_model"):
         saving.save_adapter(tmp_path, model, Lora())
+
+
+def test_an_adapter_of_another_base_model_is_refused(saved, tmp_path):
+    other = save_checkpoint("bert", tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="trained on another base model"):
+        loading.load_adapter(saved[0], str(other))
+
+
+def test_an_adapter_whose_tensors_do_not_fit_its_config_is_refused(saved):
+    path = saved[0] / runs.CONFIG
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"options": config["options"] | {"rank": 2}}))
+    with pytest.raises(InputError, match=r"does not fit adapter\.json beside it"):
+        loading.load_adapter(saved[0])
+
+
+@pytest.mark.parametrize("wrong", [{"rank": True}, {"rank": 2.5}, {"alpha": "8"}, {"rslora": 1}, {"targets": "query"}])
+def test_an_option_of_another_type_is_refused(saved, wrong):
+    path = saved[0] / runs.CONFIG
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"options": config["options"] | wrong}))
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        loading.load_adapter(saved[0])
+
+
+def test_a_changed_byte_of_a_file_of_tensors_is_found(tmp_path):
+    path = tmp_path / "file.safetensors"
+    files.write_tensors(path, {"x": torch.arange(100.0)}, note={"a": [1, None]})
+    tensors, notes = files.read_tensors(path)
+    assert (tensors["x"].tolist(), notes) == (list(range(100)), {"note": {"a": [1, None]}})
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="its SHA-256 is"):
+        files.read_tensors(path)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"a": NaN}', "{", "null"])
+def test_a_file_that_is_not_a_json_object_is_refused(text, tmp_path):
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"file\.json is damaged"):
+        files.read_json(path)
+
+
+def test_a_folder_that_links_out_of_its_home_is_refused(tmp_path):
+    home, other = tmp_path / "home", tmp_path / "other"
+    home.mkdir()
+    other.mkdir()
+    (home / "run").symlink_to(other)
+    files.refuse_links(home, home / "inside")
+    with pytest.raises(InputError, match="outside of"):
+        files.refuse_links(home, home / "run")
+
+
+def test_a_repeated_run_replaces_its_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for row in ({"run": "a", "x": 1}, {"run": "b", "x": 2}, {"run": "a", "x": 3}):
+        runs.append_once(path, row)
+    assert runs.read_rows(path) == [{"run": "b", "x": 2}, {"run": "a", "x": 3}]
