@@ -37,8 +37,11 @@ def test_every_configuration_and_seed_gives_one_row(options):
 
 def test_a_larger_grid_repeats_no_run_and_duplicates_no_row(options):
     run_all([Lora(rank=1)], options(), range(42, 44))
+    before = {path: path.stat().st_mtime_ns for path in Path(options().output_dir).rglob(runs.RESULT)}
     run_all([Lora(rank=1), Lora(rank=2)], options(), range(42, 44))
-    assert len(rows_on_disk(options())) == 4
+    assert len(before) == 2
+    assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+    assert sorted((row["rank"], row["seed"]) for row in rows_on_disk(options())) == [(1, 42), (1, 43), (2, 42), (2, 43)]
 
 
 def test_more_seeds_later_join_the_configurations_of_the_first_ones(options):

@@ -22,8 +22,11 @@ def default(name):
     return find(name)()
 
 
-def test_method_folders_are_found():
-    assert {"lora", "baseline"} <= set(METHODS)
+def test_every_folder_with_a_launcher_is_a_method_and_has_all_its_files():
+    assert {path.parent.name for path in REPOSITORY.glob("*/tune.py")} == set(METHODS)
+    for name in METHODS:
+        files = {path.name for path in (REPOSITORY / name).iterdir()}
+        assert {"__init__.py", "method.py", "tune.py", "test.py", "experiment.py", "README.md"} <= files
 
 
 @every_method
@@ -163,5 +166,8 @@ def test_the_initial_head_does_not_depend_on_the_method(name, make_model):
 
 
 @every_method
-def test_the_default_learning_rate_is_between_0_and_1(name):
-    assert 0 < find(name).default_lr < 1
+def test_the_default_learning_rate_is_the_one_of_its_readme(name):
+    lines = (REPOSITORY / name / "README.md").read_text().splitlines()
+    about = " ".join(line for line in lines if "`--lr`" in line or "learning rate" in line)
+    numbers = {float(number) for number in re.findall(r"\b\d+(?:\.\d+)?(?:e-\d+)?\b", about)}
+    assert find(name).default_lr in numbers
