@@ -13,7 +13,7 @@ TORCH_INSTALL ?= $(BIN)/python $(PIP)
 # On all cores up to eight, each file on one of them.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-fast newest check format bench parity-adapterhub docs torture lock
+.PHONY: demo test test-fast newest check format bench parity-adapterhub docs torture mutants lock
 
 ## demo: install the requirements, then train, evaluate, predict and plot on synthetic data (no hub, no GPU)
 demo: .venv/run
@@ -47,6 +47,10 @@ docs: .venv/dev
 torture: .venv/dev
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: atheris==3.0.0
 	OMP_NUM_THREADS=1 $(BIN)/python -m torture $(ARGS)
+
+## mutants: half an hour of changes of one line, each of which a test must see; ARGS="common/data lora" for some files
+mutants: .venv/dev
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 ## check: lint, formatting and types, of the methods too
 check: .venv/dev
