@@ -27,14 +27,14 @@ def test_a_link_in_an_unfinished_run_is_refused_before_training(options, elsewhe
     folder = run_folder(method, options())
     folder.mkdir(parents=True)
     (folder / RESUMABLE).symlink_to(elsewhere)
-    with pytest.raises(InputError, match=f"{RESUMABLE} links to .*elsewhere, outside of .*: remove that link"):
+    with pytest.raises(InputError, match=rf"{RESUMABLE} links to .*elsewhere\d*, outside of .*: remove that link"):
         train(method, options())
     assert not files_of(elsewhere)
 
 
 def test_a_link_in_the_place_of_the_tokens_is_refused(options, elsewhere, tmp_path):
     (tmp_path / "tokens").symlink_to(elsewhere)
-    with pytest.raises(InputError, match=r"tokens links to .*elsewhere, outside of"):
+    with pytest.raises(InputError, match=r"tokens links to .*elsewhere\d*, outside of"):
         train(Lora(), options())
     assert not files_of(elsewhere)
 

@@ -1,10 +1,11 @@
 """Stop a run by a signal or a time limit. The run then saves a checkpoint and ends with exit code 75."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import psutil
@@ -54,14 +55,15 @@ class Stop:
     def _note(self, number: int, _frame: object) -> None:
         self.found = self.reasons.index(signal.Signals(number).name)
 
-    def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
+    def _note_interrupt(self, _number: int, _frame: object) -> None:
         now = time.monotonic()
         if self.first_interrupt is None:
             self.first_interrupt, self.found = now, self.reasons.index("Ctrl-C")
-            if os.environ.get("RANK", "0") == "0":  # written at once; print is not allowed in a handler
-                os.write(2, b"\nCtrl-C: the run ends after this step and saves it; Ctrl-C once more ends it now\n")
+            if os.environ.get("RANK", "0") == "0":
+                with contextlib.suppress(OSError):  # os.write, since print may not be interrupted by itself
+                    os.write(2, b"\nCtrl-C: the run ends after this step and saves it; Ctrl-C once more ends it now\n")
         elif now - self.first_interrupt > REPEAT:
-            signal.default_int_handler(number, frame)
+            raise KeyboardInterrupt
 
     def reason(self) -> str:
         """Why the run should stop, the same on all processes; empty = it should not stop."""
