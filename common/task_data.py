@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -86,7 +88,7 @@ class TaskData:
         """Split -> examples: "train", all validation splits that exist, and HOLDOUT with select=holdout.
 
         Raises:
-            InputError: they cannot be read or used.
+            InputError: they cannot be read or used, or those to train on, or held out, have one label only.
         """
         options, task = self.options, self.task
         train = task.read("train", options.data)
@@ -102,7 +104,24 @@ class TaskData:
                 rows[split] = examples.sample(options.max_eval_samples)
         if options.select == "holdout":
             rows["train"], rows[HOLDOUT] = rows["train"].hold_out()
+        for split, examples in rows.items():
+            if (n_labels := len(set(examples.labels or []))) < 2:
+                self._report(split, len(examples), n_labels)
         return rows
+
+    def _report(self, split: str, n: int, n_labels: int) -> None:
+        """Raise InputError if nothing can be learned or selected; scores on the development set are only warned of."""
+        name = self.task.name
+        if split in ("train", HOLDOUT):
+            what, do = ("the training set", "") if split == "train" else ("the held-out part", ", or select on dev")
+            raise InputError(
+                f"{name}: {what} has {n} examples and {n_labels} labels, wanted at least two labels: train on more "
+                f"examples (max_train_samples){do}"
+            )
+        if os.environ.get("RANK", "0") == "0":
+            print(
+                f"{name}: the {n} examples of {split} have one label only, so that scores say little", file=sys.stderr
+            )
 
     @property
     def n_texts(self) -> int:

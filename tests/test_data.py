@@ -7,13 +7,14 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from common import data
+from common import classification, data
 from common.checkpoints import load_tokenizer, meta_model
 from common.encoders import shortest_input
 from common.errors import InputError
 from common.fitting import check_fit
 from common.options import TuneOptions
 from common.runtime import files
+from common.task_data import TaskData
 from common.tasks import TASKS, find
 from common.tokens import Tokens, padding_share, shares, shuffled, tokenize
 from lora.method import Lora
@@ -314,6 +315,49 @@ def test_a_fixed_tenth_is_held_out_with_the_label_shares_of_all_examples():
     assert examples.hold_out() == (kept, held)
     scores = data.Examples((texts,), [n / 200 for n in range(1000)])
     assert sum(scores.hold_out()[1].labels) / 100 == pytest.approx(2.5, abs=0.05)
+    assert [len(part) for part in data.Examples((texts[:20],), [0, 1] * 10).hold_out()] == [18, 2]
     assert [len(part) for part in data.Examples((texts[:12],), [0, 1] * 6).hold_out()] == [11, 1]
     large = data.Examples((["text"] * 60_000,), [0, 1] * 30_000)
     assert [len(part) for part in large.hold_out()] == [55_000, 5_000]
+
+
+def rows_of(folder, labels, **choice):
+    """The rows of a run on an RTE folder with these training labels."""
+    write(folder, "RTE/train.tsv", table(labels))
+    write(folder, "RTE/dev.tsv", table(["entailment", "not_entailment"]))
+    return TaskData(classification.find("rte"), TuneOptions(task_name="rte", data=str(folder), **choice)).rows
+
+
+def table(labels):
+    lines = [f"{n}\ta {n}\tb {n}\t{label}\n" for n, label in enumerate(labels)]
+    return "index\tsentence1\tsentence2\tlabel\n" + "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("labels", "choice", "message"),
+    [
+        (["entailment"], {"select": "holdout"}, "the training set has 0 examples and 0 labels"),
+        (["entailment"], {}, "the training set has 1 examples and 1 labels"),
+        (["entailment", "not_entailment"], {"select": "holdout"}, "the training set has 1 examples"),
+        (
+            ["entailment", "not_entailment"] * 9,
+            {"select": "holdout"},
+            "held-out part has 1 examples .* or select on dev",
+        ),
+        (["entailment"] * 99 + ["not_entailment"], {"max_train_samples": 5}, "the training set has 5 examples"),
+        (["entailment"] * 99 + ["not_entailment"], {"select": "holdout"}, "has (10|90) examples and 1 labels"),
+    ],
+)
+def test_rows_of_one_label_to_train_or_select_on_are_refused(tmp_path, labels, choice, message):
+    with pytest.raises(InputError, match=message):
+        rows_of(tmp_path, labels, **choice)
+
+
+def test_the_smallest_training_set_that_can_be_held_out_from_is_used(tmp_path):
+    rows = rows_of(tmp_path, ["entailment", "not_entailment"] * 10, select="holdout")
+    assert (len(rows["train"]), sorted(rows["holdout"].labels)) == (18, [0, 1])
+
+
+def test_a_development_set_drawn_with_one_label_is_used_with_a_warning(tmp_path, capsys):
+    rows_of(tmp_path, ["entailment", "not_entailment"], max_eval_samples=1)
+    assert "the 1 examples of validation have one label only" in capsys.readouterr().err

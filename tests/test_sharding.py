@@ -88,7 +88,7 @@ def runs(checkpoints, tmp_path_factory):
         small |= {"max_train_samples": 19, "max_eval_samples": 19, "eval_batch_size": 8, "n_epochs": 2, "lr": 1e-3}
         small |= {"batch_size": 2, "gradient_accumulation_steps": 2}
         lines = [{"method": name, "own": own, "options": small} for name, own in RUNS.items()]
-        holdout = small | {"select": "holdout", "frozen_dtype": "bfloat16", "seed": 1}
+        holdout = small | {"select": "holdout", "max_train_samples": 21, "frozen_dtype": "bfloat16", "seed": 1}
         lines.append({"method": "lora", "own": {}, "options": holdout})
         if kind == "sharded":
             lora = {"method": "lora", "own": RUNS["lora"]}
