@@ -74,6 +74,7 @@ class Adapters(Method):
 
     default_lr: ClassVar[float] = 1e-3
     size: ClassVar[str] = "bottleneck_size"
+    symbols: ClassVar[dict[str, str]] = {"bottleneck_size": "m"}
     old_names: ClassVar[dict[str, str]] = {r"\.adapter\.": ".adapters."}
 
     def __post_init__(self) -> None:

@@ -46,6 +46,8 @@ class Baseline(Method):
 
     default_lr: ClassVar[float] = 5e-5
     size: ClassVar[str] = "top_k"
+    written: ClassVar[str] = "fine-tuning"
+    symbols: ClassVar[dict[str, str]] = {"top_k": "top layers"}
     old_names: ClassVar[dict[str, str]] = {r"\.delta$": ".baseline.delta"}
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ class BitFit(Method):
     """Train the bias of the pooler too, as in the authors' code, if the encoder has a pooler (BERT)."""
 
     default_lr: ClassVar[float] = 3e-3
+    written: ClassVar[str] = "BitFit"
 
     def __post_init__(self) -> None:
         super().__post_init__()

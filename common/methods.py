@@ -32,6 +32,10 @@ class Method:
     """Default learning rate."""
     starts_at_pretrained: ClassVar[bool] = True
     """Whether the model has the output of the pretrained model before training."""
+    written: ClassVar[str] = ""
+    """The name in legends and tables, as papers write it; empty = the name of its folder."""
+    symbols: ClassVar[Mapping[str, str]] = {}
+    """Option -> how papers write it, such as r for a rank."""
     size: ClassVar[str | None] = None
     """The option that sets the number of trained parameters, for a parameter budget; None = there is none."""
     old_names: ClassVar[Mapping[str, str]] = {}

@@ -14,6 +14,7 @@ class LnTuning(Method):
     """Train the gains and biases of all LayerNorms of the encoder (Qi et al., 2022)."""
 
     default_lr: ClassVar[float] = 3e-3
+    written: ClassVar[str] = "LN tuning"
 
     def inject(self, model: nn.Module) -> None:
         for parameter in layer_norm_parameters(model).values():

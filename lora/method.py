@@ -71,6 +71,8 @@ class Lora(Method):
 
     default_lr: ClassVar[float] = 5e-4
     size: ClassVar[str] = "rank"
+    written: ClassVar[str] = "LoRA"
+    symbols: ClassVar[dict[str, str]] = {"rank": "r", "alpha": "\u03b1"}
     old_names: ClassVar[dict[str, str]] = {r"\.lora_(A|B)$": r".lora.\1"}
 
     def __post_init__(self) -> None:

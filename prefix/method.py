@@ -64,6 +64,8 @@ class PrefixTuning(Method):
     default_lr: ClassVar[float] = 3e-2
     starts_at_pretrained: ClassVar[bool] = False
     size: ClassVar[str] = "prefix_length"
+    written: ClassVar[str] = "prefix tuning"
+    symbols: ClassVar[dict[str, str]] = {"prefix_length": "l"}
     old_names: ClassVar[dict[str, str]] = {r"\.(encoder|transformer)\.prefix\.": ".embeddings.prefix."}
 
     def __post_init__(self) -> None:

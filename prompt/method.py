@@ -41,6 +41,8 @@ class PromptTuning(Method):
     default_lr: ClassVar[float] = 1e-1
     starts_at_pretrained: ClassVar[bool] = False
     size: ClassVar[str] = "prompt_length"
+    written: ClassVar[str] = "prompt tuning"
+    symbols: ClassVar[dict[str, str]] = {"prompt_length": "n"}
     old_names: ClassVar[dict[str, str]] = {r"\.word_embeddings\.prompt$": ".prompt.vectors"}
 
     def __post_init__(self) -> None:

@@ -257,6 +257,9 @@ def folders() -> Iterator[Case]:
         (folder / "loop").symlink_to(folder / "pool")
         (folder / "pool").symlink_to(folder / "loop")
 
+    def results(folder: Path) -> None:
+        shutil.copy(REPOSITORY / "results" / "sizes.jsonl", folder / "rows.jsonl")
+
     yield Case("an output folder that is a file", "lora.tune --output_dir FOLDER/file", write("file", ""))
     yield Case("an output folder below a file", "lora.tune --output_dir FOLDER/file/out", write("file", ""))
     yield Case("a link that leads out of the output folder", "lora.tune --output_dir FOLDER/out", link("lora"))
@@ -275,7 +278,10 @@ def folders() -> Iterator[Case]:
     yield Case("a run without curves", "scripts.plot FOLDER")
     yield Case("rows that are not there", "scripts.plot FOLDER/rows.jsonl")
     yield Case("more resamples than fit into a number", f"scripts.table FOLDER/rows --resamples {10**30}")
-    yield Case("one file for several figures", "scripts.plot FOLDER/rows.jsonl --out FOLDER/figure.png")
+    plot = "scripts.plot FOLDER/rows.jsonl --out FOLDER/figure"
+    yield Case("one file for several figures", f"{plot}.png", results)
+    yield Case("a figure in a format that we do not write", f"{plot}.eps", results)
+    yield Case("a figure of a task without rows", f"{plot}.pdf --tasks rte", results)
     yield Case("a misspelled option of a small script", "scripts.table FOLDER/rows.jsonl --formt csv")
     yield Case("an option of a small script twice", "scripts.table FOLDER/rows.jsonl --by f1 --by score")
     yield Case("a small script without its files", "scripts.report")

@@ -99,7 +99,7 @@ def test_rows_that_differ_only_in_the_seed_form_one_group():
     rows += [row(lr=2e-3), row(rank=4), row(padding="batch"), row(method="bitfit"), row(n_processes=2), row(eps=1e-8)]
     ((_, found),) = aggregation.group(rows).items()
     assert sorted(len(each.rows) for each in found) == [1] * 6 + [3]
-    assert {each.label for each in found} == {"lora", "bitfit", "lora (rank 4)"}
+    assert {each.label for each in found} == {"LoRA (r = 8)", "BitFit", "LoRA (r = 4)"}
     assert any(each.training.endswith("padding batch") for each in found)
 
 
@@ -107,7 +107,7 @@ def test_written_out_defaults_and_equal_numbers_form_one_group():
     usual = {"rank": 8.0, "alpha": 8, "targets": ["query", "value"], "rslora": False, "frozen_dtype": "float32"}
     usual |= {"betas": [0.9, 0.999], "reference": False}
     ((_, (found,)),) = aggregation.group([row(seed=1), row(seed=2, **usual)]).items()
-    assert found.label == "lora"
+    assert found.label == "LoRA (r = 8)"
     assert set(found.scores("score")) == {1, 2}
 
 
@@ -160,7 +160,7 @@ def test_a_run_in_two_files_counts_once_and_is_refused_if_they_disagree(tmp_path
 
 def test_the_numbers_of_a_configuration_are_those_computed_by_hand(show):
     rows = [row(seed=seed, score=score, train_seconds=10 * seed) for seed, score in ((1, 0.5), (2, 0.6), (3, 0.7))]
-    line = next(line for line in show(rows).splitlines() if line.startswith("| lora"))
+    line = next(line for line in show(rows).splitlines() if line.startswith("| LoRA"))
     # s = 0.1, t(0.975, 2) = 4.3027: 0.6 -+ 0.2484
     wanted = "| 3 | 0.6000 | 0.1000 | 0.3516 to 0.8484 | 0.7000 | 0.5000 | 1,000 | 20 | 99 |"
     assert line.endswith(wanted)
@@ -311,8 +311,25 @@ def test_csv_can_be_parsed_and_latex_is_escaped(show):
     (found,) = csv.DictReader(lines[:2])
     assert (found["seeds"], found["mean"], found["trained without head"]) == ("2", "0.6500", "1000")
     shown = show(rows, "--format", "latex")
-    assert r"data: a\_b \& c\%" in shown
-    assert shown.count(r"\begin{tabular}") == shown.count(r"\end{tabular}") == 2
+    assert "% variant: full; data: a_b & c%;" in shown
+    assert shown.count(r"\begin{tabular}") == shown.count(r"\end{tabular}") == 1
+
+
+def test_the_table_for_a_paper_has_a_line_for_each_method_and_a_column_for_each_task(show):
+    rows = [row("mrpc", seed=seed, score=score) for seed, score in ((1, 0.5), (2, 0.6), (3, 0.7))]
+    rows += [row("rte", rank=4, score=0.71), row("rte", score=0.7), row("rte", method="bitfit", score=0.8)]
+    rows += [row("mrpc", method="baseline", checkpoint="a_b & c%", top_k=2, score=0.9)]
+    shown = show(rows, "--format", "latex")
+    # by hand: t(0.975, 2) s / sqrt(3) = 4.3027 * 0.1 / 1.7321 = 0.2484
+    assert r"method & trained & mrpc & rte \\" in shown
+    assert r"LoRA & 1,000 & 60.0 $\pm$ 24.8 & 71.0 \\" in shown
+    assert r"BitFit & 1,000 & - & 80.0 \\" in shown
+    assert r"fine-tuning (top layers = 2) & 1,000 & 90.0 \\" in shown
+    assert r"\caption{full, a\_b \& c\%}" in shown
+    assert all(line.isprintable() for line in shown.splitlines())
+    only = show(rows, "--format", "latex", "--methods", "lora", "--tasks", "mrpc")
+    assert r"LoRA (r = 8) & 1,000 & 60.0 $\pm$ 24.8 \\" in only
+    assert "BitFit" not in only + show(rows, "--methods", "lora", "--tasks", "mrpc")
 
 
 def test_the_committed_rows_make_a_table(monkeypatch, capsys):
@@ -337,6 +354,8 @@ def test_the_committed_rows_make_a_table(monkeypatch, capsys):
         ([row()], ["--by", "epoch"], "no rows have the metric 'epoch'"),
         ([row()], ["--compare", "lora", "bitfit"], "no rows of bitfit to compare: there are lora"),
         ([row()], ["--compare", "lora"], "name at least two methods"),
+        ([row()], ["--tasks", "cola"], "no rows of cola: there are rte"),
+        ([row()], ["--methods", "bitfit"], "no rows of bitfit: there are lora"),
         ([row()], ["--predictions", "outputs"], "--predictions needs --compare"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from conftest import REPOSITORY, exits_with_one_line
 from test_aggregation import row
 
+from common import methods
 from common.study import aggregation, curves, figures
 from common.training import train
 from lora.method import Lora
@@ -57,11 +58,16 @@ def test_any_two_methods_can_be_distinguished_in_grey():
 
 
 def test_a_method_looks_the_same_in_every_figure():
-    rows = [row(method=name) for name in ("lora", "bitfit", "lora+bitfit")]
-    _, every = grouped(rows)
-    _, one = grouped(rows[:1])
-    assert figures.styles(every)["lora"] == figures.styles(one)["lora"]
-    assert len({str(look) for look in figures.styles(every).values()}) == len(figures.styles(every))
+    """Whatever other methods and combinations are in it."""
+    rows = [row(method=name, score=0.1 * n) for n, name in enumerate(("lora+bitfit", "adapters+lora", "bitfit"))]
+    for some in (rows, rows[:1], rows[1:]):
+        setting, configurations = grouped(some)
+        (axes,) = figures.draw(setting, configurations, "score", TIME).axes
+        found = {line.get_gid(): line.get_color() for line in axes.lines if line.get_gid()}
+        wanted = {f"configuration-{n}": figures.style_of(c.method)["color"] for n, c in enumerate(configurations)}
+        assert found == wanted
+    names = [*methods.names(), "lora+bitfit", "adapters+lora"]
+    assert len({str(figures.style_of(name)) for name in names}) == len(names)
 
 
 def test_the_pareto_front_holds_the_points_that_no_other_dominates():
@@ -90,7 +96,7 @@ def test_unknown_memory_is_not_drawn():
     figure = figures.draw(setting, configurations, "score", MEMORY)
     bitfit = [each.method for each in configurations].index("bitfit")
     assert points(figure) == {bitfit: pytest.approx((7, 0.6))}
-    assert "lora" not in words(figure)
+    assert "LoRA" not in words(figure)
     assert figures.known(grouped(rows[:2])[1], MEMORY) == []
 
 
@@ -134,7 +140,9 @@ def test_lines_connect_configurations_that_differ_in_size_only():
     rows += [row(method="baseline", random_params=n, trainable_params_without_head=n) for n in (5, 6)]
     _, configurations = grouped([*rows, row(method="lora+bitfit")])
     (line,) = figures.size_lines(configurations, "score")
-    assert [each.label for each in line] == ["lora (rank 2, alpha 2)", "lora (rank 4, alpha 4)", "lora"]
+    assert [each.label for each in line] == [
+        f"LoRA ({size})" for size in ("r = 2, \u03b1 = 2", "r = 4, \u03b1 = 4", "r = 8")
+    ]
 
 
 def test_a_figure_names_the_data_encoder_seeds_and_device_of_its_numbers():
@@ -236,6 +244,55 @@ def test_rows_give_the_same_png_and_svg_files_each_time(run, tmp_path):
     assert {line.rpartition(".")[2] for line in only} == {"svg"}
 
 
+@pytest.fixture
+def rows_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    some = [row(task, method=name) for task in ("rte", "cola") for name in ("lora", "bitfit")]
+    path.write_text("\n".join(json.dumps(each) for each in some))
+    return path
+
+
+@pytest.mark.parametrize(("name", "begin"), [("a.pdf", b"%PDF"), ("b.PNG", b"\x89PNG"), ("c.svg", b"<?xml")])
+def test_one_figure_is_one_file_in_the_format_of_its_suffix_the_same_each_time(run, rows_file, tmp_path, name, begin):
+    words = (rows_file, "--tasks", "rte", "--costs", "time", "--out", tmp_path / name)
+    contents = []
+    for _ in range(2):
+        assert run(*words) == [str(tmp_path / name)]
+        contents.append((tmp_path / name).read_bytes())
+    assert contents[0] == contents[1]
+    assert contents[0].startswith(begin)
+
+
+def test_size_title_and_labels_are_those_a_paper_wants(run, rows_file, tmp_path):
+    words = ["--tasks", "rte", "--costs", "time", "--out", tmp_path / "a.svg", "--methods", "lora", "--no_notes"]
+    run(
+        rows_file, *words, "--width", "5", "--height", "3", "--title", "A title", "--xlabel", "x of it", "--ylabel", "y"
+    )
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    assert (root.get("width"), root.get("height")) == ("360pt", "216pt")
+    said = "".join(root.itertext())
+    for text, wanted in {"A title": 1, "x of it": 1, "LoRA (r = 8)": 1, "BitFit": 0, "minilm": 0, "Seed 42": 0}.items():
+        assert (text in said) == wanted, text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--out", "a.pdf"), "a.pdf is one file, but there are 6 figures"),
+        (("--out", "a.eps"), "no figures are written as eps: choose .png, .svg, .pdf or a folder"),
+        (("--tasks", "mrpc"), "no rows of mrpc: there are cola, rte"),
+        (("--methods", "prompt"), "no rows of prompt: there are bitfit, lora"),
+        (("--width", "nan"), "width is nan inches"),
+        (("--height", "1"), "height is 1 inches: choose from 2 to 40"),
+        (("--height", "2", "--title", "word " * 60), "height is 2 inches: text and legend need"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_one_line_and_no_file(rows_file, words, said, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert said in exits_with_one_line(capfd, str(rows_file), *words, program=plot.main)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_text_of_any_kind_can_be_drawn(tmp_path):
     text = "$\\frac{ <b> & ]]> --> \x00\x1b \ud800 \n_"
     setting, configurations = grouped([row(checkpoint=text, device=text, data=text, seed=1), row(
@@ -258,7 +315,7 @@ def test_the_curve_of_several_seeds_is_their_mean(options, run):
     pairs = [train(Lora(rank=1), options(n_epochs=2, seed=seed)) for seed in (1, 2)]
     folders = [folder for folder, _ in pairs]
     printed = run(*folders)
-    assert printed == [str(folders[0] / f"learning_curve.{form}") for form in figures.FORMATS]
+    assert printed == [str(folders[0] / f"learning_curve.{form}") for form in ("png", "svg")]
     figure = curves.learning_curves(folders)
     _, right = figure.axes
     line, majority = right.lines
@@ -278,5 +335,5 @@ def test_out_may_be_one_file_for_a_learning_curve_but_not_for_several_figures(op
     ElementTree.parse(tmp_path / "a" / "curve.svg")
     (tmp_path / "rows").write_text(json.dumps(result))
     words = (str(tmp_path / "rows"), "--out", str(tmp_path / "curve.svg"))
-    assert "is one file, but rows give several figures" in exits_with_one_line(capfd, *words, program=plot.main)
+    assert "is one file, but there are 3 figures" in exits_with_one_line(capfd, *words, program=plot.main)
     assert not (tmp_path / "curve.svg").exists()

@@ -272,16 +272,16 @@ def test_the_page_works_in_a_browser(browser, make, tmp_path):
     assert sorted_by("standard deviation") == ("descending", ["0.1000", "0.0212", "n/a"])
     assert sorted_by("method", lambda button: button.send_keys(Keys.ENTER)) == (
         "ascending",
-        ["bitfit", "lora", "prefix"],
+        ["BitFit", "LoRA (r = 8)", "prefix tuning (l = 20)"],
     )
     assert len(first.find_elements("css selector", "th[aria-sort=none]")) == len(headers) - 1
 
-    point = browser.find_element("xpath", f"{part}[@class='figures']//*[starts-with(@aria-label, 'lora')]")
+    point = browser.find_element("xpath", f"{part}[@class='figures']//*[starts-with(@aria-label, 'LoRA')]")
     tip, recipe = browser.find_element("id", "tip"), browser.find_element("id", point.get_attribute("data-recipe"))
     assert not tip.is_displayed()
     ActionChains(browser).move_to_element(point).perform()
     assert tip.is_displayed()
-    for said in ("lora", "0.6000", "0.3516 to 0.8484", "1, 2, 3", "1,000 parameters", "10.0 s", "99 MiB"):
+    for said in ("LoRA (r = 8)", "0.6000", "0.3516 to 0.8484", "1, 2, 3", "1,000 parameters", "10.0 s", "99 MiB"):
         assert said in tip.text
     picture = tmp_path / "page.png"
     browser.save_screenshot(str(picture))

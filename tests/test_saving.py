@@ -206,3 +206,14 @@ def test_a_repeated_run_replaces_its_row(tmp_path):
     for row in ({"run": "a", "x": 1}, {"run": "b", "x": 2}, {"run": "a", "x": 3}):
         runs.append_once(path, row)
     assert runs.read_rows(path) == [{"run": "b", "x": 2}, {"run": "a", "x": 3}]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o027, 0o002])
+def test_files_have_the_mode_that_the_umask_gives(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        files.write_tensors(tmp_path / "tensors", {"a": torch.zeros(2)})
+        files.write_json(tmp_path / "object", {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}

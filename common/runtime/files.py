@@ -34,9 +34,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         # A new, unpredictable name: several processes may write the same file, and nobody can place a link there first.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
         part = Path(name)
-        os.fchmod(handle, 0o666 & ~_umask())
         os.close(handle)
         write(part)
+        os.chmod(part, 0o666 & ~_umask())  # at the end: safetensors replaces the file by a new one
         _flush(part)
         os.replace(part, path)
         _flush(path.parent)  # the new name must survive a power failure too

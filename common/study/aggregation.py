@@ -14,7 +14,7 @@ import numpy as np
 from common import metrics, tasks
 from common.combined import Combined
 from common.errors import InputError
-from common.methods import find
+from common.methods import Method, find
 from common.metrics import mean_score
 from common.options import TuneOptions, canonical, canonical_text
 from common.results import on_dev
@@ -57,7 +57,7 @@ class Configuration:
 
     method: str
     label: str
-    """The method with its non-default options."""
+    """The method with its size and its non-default options, as papers write them: LoRA (r = 8)."""
     training: str
     rows: tuple[Row, ...]
 
@@ -101,6 +101,16 @@ def read(paths: Iterable[Path]) -> list[Row]:
     if not rows:
         raise InputError("no results: give files with at least one row")
     return list(rows.values())
+
+
+def only(rows: list[Row], names: Sequence[str], methods: Sequence[str]) -> list[Row]:
+    """The rows of these tasks and methods; of all for an empty list. Raises InputError if one has no rows."""
+    for key, wanted in (("task_name", names), ("method", methods)):
+        for name in wanted:
+            if name not in (known := sorted({row[key] for row in rows})):
+                raise InputError(f"no rows of {name}: there are {', '.join(known)}")
+        rows = [row for row in rows if not wanted or row[key] in wanted]
+    return rows
 
 
 def _result(row: Row) -> Row:
@@ -165,11 +175,32 @@ def describe(row: Row) -> tuple[str, str, str, str]:
     launch = {field.name: field.default for field in dataclasses.fields(TuneOptions) if field.name not in elsewhere}
     launch |= {"frozen_dtype": "float32", "mixed_precision": "no", "n_processes": 1}  # rows have auto resolved
     used = {name: row.get(name, value) for name, value in launch.items()}
-    label = row["method"] + f" ({', '.join(_non_default(own, usual))})".replace(" ()", "")
+    label = " + ".join(_written(part, own[part.name] if len(parts) > 1 else own) for part in parts)
     training = [f"lr {row['lr']:g}", f"{row['n_epochs']} epochs of batches of {row['batch_size']}"]
     # These are already in the text, or depend on the encoder.
     ignored = launch | {name: row.get(name) for name in ("lr", "n_epochs", "batch_size", "max_length")}
     return row["method"], label, ", ".join(training + _non_default(used, ignored)), canonical_text(own | used)
+
+
+def _written(method: Method, values: Row) -> str:
+    usual = method.options()
+    known = {name: values.get(name, value) for name, value in usual.items()}
+    shown = [name for name, value in known.items() if canonical(value) != canonical(usual[name])]
+    if method.size is not None and known[method.size] is not None and method.size not in shown:
+        shown.insert(0, method.size)
+
+    def text(value: Any) -> str:
+        if isinstance(value, float) and value.is_integer():  # 8.0 is 8, as in `canonical`
+            value = int(value)
+        return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    options = ", ".join(f"{method.symbols.get(name, name)} = {text(known[name])}" for name in shown)
+    return (method.written or method.name) + f" ({options})".replace(" ()", "")
+
+
+def paper_name(method: str) -> str:
+    """The name of a method, or of a combination of methods, as papers write it."""
+    return " + ".join(find(name).written or name for name in method.split("+"))
 
 
 def _non_default(values: Row, usual: Row) -> list[str]:

@@ -1,5 +1,6 @@
 """Learning curves of runs."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,10 +11,12 @@ from common.results import read_result
 from common.runs import RESULT
 from common.study import aggregation, figures
 from common.study.aggregation import Configuration, Setting
+from common.study.figures import Page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TWO_COLUMNS = Page(width=2 * figures.COLUMN + 0.2)
 Curve = tuple[list[int], list[float]]
 
 
@@ -39,7 +42,7 @@ def common_steps(curves: Sequence[Curve]) -> tuple[list[int], list[tuple[float, 
     return steps, [tuple(values[step] for values in known) for step in steps]
 
 
-def learning_curves(runs: Sequence[Path]) -> "Figure":
+def learning_curves(runs: Sequence[Path], page: Page = TWO_COLUMNS) -> "Figure":
     """Plot training loss by step and validation score by epoch, with the majority class as a dashed line.
 
     Runs of one configuration with several seeds are one line, their mean, in a band from minimum to maximum.
@@ -53,13 +56,15 @@ def learning_curves(runs: Sequence[Path]) -> "Figure":
     tables = aggregation.group(results.values())
     curves = {id(result): drawn[run] for run, result in results.items()}
     lines = [(setting, each) for setting, some in tables.items() for each in some]
-    labels = [figures.wrapped(_label(*line, len(tables) > 1), 2 * figures.COLUMN - 0.8, 6.5) for line in lines]
+    labels = [figures.wrapped(_label(*line, len(tables) > 1), page.width - 1, 6.5) for line in lines]
+    variants: Counter[str] = Counter()  # lines of a method so far
     with figures.look():
         height = 2.6 + 0.132 * (len(tables) + sum(label.count("\n") + 1 for label in labels))
-        figure = Figure(figsize=(2 * figures.COLUMN + 0.2, height), layout="constrained")
+        figure = Figure(figsize=(page.width, page.height or height), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for number, ((_, each), label) in enumerate(zip(lines, labels, strict=True)):
-            look = figures.style(number)
+        for (_, each), label in zip(lines, labels, strict=True):
+            look = figures.style_of(each.method, variants[each.method])
+            variants[each.method] += 1
             for axes, tag in ((left, "train/loss"), (right, "validation/score")):
                 steps, values = common_steps([curves[id(row)][tag] for row in each.rows])
                 marker = look["marker"] if axes is right else ""
@@ -76,9 +81,11 @@ def learning_curves(runs: Sequence[Path]) -> "Figure":
         right.set(xlabel="epoch", ylabel=f"validation score ({', '.join(on)})")
         for axes in (left, right):
             axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(tables) == 1:
-            above = figures.wrapped(figures.title(next(iter(tables))), 2 * figures.COLUMN, 8.4)
-            figure.suptitle(above, fontsize=7, fontweight="bold")
+        above = page.title
+        if above is None and len(tables) == 1:
+            above = figures.title(next(iter(tables)))
+        if above:
+            figure.suptitle(figures.wrapped(above, page.width - 0.2, 8.4), fontsize=7, fontweight="bold")
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=1)
     return figure
 

@@ -3,6 +3,7 @@
 import json
 import math
 import textwrap
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,17 +13,17 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from common import combined, methods, tasks
-from common.errors import plain
+from common.errors import InputError, check, plain
 from common.results import majority_on_dev
 from common.runtime import files
 from common.study import significance
-from common.study.aggregation import Configuration, Setting
+from common.study.aggregation import Configuration, Setting, paper_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg")
+FORMATS = ("png", "svg", "pdf")
 COLUMN = 3.4
 """Width of a column of a paper, in inches."""
 COLOURS = ("#56B4E9", "#D55E00", "#E69F00", "#0072B2", "#CC79A7", "#000000", "#009E73")
@@ -46,6 +47,7 @@ LOOK: Any = {
     "legend.frameon": False,
     "legend.handlelength": 3.2,
     "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # TrueType, since journals refuse Type 3
     "svg.fonttype": "none",  # text, not paths: small files that can be searched
     "svg.hashsalt": "figures",  # reproducible ids: the same figure gives the same file
     "text.parse_math": False,  # a path may contain a dollar sign
@@ -82,6 +84,34 @@ COSTS = (
 )
 
 
+@dataclass(frozen=True)
+class Page:
+    """What a paper wants to decide of a figure; None = as it is drawn without a wish."""
+
+    width: float = COLUMN
+    """Inches."""
+    height: float | None = None
+    """Inches."""
+    title: str | None = None
+    xlabel: str | None = None
+    ylabel: str | None = None
+    notes: bool = True
+    """Whether the source of the numbers stands below the figure; a paper may say it in the caption."""
+
+    def __post_init__(self) -> None:
+        sizes = {"width": self.width, "height": self.height}
+        check(
+            {
+                f"{name} is {value:g} inches: choose from 2 to 40": not 2 <= value <= 40
+                for name, value in sizes.items()
+                if value is not None
+            }
+        )
+
+
+PAGE = Page()
+
+
 @contextmanager
 def look() -> Iterator[None]:
     """Apply the common style while figures are made and saved."""
@@ -93,22 +123,24 @@ def look() -> Iterator[None]:
 
 def save(figure: "Figure", path: Path) -> None:
     """Write a figure atomically, in the format of the suffix; without a date, so that its bytes are reproducible."""
-    form = path.suffix[1:]
-    about = {"Date": None} if form == "svg" else None
+    form = path.suffix[1:].lower()
+    about = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
     with look():
         files.write_atomically(path, lambda part: figure.savefig(part, format=form, metadata=about))
 
 
-def style(number: int) -> dict[str, Any]:
-    """Colour, marker and line style number n of a figure; the first 56 are all different."""
-    turn = number % len(MARKERS)
+def style(number: int, variant: int = 0) -> dict[str, Any]:
+    """Colour, marker and line style number n; the first 56 are all different. Variants share the colour."""
+    turn = (number + variant) % len(MARKERS)
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[turn], "linestyle": LINES[turn]}
 
 
-def styles(configurations: Iterable[Configuration]) -> dict[str, dict[str, Any]]:
-    """Method -> its style, the same in every figure; combinations come last."""
-    combined = sorted({each.method for each in configurations} - set(methods.names()))
-    return {name: style(number) for number, name in enumerate([*methods.names(), *combined])}
+def style_of(method: str, variant: int = 0) -> dict[str, Any]:
+    """The style of a method, the same in every figure whatever else is in it; that of a combination is by its name."""
+    known = methods.names()
+    n_left = len(MARKERS) * len(COLOURS) - len(known)
+    number = known.index(method) if method in known else len(known) + zlib.crc32(method.encode()) % n_left
+    return style(number, variant)
 
 
 def wrapped(text: str, width: float, size: float = 7) -> str:
@@ -189,23 +221,26 @@ def known(configurations: Iterable[Configuration], cost: Cost) -> list[Configura
     return [each for each in configurations if not math.isnan(cost.of(each))]
 
 
-def draw(setting: Setting, configurations: Sequence[Configuration], metric: str, cost: Cost) -> "Figure":
-    """Plot score against one cost, one column wide, with the source of the numbers above and below.
+def draw(
+    setting: Setting, configurations: Sequence[Configuration], metric: str, cost: Cost, page: Page = PAGE
+) -> "Figure":
+    """Plot score against one cost, with the source of the numbers above and below.
 
     A point is the group `configuration-N` of the SVG, where N is the index of its configuration.
     """
-    some, look_of = shown(known(configurations, cost), metric), styles(configurations)
+    some = shown(known(configurations, cost), metric)
     points = [(cost.of(each), each.mean(metric)) for each in some]
     lines = size_lines(some, metric)
     with look():
-        handles = _handles(some, metric, {line[0].method for line in lines})
-        figure, axes = _page(title(setting), _notes(setting, some, metric, cost), handles)
+        handles = _handles(some, metric, {line[0].method for line in lines}, page.width)
+        above = title(setting) if page.title is None else page.title
+        figure, axes = _page(page, above, _notes(setting, some, metric, cost) if page.notes else "", handles)
         _horizontal(axes, some, metric)
         for line in lines:
-            drawn = look_of[line[0].method] | {"marker": "", "zorder": 3}
+            drawn = style_of(line[0].method) | {"marker": "", "zorder": 3}
             axes.plot(*zip(*((cost.of(each), each.mean(metric)) for each in line), strict=True), **drawn)
         for each, (x, y), best in zip(some, points, front(points), strict=True):
-            point = look_of[each.method] | {"linestyle": "", "markeredgecolor": "#000000", "zorder": 5}
+            point = style_of(each.method) | {"linestyle": "", "markeredgecolor": "#000000", "zorder": 5}
             if best:
                 axes.plot(x, y, zorder=4, **RING)
             if len(each.rows) > 1:
@@ -215,7 +250,9 @@ def draw(setting: Setting, configurations: Sequence[Configuration], metric: str,
             axes.plot(x, y, gid=f"configuration-{configurations.index(each)}", **point)
         axes.set_ylim(*limits(some, metric))
         _scale_cost(axes, cost, [x for x, _ in points])
-        axes.set_ylabel(f"{measure(setting, metric)}, development set")
+        axes.set_ylabel(f"{measure(setting, metric)}, development set" if page.ylabel is None else page.ylabel)
+        if page.xlabel is not None:
+            axes.set_xlabel(page.xlabel)
     return figure
 
 
@@ -226,39 +263,49 @@ def measure(setting: Setting, metric: str) -> str:
     return of.replace("_", " ")
 
 
-def _page(above: str, below: str, handles: list[Any]) -> "tuple[Figure, Axes]":
-    """A figure with text above and below and the legend outside the axes, which always have the same size."""
+def _page(page: Page, above: str, below: str, handles: list[Any]) -> "tuple[Figure, Axes]":
+    """A figure with text above and below and the legend outside the axes."""
     from matplotlib.figure import Figure
 
-    above, below = wrapped(above, COLUMN, 8.4), wrapped(below, COLUMN, 6)
-    n_columns = 2 if max(len(handle.get_label()) for handle in handles) < 28 else 1
+    above, below = wrapped(above, page.width, 8.4), wrapped(below, page.width, 6)
+    n_columns = 2 if max(len(handle.get_label()) for handle in handles) < 28 * page.width / COLUMN else 1
     n_lines = sum(handle.get_label().count("\n") + 1 for handle in handles)
     top, bottom = 0.13 * above.count("\n") + 0.25, 0.104 * below.count("\n") + 0.2
     low = bottom + 0.132 * -(-n_lines // n_columns) + 0.42  # 0.42 for the label and the ticks of the axis
-    height = low + 2.2 + top
-    figure = Figure(figsize=(COLUMN, height))
-    axes = figure.add_axes((0.15, low / height, 0.83, 2.2 / height))
+    inside = 2.2 if page.height is None else page.height - low - top
+    if inside < 0.5:
+        raise InputError(
+            f"height is {page.height:g} inches: choose at least {low + top + 0.5:.1f}, for text and legend"
+        )
+    height = low + inside + top
+    figure = Figure(figsize=(page.width, height))
+    left = 0.15 * COLUMN / page.width
+    axes = figure.add_axes((left, low / height, 0.98 - left, inside / height))
     axes.grid(axis="y", color="#888888", alpha=0.25, linewidth=0.5)
     figure.text(0.5, 1 - 0.04 / height, above, ha="center", va="top", fontsize=7, fontweight="bold", linespacing=1.15)
     figure.text(0.02, 0.03 / height, below, ha="left", va="bottom", fontsize=6, linespacing=1.15)
-    legend: Any = {"loc": "upper center", "bbox_to_anchor": (0.42, -0.42 / 2.2), "ncols": n_columns, "borderaxespad": 0}
+    legend: Any = {
+        "loc": "upper center",
+        "bbox_to_anchor": (0.42, -0.42 / inside),
+        "ncols": n_columns,
+        "borderaxespad": 0,
+    }
     axes.legend(handles=handles, **legend, borderpad=0, labelspacing=0.45)
     return figure, axes
 
 
-def _handles(some: Sequence[Configuration], metric: str, lined: set[str]) -> list[Any]:
+def _handles(some: Sequence[Configuration], metric: str, lined: set[str], width: float) -> list[Any]:
     """Handles of the legend; `lined` are the methods with a line."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    look_of = styles(some)
     handles: list[Any] = []
     for name in sorted({each.method for each in some}):
         labels = [each.label for each in some if each.method == name]
-        text = labels[0] if len(labels) == 1 else f"{name}, {len(labels)} configurations"
+        text = labels[0] if len(labels) == 1 else f"{paper_name(name)}, {len(labels)} configurations"
         line = {} if name in lined else {"linestyle": ""}
-        text = wrapped(text, COLUMN - 0.7, 6.5)
-        handles.append(Line2D([], [], label=text, markeredgecolor="#000000", **look_of[name] | line))
+        text = wrapped(text, width - 0.7, 6.5)
+        handles.append(Line2D([], [], label=text, markeredgecolor="#000000", **style_of(name) | line))
     handles.append(Line2D([], [], label="Pareto front", **RING))
     for full in _full(some):
         handles.append(Line2D([], [], label="full fine-tuning", **FLAT))

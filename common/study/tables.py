@@ -33,7 +33,10 @@ SELECTION = {
 
 NUMBERS = r"[+-]?\d[\d.]*( to [+-]?\d[\d.]*)?|-"
 """Cells of our tables that begin with a sign and are no formulas: numbers, intervals, and - for none."""
-LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\~{}", "^": r"\^{}"})
+LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\~{}", "^": r"\^{}", "\u00b1": r"$\pm$", "\u03b1": r"$\alpha$"}
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,38 @@ def of_task(setting: Setting, configurations: list[Configuration], metric: str) 
         cost = (first["trainable_params_without_head"], round(seconds), "n/a" if isnan(mib) else round(mib))
         lines.append((each.label, each.training, *spread, *cost))
     return Table(title(setting), notes, (*header, "trained without head", "seconds", "peak MiB"), tuple(lines))
+
+
+def by_task(tables: Tables, metric: str) -> Iterator[Table]:
+    """Tables for a paper: a line per method, a column per task, 100 x mean +- half of the 95 % t interval.
+
+    There is one for each encoder, data and kind of selection, of the best configuration of each method and task.
+    """
+    groups: dict[Setting, dict[str, dict[str, Configuration]]] = {}
+    for setting, configurations in tables.items():
+        methods = groups.setdefault(setting.without_task(), {})
+        for method, best in aggregation.best(configurations, metric).items():
+            cells = methods.setdefault(method, {})
+            cells[setting.task_name] = max(best, cells.get(setting.task_name, best), key=lambda c: c.selecting(metric))
+    for setting, methods in groups.items():
+        names = [name for name in tasks.TRAINED if any(name in cells for cells in methods.values())]
+        lines: list[Cells] = []
+        for method, chosen in methods.items():
+            labels = {each.label for each in chosen.values()}
+            name = labels.pop() if len(labels) == 1 else aggregation.paper_name(method)
+            sizes = sorted({each.rows[0]["trainable_params_without_head"] for each in chosen.values()})
+            trained = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+            lines.append((name, trained, *(_mean(chosen[task], metric) if task in chosen else "-" for task in names)))
+        pool = [each for chosen in methods.values() for each in chosen.values()]
+        notes = [*about(setting, pool), f"best configuration of each method and task; of each task: {metric}"]
+        notes.append("100 x mean over seeds, with half of the 95 % t interval where there are several seeds")
+        yield Table(f"{setting.variant}, {setting.checkpoint}", notes, ("method", "trained", *names), tuple(lines))
+
+
+def _mean(configuration: Configuration, metric: str) -> str:
+    scores = list(configuration.scores(metric).values())
+    low, high = significance.confidence_interval(scores) if len(scores) > 1 else (0.0, 0.0)
+    return f"{100 * fmean(scores):.1f}" + (f" \u00b1 {50 * (high - low):.1f}" if len(scores) > 1 else "")
 
 
 def averages(tables: Tables) -> Iterator[Table]:
@@ -256,7 +291,7 @@ def _compare_pair(
 
 
 def render(table: Table, form: str) -> str:
-    """A table as text: markdown, latex or csv."""
+    """A table as text: markdown, csv, or latex with booktabs, where the notes are comments."""
     notes = [plain(line) for line in (table.title, *table.notes)]  # a path can contain line breaks
     table = dataclasses.replace(table, rows=tuple(tuple(_printable(cell) for cell in row) for row in table.rows))
     if form == "csv":
@@ -269,13 +304,14 @@ def render(table: Table, form: str) -> str:
         rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
         lines = ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]) if row]
         return "\n".join([f"### {notes[0]}", "", *(f"- {note}" for note in notes[1:]), "", *lines, ""])
-    notes = [line.translate(LATEX) for line in notes]
-    lines = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in rows if row]
-    if lines:
-        begin = rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}"
-        lines = [begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"]
-    items = [r"\begin{itemize}", *(rf"\item {note}" for note in notes[1:]), r"\end{itemize}"]
-    return "\n".join([rf"\paragraph{{{notes[0]}}}", *items, *lines, ""])
+    above = [f"% {note}" for note in notes]
+    if not table.header:
+        return "\n".join([*above, ""])
+    lines = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in rows]
+    begin = [r"\begin{table}", r"\centering", rf"\caption{{{notes[0].translate(LATEX)}}}"]
+    begin += [rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", lines[0], r"\midrule"]
+    end = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(["% needs the package booktabs", *above, *begin, *lines[1:], *end, ""])
 
 
 def _printable(cell: str | int) -> str | int:
