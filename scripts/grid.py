@@ -1,10 +1,11 @@
 """Print the commands of a sweep, one per line, for scripts/run.sh: python -m scripts.grid VERB METHOD [options]"""
 
 import shlex
+import sys
 
 from common.errors import one_line_errors
 from common.options import Arguments
-from common.study.grid import commands
+from common.study.grid import commands, plan
 
 
 def main() -> None:
@@ -12,10 +13,17 @@ def main() -> None:
     parser.add_argument("verb", choices=("tune", "test", "experiment"))
     parser.add_argument("method")
     for name in ("tasks", "checkpoints", "seeds"):
-        parser.add_argument(f"--{name}", type=str.split, default=[], help="separated by spaces, in quotation marks")
+        parser.add_argument(
+            f"--{name}", nargs="+", default=[], help="all of these; every other option goes to the runs"
+        )
+    parser.add_argument("--plan", action="store_true", help="say first, on stderr, how many runs there are")
     args, further = parser.parse_known_args()
     with one_line_errors():
-        for words in commands(args.verb, args.method, args.tasks, args.checkpoints, args.seeds, further):
+        names, seeds = (" ".join(words).split() for words in (args.tasks, args.seeds))  # also "cola rte", as one word
+        lines = list(commands(args.verb, args.method, names, args.checkpoints, seeds, further))
+        if args.plan:
+            print(plan(args.verb, lines), file=sys.stderr)
+        for words in lines:
             print(shlex.join(words))
 
 

@@ -10,17 +10,25 @@ if [ $# -eq 0 ] || [ "$1" = --help ]; then
     exit $(($# == 0 ? 2 : 0))
 fi
 dry_run=
-launch="accelerate launch"
+launch=
 words=()
 while [ $# -gt 0 ]; do
     case $1 in
         --dry_run | --dry-run) dry_run=1 ;;
-        --launch) launch=${2:?--launch wants a command}; shift ;;
+        --launch)
+            if [ -z "${2:-}" ] || [ -n "$launch" ]; then
+                echo "error: --launch wants a command, once" >&2
+                exit 2
+            fi
+            launch=$2
+            shift
+            ;;
         *) words+=("$1") ;;
     esac
     shift
 done
-commands=$(python -m scripts.grid "$verb" "${words[@]}") || exit
+launch=${launch:-accelerate launch}
+commands=$(python -m scripts.grid "$verb" "${words[@]}" --plan) || exit
 total=$(wc -l <<<"$commands")
 
 # Each run is a process group. A signal that stops the sweep is passed on to all its processes, which save and stop.
@@ -36,6 +44,7 @@ trap 'stop 75' TERM USR1
 
 failed=()
 number=0
+began=$SECONDS
 while read -r line; do
     number=$((number + 1))
     eval "run=($line)" # quoted by scripts.grid
@@ -44,7 +53,9 @@ while read -r line; do
         printf '%s\n' "$launch -m $line"
         continue
     fi
-    printf '\n[%d of %d] %s\n' "$number" "$total" "$launch -m $line"
+    left=
+    [ "$number" -gt 1 ] && left=", about $(((SECONDS - began) * (total - number + 1) / (number - 1) / 60)) min left"
+    printf '\n[%d of %d%s] %s\n' "$number" "$total" "$left" "$launch -m $line"
     "${command[@]}" </dev/null &
     child=$!
     wait "$child"
