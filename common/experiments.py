@@ -40,6 +40,7 @@ def sweep(grid: Iterable[Method]) -> None:
         methods = select_sizes(methods, chosen.sizes)
         if options.param_budget is not None:
             raise InputError("param_budget sets the size, which the grid varies: omit it, or use tune")
+        dataclasses.replace(options, seed=options.seed + chosen.n_seeds - 1)  # raises if the last seed is too large
         launching.start_cpu_processes()
         with destroy_group_at_end():
             rows = run_all(methods, options, range(options.seed, options.seed + chosen.n_seeds))

@@ -115,6 +115,11 @@ def decisive(options: TuneOptions) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_DECISIVE}
 
 
+def short_name(checkpoint: str) -> str:
+    """The last part of a checkpoint's name, at most 100 bytes of it, for the names of files and folders."""
+    return Path(checkpoint).name.encode()[:100].decode(errors="ignore")
+
+
 def run_folder(method: Method, options: TuneOptions) -> Path:
     """The folder of a run. Its name ends with a digest of all options that can change the result, which identifies it.
 
@@ -135,7 +140,7 @@ def run_folder(method: Method, options: TuneOptions) -> Path:
     numbers = {k: v for k, v in own.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     numbers |= {k: shared[k] for k in ("lr", "n_epochs", "seed")}
     shown = (f"{k}{v:g}" for k, v in numbers.items() if k not in usual or v != usual[k])
-    name = re.sub(r"[^\w.+-]", "_", "-".join([Path(options.checkpoint).name, *shown, digest]))
+    name = re.sub(r"[^\w.+-]", "_", "-".join([short_name(options.checkpoint), *shown, digest]))
     home = Path(options.output_dir) / method.name / options.task_name
     return home / name if (home / name).exists() else next(iter(sorted(home.glob(f"*-{digest}"))), home / name)
 

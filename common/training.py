@@ -210,7 +210,7 @@ class Run:
         self.parameters = list(trainable(self.model).values())
         if accelerator.num_processes > 1:
             self.settle_buckets()
-        set_seed(options.seed, device_specific=True)  # each process has its own dropout masks
+        set_seed((options.seed + accelerator.process_index) % 2**32)  # each process has its own dropout masks
 
         n_processes = accelerator.num_processes
         self.examples_per_step = options.batch_size * options.gradient_accumulation_steps * n_processes

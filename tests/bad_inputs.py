@@ -128,6 +128,7 @@ def options() -> Iterator[Case]:
         ("a text that is not asked for", "prompt.tune --init_text hello"),
         ("no seeds", "lora.experiment --n_seeds 0"),
         ("more seeds than anybody trains", f"lora.experiment --n_seeds {10**30}"),
+        ("a last seed that is too large", "lora.experiment --seed 4294967295 --n_seeds 2"),
         ("a budget for a grid of sizes", "lora.experiment --param_budget 1000"),
     ):
         yield Case(what, words)

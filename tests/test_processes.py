@@ -52,6 +52,13 @@ def runs(tmp_path_factory):
     return folders
 
 
+def test_two_processes_take_the_largest_seed(checkpoints, tmp_path):
+    small = ["--checkpoint", checkpoints["bert"], "--data", "demo", "--task_name", "mrpc", "--n_epochs", "1"]
+    small += ["--max_train_samples", "16", "--max_eval_samples", "8", "--output_dir", str(tmp_path), "--rank", "2"]
+    folder = Path(launch(2, "lora.tune", *small, "--seed", "4294967295")[-1])
+    assert json.loads((folder / "result.json").read_text())["seed"] == 2**32 - 1
+
+
 def test_two_processes_report_bad_input_once():
     command = [*LAUNCH, "--num_processes", "2", "-m", "lora.tune", "--data", "/no/such/folder"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)

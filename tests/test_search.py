@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,6 +226,66 @@ def test_a_configuration_that_fails_is_a_failed_trial_with_a_reason(options, tmp
     said = capsys.readouterr().out
     assert "trials: 2; 1 complete, 0 pruned, 1 failed" in said
     assert "trial 0 failed: out of memory" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Input contains NaN."), "ValueError: Input contains NaN."),
+        (RuntimeError("\x1b[31msingular"), "RuntimeError: [31msingular"),
+        (AssertionError(), "AssertionError: "),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_trial_fails_with_whatever_error_and_the_study_goes_on(options, tmp_path, monkeypatch, error, said):
+    usual = training.evaluate
+
+    def fail_once(*arguments):
+        monkeypatch.setattr(training, "evaluate", usual)
+        raise error
+
+    monkeypatch.setattr(training, "evaluate", fail_once)
+    search(METHOD, options(), SETTINGS, FEW)
+    found = trials_of(tmp_path)
+    assert [trial.state for trial in found] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert found[0].user_attrs[REASON] == said
+
+
+def test_a_trial_without_a_finite_score_fails(options, tmp_path, monkeypatch):
+    usual, scores = training.train, [float("nan"), 0.5]
+
+    def train(*arguments):
+        folder, result = usual(*arguments)
+        return folder, result | {"best_score": scores.pop(0)}
+
+    monkeypatch.setattr(training, "train", train)
+    search(METHOD, options(), SETTINGS, FEW)
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert [row["best_score"] for row in read_rows(next(tmp_path.rglob(ROWS)))] == [0.5]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), InputError("the disk is full")])
+def test_an_error_of_the_machine_ends_the_worker_and_its_trial_is_resumed(options, tmp_path, monkeypatch, error):
+    error.__cause__ = OSError()
+
+    def fail(*arguments):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", fail)
+        with pytest.raises(type(error)):
+            search(METHOD, options(), SETTINGS, FEW)
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.RUNNING]
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "\u00fc" * 120])
+def test_a_checkpoint_and_a_study_may_have_a_long_name(options, bert, tmp_path, name):
+    folder = tmp_path / name
+    shutil.copytree(bert, folder)
+    once = dataclasses.replace(SETTINGS, trials=1)
+    for settings in (once, dataclasses.replace(once, study_name=name)):
+        search(METHOD, options(checkpoint=str(folder)), settings, FEW)
+    assert len(list(tmp_path.rglob("*.journal"))) == 2
 
 
 def test_a_search_of_configurations_that_all_do_not_fit_reports_why(options):

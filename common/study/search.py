@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from common import fitting, training
@@ -27,7 +29,7 @@ from common.experiments import WAIT
 from common.fitting import fit_to_budget
 from common.methods import Method
 from common.options import TuneOptions, command_line, non_default
-from common.runs import append_once, decisive, read_rows, run_folder
+from common.runs import append_once, decisive, read_rows, run_folder, short_name
 from common.runtime import files, stopping
 from common.study.space import Range, Same, SearchOptions, Space, _label, configuration, defaults, space_of, suggest
 from common.study.trials import Keeper, Release, open_study
@@ -96,11 +98,11 @@ class Search:
             return trial, release
 
     def attempt(self, trial: optuna.Trial) -> None:
-        """Run a trial and report its end to the study; an error of its configuration makes it a failed trial.
+        """Run a trial and report its end to the study; any error but one of the machine makes it a failed trial.
 
         Raises:
             Interrupted: a stop signal or the time limit; the trial will be resumed.
-            InputError: an error that any trial would have, such as a full disk.
+            InputError, OSError: an error that any trial would have, such as a full disk.
         """
         try:
             method, options = configuration(self.method, self.options, self.space, trial.params)
@@ -108,11 +110,16 @@ class Search:
         except Pruned:
             self.finish(trial, TrialState.PRUNED)
             return
-        except InputError as error:
-            own = error.__cause__ is None or isinstance(error, DoesNotFit) or is_out_of_memory(error.__cause__)
-            if not own:
+        except (Interrupted, optuna.exceptions.OptunaError):
+            raise
+        except Exception as error:
+            if self.options.debug or _is_of_machine(error):
                 raise
-            self.finish(trial, TrialState.FAIL, notes={REASON: " ".join(str(error).split())})
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            self.finish(trial, TrialState.FAIL, notes={REASON: kind + plain(str(error))[:1000]})
+            return
+        if not math.isfinite(result["best_score"]):
+            self.finish(trial, TrialState.FAIL, notes={REASON: f"its score is {result['best_score']}"})
             return
         row = result | {"search_study": self.study.study_name, "search_trials": self.n}
         with files.confined_to(Path(options.output_dir)):
@@ -174,6 +181,13 @@ class Search:
     def complete(self) -> list[FrozenTrial]:
         """The trials with a score."""
         return [trial for trial in self.counted() if trial.state == TrialState.COMPLETE]
+
+
+def _is_of_machine(error: BaseException | None) -> bool:
+    """Whether an error would end any trial here: a full disk or a broken device, not a configuration out of memory."""
+    if error is None or isinstance(error, DoesNotFit) or is_out_of_memory(error):
+        return False
+    return isinstance(error, OSError | torch.AcceleratorError) or _is_of_machine(error.__cause__)
 
 
 def check_first(method: Method, options: TuneOptions) -> TaskData:
@@ -255,9 +269,9 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
         raise InputError("every option is given, so that nothing is left to search: use tune, or give fewer options")
     facts = facts_of(method, options, settings, space)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    words = [method.name, options.task_name, Path(options.checkpoint).name, digest]
+    words = [method.name, options.task_name, short_name(options.checkpoint), digest]
     name = re.sub(r"[^\w.+-]", "_", settings.study_name or "-".join(words))
-    journal = run_folder(method, options).parent / f"search-{name}.journal"
+    journal = run_folder(method, options).parent / f"search-{name[:100]}.journal"
     storage = settings.storage or str(journal)
     if not settings.storage:
         files.refuse_links(Path(options.output_dir), journal.parent, journal)

@@ -1,6 +1,7 @@
 """Storage of a search, a journal file or a database, and which of its trials are running."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -40,7 +41,9 @@ class Locks:
 
     def of(self, number: int) -> Path:
         """Path of the lock file of a trial."""
-        return self.journal.with_name(f".{self.journal.name}.{self.study_name}.{number}.lock")
+        # A digest, since both names together can be longer than the name of a file may be.
+        digest = hashlib.sha256(f"{self.journal.name}/{self.study_name}".encode()).hexdigest()[:16]
+        return self.journal.with_name(f".search-{digest}.{number}.lock")
 
     def claiming(self) -> contextlib.AbstractContextManager[None]:
         """A context in which no other worker can claim a trial."""
