@@ -37,9 +37,9 @@ def commands(
     for name in names:
         if name not in known:
             raise InputError(f"no task {name!r} to {verb}: there are {', '.join(known)}")
-    for checkpoint in checkpoints:
-        if " " in checkpoint and not Path(checkpoint).is_dir():
-            raise InputError(f"no folder {checkpoint!r}: name several checkpoints without quotation marks around all")
+    for folder in checkpoints:
+        if " " in folder and not Path(folder).is_dir():
+            raise InputError(f"no folder {folder!r}: name several checkpoints without quotation marks around all")
     fixed, varied = _read_options(verb, kind, further)
     listed = {"task_name": ("tasks", True), "checkpoint": ("checkpoints", bool(checkpoints))}
     listed |= dict.fromkeys(("seed", "n_seeds"), ("seeds", bool(seeds)))
