@@ -303,7 +303,7 @@ def test_a_run_begins_with_five_lines_about_it(options, capsys, padding):
     assert rows == "examples 44 train, 4 holdout, 20 validation"
     n_tokens = round(result["real_tokens_per_second"] * result["train_seconds"])
     counted, shown = re.match(r"tokens   ([\d,]+) in an epoch, at most 64 in an example; (.+)", tokens).groups()
-    assert int(counted.replace(",", "")) == pytest.approx(n_tokens, rel=0.01)
+    assert int(counted.replace(",", "")) == pytest.approx(n_tokens, rel=0.1)  # the time is rounded
     form = r"packed, which saves \d+% of a padded batch" if padding == "none" else r"padded, \d+% of a batch"
     assert re.fullmatch(form, shown)
     assert run == f"run      {folder}"
