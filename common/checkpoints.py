@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from common.encoders import KINDS, encoder
+from common.encoders import KINDS, encoder, head_parameters
 from common.errors import InputError, check
 from common.runtime import hub
 from common.runtime.device import host_memory
-from common.runtime.files import one_spelling, sha256
+from common.runtime.files import non_finite, one_spelling, sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -227,6 +227,7 @@ def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
 def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
     """A pretrained encoder with a new classification head, initialized from torch's global generator.
 
+    A head in the checkpoint is not used: its labels need not be those of the task, and all seeds would start from it.
     `model.base` identifies the base model, for `loading.load_adapter`.
 
     Args:
@@ -234,11 +235,12 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
         n_outputs: number of classes, or 1 for a regression.
 
     Raises:
-        InputError: it cannot be loaded, or weights of the encoder are missing, which would stay random.
+        InputError: it cannot be loaded, or its weights are not those of the encoder that its config describes.
     """
     from transformers import AutoModelForSequenceClassification
 
     with _loading(checkpoint, with_weights=True) as source:
+        random_state = torch.get_rng_state()
         # float32 because transformers 5 would use the type of the file; safetensors because pickles can run code.
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
@@ -248,16 +250,43 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # of a head for other labels
         )
-    prefix = model.base_model_prefix + "."
+        _check_weights(checkpoint, model, info)
+        if head_parameters(model).keys() - info["missing_keys"]:
+            torch.set_rng_state(random_state)  # so that the head is the one that a checkpoint without a head gets
+            prefix = model.base_model_prefix + "."
+            pretrained = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
+            model = type(model).from_pretrained(
+                None, config=model.config, state_dict=pretrained, dtype=torch.float32, attn_implementation="sdpa"
+            )
+    model.base = Base(one_spelling(checkpoint, MINILM), fingerprint(model), _revision(source))
+    return model
+
+
+def _check_weights(checkpoint: str, model: Any, info: dict[str, Any]) -> None:
+    """Raise InputError unless the weights of the encoder are all there, none is left over, and all are finite."""
+    prefix, parts = model.base_model_prefix + ".", {name for name, _ in encoder(model).named_children()}
     missing = sorted(name for name in info["missing_keys"] if name.startswith(prefix))
     if missing:
         raise InputError(
             f"checkpoint {checkpoint} has no weights for {', '.join(missing[:3])}{' ...' if missing[3:] else ''}: "
             "wanted a complete pretrained encoder, since frozen random weights would make every comparison invalid"
         )
-    model.base = Base(one_spelling(checkpoint, MINILM), fingerprint(model), _revision(source))
-    return model
+    wrong = sorted(name for name, *_ in info["mismatched_keys"] if name.startswith(prefix))
+    # Heads of a pretraining are left over, and so is a pooler that an encoder for classification does not have.
+    left_over = sorted(name for name in info["unexpected_keys"] if name.removeprefix(prefix).split(".")[0] in parts)
+    for names, what in ((wrong, "of another shape than"), (left_over, "that are not in the encoder of")):
+        if names:
+            raise InputError(
+                f"checkpoint {checkpoint} has weights {what} its config.json: {', '.join(names[:3])}"
+                f"{' ...' if names[3:] else ''}: wanted the config.json that was saved with the weights"
+            )
+    if bad := non_finite(encoder(model).state_dict()):
+        raise InputError(
+            f"checkpoint {checkpoint} has NaN or infinite weights: {', '.join(bad[:3])}{' ...' if bad[3:] else ''}: "
+            "wanted the pretrained ones"
+        )
 
 
 def _revision(source: str) -> str | None:

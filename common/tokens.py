@@ -91,6 +91,8 @@ def tokenize(
     cache: folder for the token ids, in a file named by a digest of texts, tokenizer and length; None = no cache.
     """
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
+    if not tokenizer.is_fast:  # nothing says what one in Python does, so that its token ids are not kept
+        cache = None
     path = cache and cache / f"{_digest(examples, tokenizer, max_length)}.safetensors"
     stored: dict[str, torch.Tensor] = {}
     if path and path.is_file():
@@ -103,7 +105,8 @@ def tokenize(
         if path:
             with locks.lock_file(path):
                 files.write_tensors(path, stored)
-    padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    # Masked, so that any id will do for a tokenizer without a padding token.
+    padding = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": tokenizer.pad_token_type_id}
     labels = torch.tensor(examples.labels or [])
     return Tokens({n: stored[n] for n in names}, stored["lengths"].long(), labels, padding, layout=None)
 
@@ -123,10 +126,12 @@ def _fits(stored: dict[str, torch.Tensor], names: list[str], n_examples: int, ma
 
 
 def _digest(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """A digest of everything that the token ids depend on."""
+    """A digest of everything that the token ids and their columns depend on."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     del rules["truncation"], rules["padding"]  # left from the last call; each call of ours sets them again
-    digest = hashlib.sha256(f"{json.dumps(rules)} {max_length}".encode())
+    sides = tokenizer.truncation_side, tokenizer.padding_side, tokenizer.split_special_tokens
+    facts = [rules, type(tokenizer).__name__, tokenizer.model_input_names, sides, max_length]
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for column in examples.texts:
         digest.update(json.dumps(column).encode())
     return digest.hexdigest()[:32]
