@@ -284,7 +284,7 @@ def test_size_title_and_labels_are_those_a_paper_wants(run, rows_file, tmp_path)
         (("--methods", "prompt"), "no rows of prompt: there are bitfit, lora"),
         (("--width", "nan"), "width is nan inches"),
         (("--height", "1"), "height is 1 inches: choose from 2 to 40"),
-        (("--height", "2", "--title", "word " * 60), "height is 2 inches: text and legend need"),
+        (("--height", "2", "--title", "word " * 60), "height is 2 inches: choose at least 2.5, for text and legend"),
     ],
 )
 def test_a_wish_that_cannot_be_met_is_one_line_and_no_file(rows_file, words, said, tmp_path, monkeypatch, capfd):

@@ -56,11 +56,11 @@ def commands(
     }
     _parse_each_value(verb, kind, choices, given)
     for chosen in product(*(choices[key] for key in ("checkpoint", "task", *every, "seed"))):
-        checkpoint, task, *rest = chosen
+        base, task, *rest = chosen
         yield [
             f"{method}.{verb}",
             *task,
-            *checkpoint,
+            *base,
             *(word for words in rest[:-1] for word in words),
             *rest[-1],
             *given,
