@@ -1,6 +1,8 @@
 """The official GLUE metrics, computed locally, since evaluate.load would download code at run time."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -88,7 +90,7 @@ def load(task: GlueTask) -> "evaluate.Metric":
             return {name: METRICS[name](predictions, references) for name in task.metrics}
 
     # evaluate makes a folder in its cache, which may be read-only, and writes nothing there.
-    folder = tempfile.TemporaryDirectory()
-    metric = Glue(keep_in_memory=True, cache_dir=folder.name)
-    metric.folder = folder  # removed with the metric
+    folder = tempfile.mkdtemp()
+    metric = Glue(keep_in_memory=True, cache_dir=folder)
+    weakref.finalize(metric, shutil.rmtree, folder, ignore_errors=True)
     return metric

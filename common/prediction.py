@@ -15,6 +15,7 @@ from common.options import PredictOptions, parse
 from common.results import candidates, choice, find_run
 from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
+from common.runtime.threads import share_cores
 from common.submission import submission_lines, write_submission
 from common.tokens import tokenize
 
@@ -55,6 +56,7 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    share_cores()
     accelerator = Accelerator()
     model, used = loading.load_adapter(folder, options.checkpoint)
     tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def settings(options, tmp_path):
     """Options of a run on files and an encoder that a test can change under their names."""
     for split in ("train", "dev"):
-        lines = [f"{n}\ta man in {n}\ta dog\t{'not_' * (n % 2)}entailment" for n in range(16)]
+        lines = [f"{n}\ta man in {split} {n}\ta dog\t{'not_' * (n % 2)}entailment" for n in range(16)]
         path = tmp_path / "data" / "RTE" / f"{split}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("index\tsentence1\tsentence2\tlabel\n" + "\n".join(lines) + "\n")

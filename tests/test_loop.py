@@ -160,7 +160,8 @@ def test_the_first_of_the_best_epochs_is_on_disk(accuracies, best, select, optio
     task = GivenScores("sst2", *accuracies, 0.6)  # with holdout the development set is scored once, at the end
     _, result = train(Lora(rank=2), settings, TaskData(task, settings), after_epoch=after_epoch)
     assert (result["best_epoch"], result["best_score"]) == (best, accuracies[best - 1])
-    assert (result["last_score"], result.get("dev_score")) == (accuracies[-1], 0.6 if select == "holdout" else None)
+    dev_score = accuracies[best - 1] if select == "dev" else 0.6
+    assert (result["last_score"], result["dev_score"]) == (accuracies[-1], dev_score)
     states = [{name.removeprefix("weights."): tensor for name, tensor in file.items()} for file, _ in kept]
     for epoch, (_, adapter) in enumerate(kept):
         holder = max(range(epoch + 1), key=lambda each: accuracies[each])  # the first of the best so far
@@ -179,7 +180,7 @@ def test_the_majority_class_is_that_of_the_training_set(options, tmp_path):
     folder = tmp_path / "glue" / "SST-2"
     folder.mkdir(parents=True)
     for name, labels in (("train", "110110"), ("dev", "0100")):
-        lines = [f"the ruby was in the garden .\t{label}" for label in labels]
+        lines = [f"the ruby of {name} was in the garden .\t{label}" for label in labels]
         (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
     _, result = train(Lora(rank=2), options(data=str(folder.parent), max_train_samples=None))
     assert (result["majority_accuracy"], result["majority_score"]) == (0.25, 0.25)

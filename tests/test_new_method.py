@@ -40,7 +40,8 @@ def clone(tmp_path_factory):
     shutil.copy(REPOSITORY / "pyproject.toml", root)
     shutil.copytree(root / "lora", root / "norms")
     (root / "norms" / "method.py").write_text(METHOD)
-    (root / "norms" / "README.md").write_text("trained = (2 * layers + 1) * 2 * hidden\n")
+    about = "trained = (2 * layers + 1) * 2 * hidden\n\nThe default learning rate is 1e-3.\n"
+    (root / "norms" / "README.md").write_text(about)
     for verb in ("tune", "test", "experiment"):
         text = (root / "lora" / f"{verb}.py").read_text()
         (root / "norms" / f"{verb}.py").write_text(text.replace("lora.method", "norms.method").replace("Lora", "Norms"))

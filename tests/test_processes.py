@@ -149,15 +149,16 @@ from common.training import train
 from lora.method import Lora
 
 start_cpu_processes()
-usual = TextClassification.loss
+usual, drawn = TextClassification.loss, []
 
 def loss(*arguments):
-    print("drew", torch.rand(1).item(), flush=True)
+    drawn.append(torch.rand(1).item())
     return usual(*arguments)
 
 TextClassification.loss = loss
 with destroy_group_at_end():
     train(Lora(rank=2), TuneOptions(**OPTIONS))
+sys.stdout.write("".join(f"drew {number}\\n" for number in drawn[1:]))  # the first is of no step
 """
 
 

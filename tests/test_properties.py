@@ -256,7 +256,7 @@ def unfinished(home, adapters):
     for parameter in trainable(model).values():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    state = TrainingState(model, optimizer, torch.zeros(3), Accelerator(), {"n_steps": 8})
+    state = TrainingState(model, optimizer, torch.zeros(3), Accelerator(), {"n_steps": 8}, 8, 8, ("accuracy",))
     state.save(home, Progress(step=3, scalars=[(1, 2.0, {"train/loss": 0.5})]))
     return state, Content((home / CHECKPOINT).read_bytes())
 

@@ -330,6 +330,10 @@ def runs_table(rows: list[dict[str, Any]]) -> str:
     def rounded(row: dict[str, Any], name: str) -> str:
         return "n/a" if row.get(name) is None else f"{row[name]:.0f}"
 
+    def score(row: dict[str, Any], metric: str) -> str:
+        value = row.get(on_dev(row, metric))
+        return "n/a" if value is None else f"{value:.4f}"
+
     lines = [
         "| method | task | training | seed | scores (majority class) | trained without head | examples/s | MiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -337,7 +341,7 @@ def runs_table(rows: list[dict[str, Any]]) -> str:
     rows = sorted(rows, key=lambda row: (row["task_name"], row["method"], str(row.get("frozen_dtype")), row["seed"]))
     for row in rows:
         scores = ", ".join(
-            f"{name} {row[on_dev(row, name)]:.4f} ({majority_text(row, name)})"
+            f"{name} {score(row, name)} ({majority_text(row, name)})"
             for name in tasks.find(row["task_name"]).metrics
         )
         settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs of batches of {row['batch_size']}"
