@@ -99,7 +99,7 @@ def _loading(checkpoint: str, with_weights: bool = False) -> Iterator[str]:
         if folder is not None:
             there = sorted(path.name for path in folder.iterdir())
             found = "" if Path(source).is_dir() else f", of which the cache has {', '.join(there)}"
-            reason = (with_weights and _weights_problem(error, there)) or error
+            reason = (with_weights and _weights_problem(there)) or error
             raise InputError(f"cannot load {checkpoint}{found}: {reason}") from error
         raise InputError(
             f"cannot load the checkpoint {checkpoint!r}: it is not in the local cache and not on the hub, or the hub "
@@ -120,10 +120,8 @@ def _cached(name: str) -> Path | None:
     return Path(path).parent if isinstance(path, str) else None
 
 
-def _weights_problem(error: Exception, names: list[str]) -> str:
+def _weights_problem(names: list[str]) -> str:
     """What is wrong with the weights among the files of a checkpoint; empty = something else."""
-    if "ignore_mismatched_sizes" in str(error):  # a reference to a report that is not shown
-        return "its weights have other shapes than its config.json says or this task's head has: give a bare encoder"
     weights = [name for name in names if name.endswith((".safetensors", ".bin", ".h5", ".msgpack", ".onnx"))]
     if any(name.endswith(".safetensors") for name in weights):
         return ""
@@ -252,6 +250,10 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # of a head for other labels
         )
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise InputError(
+                "it has an adapter of peft beside its weights: wanted the base model without adapter_config.json"
+            )
         _check_weights(checkpoint, model, info)
         if head_parameters(model).keys() - info["missing_keys"]:
             torch.set_rng_state(random_state)  # so that the head is the one that a checkpoint without a head gets

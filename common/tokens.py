@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -130,7 +131,8 @@ def _digest(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: 
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     del rules["truncation"], rules["padding"]  # left from the last call; each call of ours sets them again
     sides = tokenizer.truncation_side, tokenizer.padding_side, tokenizer.split_special_tokens
-    facts = [rules, type(tokenizer).__name__, tokenizer.model_input_names, sides, max_length]
+    versions = version("transformers"), version("tokenizers")
+    facts = [rules, versions, type(tokenizer).__name__, tokenizer.model_input_names, sides, max_length]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for column in examples.texts:
         digest.update(json.dumps(column).encode())

@@ -138,3 +138,27 @@ def test_a_tokenizer_in_python_only_is_used_and_its_tokens_are_not_kept(bert, tm
     tokens = tokens_of(tokenizer, tmp_path)
     assert torch.equal(tokens.columns["input_ids"], tokens_of(load_tokenizer(bert), None).columns["input_ids"])
     assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_of_peft_beside_the_base_is_not_loaded_in_silence(checkpoints, make_model, tmp_path):
+    peft = pytest.importorskip("peft")
+    shutil.copytree(checkpoints["bert"], tmp_path / "base")
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
+    peft.get_peft_model(make_model(), config).save_pretrained(tmp_path / "base")
+    with pytest.raises(InputError, match="adapter of peft beside its weights"):
+        load_model(str(tmp_path / "base"), 2)
+
+
+@pytest.mark.parametrize("kind", ["camembert", "xlm-roberta"])
+def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(kind, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    lines = [f"the {look} ruby {n} was in the garden of the fox ." for n in range(50) for look in ("old", "new", "red")]
+    (tmp_path / "text").write_text("\n".join(lines))
+    folder = save_checkpoint(kind, tmp_path / "base")
+    for path in folder.glob("*token*"):
+        path.unlink()
+    (folder / "vocab.txt").unlink()
+    wanted = {"input": str(tmp_path / "text"), "model_prefix": str(folder / "sentencepiece.bpe"), "vocab_size": 50}
+    sentencepiece.SentencePieceTrainer.train(**wanted, minloglevel=2)
+    tokens = tokens_of(load_tokenizer(str(folder)), None)
+    assert tokens.lengths.tolist()[0] > 5

@@ -324,12 +324,12 @@ def test_a_fixed_tenth_is_held_out_with_the_label_shares_of_all_examples():
 def rows_of(folder, labels, **choice):
     """The rows of a run on an RTE folder with these training labels."""
     write(folder, "RTE/train.tsv", table(labels))
-    write(folder, "RTE/dev.tsv", table(["entailment", "not_entailment"]))
+    write(folder, "RTE/dev.tsv", table(["entailment", "not_entailment"], "of the development set"))
     return TaskData(classification.find("rte"), TuneOptions(task_name="rte", data=str(folder), **choice)).rows
 
 
-def table(labels):
-    lines = [f"{n}\ta {n}\tb {n}\t{label}\n" for n, label in enumerate(labels)]
+def table(labels, text="a"):
+    lines = [f"{n}\t{text} {n}\tb {n}\t{label}\n" for n, label in enumerate(labels)]
     return "index\tsentence1\tsentence2\tlabel\n" + "".join(lines)
 
 

@@ -326,7 +326,7 @@ def test_every_summary_reports_the_score_on_the_development_set(options, select)
     folder, result = train(Lora(rank=2), options(select=select, lr=3e-2, max_train_samples=200))
     assert read_curves(folder)["final/score"][1][-1] == pytest.approx(result["dev_score"])
     changed = result | {"best_accuracy": 0.9876, "best_score": 0.9876, "majority_accuracy": 0.1111}
-    line = next(line for line in runs_table([changed]).splitlines() if line.startswith("| lora"))
+    line = next(line for line in runs_table([changed]).splitlines() if line.startswith("| LoRA"))
     score, majority = f"{result['dev_accuracy']:.4f}", f"{result['dev_majority_accuracy']:.4f}"
     assert f"| accuracy {score} ({majority}) |" in line
     assert f"accuracy {score} (majority class {majority})" in summary(changed)

@@ -341,8 +341,7 @@ def runs_table(rows: list[dict[str, Any]]) -> str:
     rows = sorted(rows, key=lambda row: (row["task_name"], row["method"], str(row.get("frozen_dtype")), row["seed"]))
     for row in rows:
         scores = ", ".join(
-            f"{name} {score(row, name)} ({majority_text(row, name)})"
-            for name in tasks.find(row["task_name"]).metrics
+            f"{name} {score(row, name)} ({majority_text(row, name)})" for name in tasks.find(row["task_name"]).metrics
         )
         settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs of batches of {row['batch_size']}"
         settings += ", frozen in bfloat16" if row.get("frozen_dtype") == "bfloat16" else ""
