@@ -11,7 +11,7 @@ LOCKED := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/pyt
 TORCH_INSTALL ?= $(BIN)/python $(PIP)
 
 # On all cores up to eight, each file on one of them.
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast newest check format bench parity-adapterhub docs torture mutants lock
 
