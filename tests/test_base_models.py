@@ -5,18 +5,25 @@ import shutil
 
 import pytest
 import torch
-from conftest import KINDS, save_checkpoint
+from conftest import save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from common.checkpoints import load_model, load_tokenizer
 from common.data import Examples
-from common.encoders import head_parameters, layers
+from common.encoders import KINDS, head_parameters, layers
 from common.errors import InputError
 from common.tokens import tokenize
 from common.training import train
 from lora.method import Lora
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Kind of encoder -> checkpoint folder."""
+    home = tmp_path_factory.mktemp("kinds")
+    return {kind: str(save_checkpoint(kind, home / kind)) for kind in KINDS}
 
 
 def copy(checkpoints, kind, to, change=lambda tensors: tensors, **entries):
