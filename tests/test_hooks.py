@@ -137,6 +137,17 @@ def test_a_mask_fixed_by_on_step_holds_to_the_end(options):
     assert tensors["mask"].tolist().count(0.0) == len(tensors["mask"]) // 2
 
 
+def test_on_step_gets_the_share_of_steps_done_from_0_to_below_1(options):
+    seen = []
+
+    class Noted(Lora):
+        def on_step(self, model, done):
+            seen.append(done)
+
+    train(Noted(rank=2), options())
+    assert seen == [step / 6 for step in range(6)]
+
+
 @pytest.mark.parametrize("step", [2, 8])
 def test_a_mask_that_is_fixed_half_way_survives_an_interruption(step, options, tmp_path, monkeypatch):
     """The run receives SIGTERM before or after the step that fixes the mask."""

@@ -192,18 +192,23 @@ def test_two_processes_give_the_validation_score_of_one(runs):
     """Evaluated with the same adapter."""
     code = (
         "import sys; sys.path.insert(0, '.')\n"
+        "from common.runtime.launching import start_cpu_processes\n"
+        "start_cpu_processes()\n"
         "from accelerate import Accelerator\n"
         "from common import classification, evaluation, loading\n"
+        "from common.runtime.processes import destroy_group_at_end\n"
         "from common.tokens import tokenize\n"
         "from common.checkpoints import load_tokenizer\n"
         f"model, _ = loading.load_adapter({str(runs[1])!r})\n"
         "task = classification.find('mrpc')\n"
         "examples = task.read('validation', 'demo').sample(47)\n"
         "tokens = tokenize(examples, load_tokenizer(model.base.checkpoint), 64)\n"
-        "accelerator = Accelerator(cpu=True)\n"
-        "found, outputs = evaluation.evaluate(task, model, {'validation': tokens}, 10, accelerator)\n"
-        "accelerator.print('found', found, (outputs['validation'] + 0.0).round(3).tolist())\n"
-        "accelerator.end_training()\n"
+        "with destroy_group_at_end():\n"
+        "    accelerator = Accelerator(cpu=True)\n"
+        "    found, outputs = evaluation.evaluate(task, model, {'validation': tokens}, 10, accelerator)\n"
+        "    shown = (outputs['validation'] + 0.0).round(3).tolist()\n"
+        "    accelerator.print('processes', accelerator.num_processes)\n"
+        "    accelerator.print('found', found, shown)\n"
     )
     script = runs[1] / "evaluate_again.py"
     script.write_text(code)
@@ -211,6 +216,7 @@ def test_two_processes_give_the_validation_score_of_one(runs):
     for n in (1, 2):
         command = [*LAUNCH, "--num_processes", str(n), str(script)]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        assert f"processes {n}" in done.stdout, done.stderr
         found += [line for line in done.stdout.splitlines() if line.startswith("found")]
     script.unlink()
     result = json.loads((runs[1] / "result.json").read_text())

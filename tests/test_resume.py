@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from adapters.method import Adapters
 from common import data, loading, training
+from common.checkpointing import TrainingState
 from common.classification import TextClassification
 from common.errors import INTERRUPTED, Busy, InputError, Interrupted
 from common.methods import find, names
@@ -276,6 +277,18 @@ def test_a_kill_between_the_result_and_the_removal_of_the_checkpoint_leaves_no_c
     assert (folder / "result.json").read_bytes() == before
     assert {path.name for path in folder.glob("*checkpoint*")} == set()
     assert len(list(folder.glob("*.part"))) == 1  # not the run's, so perhaps of a writer that is alive
+
+
+def test_a_checkpoint_is_written_every_so_many_steps_and_after_each_epoch(options, monkeypatch):
+    saved, usual = [], TrainingState.save
+
+    def save(state, folder, progress):
+        saved.append(progress.step)
+        usual(state, folder, progress)
+
+    monkeypatch.setattr(TrainingState, "save", save)
+    train(Lora(rank=2), options(n_epochs=2, checkpoint_every=4))
+    assert saved == [4, 6, 8, 12, 12]  # six steps in an epoch
 
 
 def test_each_launch_under_a_time_limit_saves_and_makes_progress(options):
