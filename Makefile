@@ -23,7 +23,7 @@ demo: .venv/run
 test: .venv/dev
 	$(PYTEST)
 
-## test-fast: the tests that are not marked slow, about a minute on two cores
+## test-fast: the tests that are not marked slow
 test-fast: .venv/dev
 	$(PYTEST) -m "not slow"
 

@@ -185,7 +185,7 @@ class TrainingState:
             except typeguard.TypeCheckError as error:
                 raise InputError(f"{name} is of another type ({error})") from error
             numbers = list(_leaves(value))
-            check({f"{name} has {n}, which is no number": not _is_number(n) for n in numbers})
+            check({f"{name} has {n}, which is not a finite number": not _is_number(n) for n in numbers})
             is_count = name not in ("history", "variant_scores", "scalars")
             check({f"{name} is {value}": is_count and any(n < 0 for n in numbers)})
         n_epochs, last = len(progress.history), f"of a run that is at step {progress.step}"

@@ -91,8 +91,8 @@ class TuneOptions:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        _spell_paths(self)
         check_types(self)
+        _spell_paths(self)
         at_least_one = ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "n_epochs", "max_bad_steps")
         optional = ("max_length", "param_budget", "max_train_samples", "max_eval_samples", "checkpoint_every")
         counts = {name: getattr(self, name) for name in (*at_least_one, *optional)}
@@ -148,8 +148,8 @@ class PredictOptions:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        _spell_paths(self)
         check_types(self)
+        _spell_paths(self)
         wanted = f"choose from 1 to {MANY:,}"
         check({f"batch_size is {self.batch_size}: {wanted}": not 1 <= self.batch_size <= MANY})
 

@@ -140,7 +140,7 @@ def finished_result(folder: Path, options: TuneOptions, task_data: TaskData) -> 
 def loop(run: "Run", after_epoch: AfterEpoch) -> None:
     """Train from the current step to the last one. Raises what `train` raises."""
     method, options, accelerator, progress = run.method, run.options, run.accelerator, run.progress
-    device, n_processes, peak_lr = accelerator.device, accelerator.num_processes, run.settings["lr"]
+    device, n_processes, peak_lr = accelerator.device, accelerator.num_processes, run.optimizer.defaults["lr"]
     with run.progress_bar() as run.bar, Stop(options.time_limit, n_processes) as run.stop:
         for epoch in range(len(progress.history), options.n_epochs):
             run.wrapped_model.train()

@@ -49,6 +49,7 @@ def test_a_combination_of_methods_has_no_default_learning_rate(options):
         (lambda: BitFit(terms="all"), "terms is 'all': wanted tuple"),
         (lambda: PrefixTuning(prefix_length=2.5), "prefix_length is 2.5: wanted int"),
         (lambda: Combined((Lora(), "bitfit")), "parts is .*: wanted tuple"),
+        (lambda: TuneOptions(checkpoint=5), "checkpoint is 5: wanted str"),
         (lambda: TuneOptions(report_to="none"), "report_to is 'none': wanted tuple"),
         (lambda: TuneOptions(betas=0.9), "betas is 0.9: wanted tuple"),
         (lambda: TuneOptions(task_name="glue"), "task_name is 'glue': wanted Literal"),
