@@ -11,7 +11,7 @@ from torch import nn
 
 from common.encoders import Branch, Place, Sublayer, embedding_layer_norm, embeddings, hidden_size, layers, sublayer
 from common.errors import DoesNotFit, check
-from common.methods import Method
+from common.methods import ByLayer
 
 
 class Dropped(Branch):
@@ -55,7 +55,7 @@ class Adapter(Branch):
 
 
 @dataclass(frozen=True)
-class Adapters(Method):
+class Adapters(ByLayer):
     """Small bottleneck networks inside frozen layers (Houlsby et al., 2019)."""
 
     bottleneck_size: int = 64
@@ -85,6 +85,7 @@ class Adapters(Method):
                 f"bottleneck_size is {self.bottleneck_size}: choose at least 1": self.bottleneck_size < 1,
                 f"scaling is {self.scaling}: choose a number above 0": not 0 < self.scaling < math.inf,
                 f"drop_layers is {n}: choose at least 0, or random": n != "random" and n < 0,
+                f"drop_layers is {n} and layers are {self.layers}: choose one": n != 0 and self.layers != "all",
                 "drop_layers is random and train_layernorm is on: training the LayerNorms below the lowest adapter "
                 "would cost the work that dropping saves; choose one of the two": (
                     n == "random" and bool(self.train_layernorm)
@@ -93,15 +94,12 @@ class Adapters(Method):
         )
 
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
-        stack, lowest = layers(model), self.lowest()
-        if lowest >= len(stack):
-            raise DoesNotFit(f"drop_layers is {lowest}, but the encoder has {len(stack)} layers: choose fewer")
         dropped = None
         if self.drop_layers == "random":
-            dropped = Dropped(len(stack))
+            dropped = Dropped(len(layers(model)))
             yield embeddings(model), dropped
         names: tuple[Sublayer, ...] = ("attention", "feedforward") if self.placement == "houlsby" else ("feedforward",)
-        for number, layer in enumerate(stack[lowest:], start=lowest):
+        for number, layer in self.with_adapters(model).items():
             for name in names:
                 yield sublayer(layer, name), Adapter(self, hidden_size(model), number, dropped)
 
@@ -111,15 +109,18 @@ class Adapters(Method):
         if train is None:
             train = self.placement == "houlsby" and self.drop_layers == 0
         if train:
-            for layer in layers(model)[self.lowest() :]:
+            for layer in self.with_adapters(model).values():
                 for name in get_args(Sublayer):
                     sublayer(layer, name).host.requires_grad_(True)  # its LayerNorm
-            if self.lowest() == 0:
+            if self.layers == "all" and self.drop_layers == 0:
                 embedding_layer_norm(model).requires_grad_(True)
 
-    def lowest(self) -> int:
-        """Index of the lowest layer with adapters."""
-        return 0 if self.drop_layers == "random" else self.drop_layers
+    def with_adapters(self, model: nn.Module) -> dict[int, nn.Module]:
+        """The layers that get adapters, by number."""
+        lowest = 0 if self.drop_layers == "random" else self.drop_layers
+        if lowest >= len(layers(model)):
+            raise DoesNotFit(f"drop_layers is {lowest}, but the encoder has {len(layers(model))} layers: choose fewer")
+        return {number: layer for number, layer in self.changed(model).items() if number >= lowest}
 
     def uses_all(self) -> bool:
         return self.drop_layers != "random"

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
-from common.encoders import Linear, embedding_layer_norm, embedding_projection, layer_norm, layers, linear, pooler
+from common.encoders import Linear, embedding_layer_norm, embedding_projection, layer_norm, linear, pooler
 from common.errors import check
-from common.methods import Method
+from common.methods import ByLayer
 
 Group = Literal[Linear, "attention_layernorm", "output_layernorm", "embeddings"]
 """Biases of every layer by the module they belong to; `embeddings` are those below the lowest layer."""
@@ -18,7 +18,7 @@ SETS: dict[str, tuple[str, ...]] = {"all": get_args(Group), "query_mlp": ("query
 
 
 @dataclass(frozen=True)
-class BitFit(Method):
+class BitFit(ByLayer):
     """Train the biases of the encoder, or some groups of them (Ben Zaken et al., 2022)."""
 
     terms: tuple[Group | Literal["all", "query_mlp"], ...] = ("all",)
@@ -32,25 +32,32 @@ class BitFit(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         each_once = 0 < len(self.groups()) == len(set(self.groups()))
-        check({f"terms are {' '.join(self.terms)}: name at least one, and each once": not each_once})
+        outside = self.layers != "all" and self.groups() == ["embeddings"]
+        check(
+            {
+                f"terms are {' '.join(self.terms)}: name at least one, and each once": not each_once,
+                f"layers are {self.layers} and terms are embeddings, which are below them: choose one": outside,
+            }
+        )
 
     def groups(self) -> list[str]:
         return [group for term in self.terms for group in SETS.get(term, (term,))]
 
     def inject(self, model: nn.Module) -> None:
+        """With some layers only, what is outside of the layers stays frozen."""
         for group in self.groups():
-            for module in with_bias(model, group):
+            for module in self.with_bias(model, group):
                 module.bias.requires_grad_(True)
-        if self.pooler_bias and (pool := pooler(model)) is not None:
+        if self.layers == "all" and self.pooler_bias and (pool := pooler(model)) is not None:
             next(p for p in pool.parameters() if p.ndim == 1).requires_grad_(True)
 
-
-def with_bias(model: nn.Module, group: Any) -> Iterator[Any]:
-    """Modules whose bias belongs to a group, found by their place in the encoder, not by parts of parameter names."""
-    if group == "embeddings":
-        yield embedding_layer_norm(model)
-        if (projection := embedding_projection(model)) is not None:
-            yield projection
-        return
-    for layer in layers(model):
-        yield layer_norm(layer, LAYER_NORMS[group]) if group in LAYER_NORMS else linear(layer, group).host
+    def with_bias(self, model: nn.Module, group: Any) -> Iterator[Any]:
+        """Modules whose bias belongs to a group, found by their place in the encoder, not by parts of names."""
+        if group == "embeddings":
+            if self.layers == "all":
+                yield embedding_layer_norm(model)
+                if (projection := embedding_projection(model)) is not None:
+                    yield projection
+            return
+        for layer in self.changed(model).values():
+            yield layer_norm(layer, LAYER_NORMS[group]) if group in LAYER_NORMS else linear(layer, group).host

@@ -70,6 +70,11 @@ def linear(layer: nn.Module, name: Linear) -> Place:
     return Place(layer.get_submodule(_first(layer, _LINEAR[name])))
 
 
+def linear_input(layer: nn.Module, name: Linear) -> Place:
+    """The input of a linear layer; x is the same."""
+    return Input(layer.get_submodule(_first(layer, _LINEAR[name])))
+
+
 def sublayer(layer: nn.Module, name: Sublayer) -> Place:
     """A sublayer's output after its dropout and before the residual sum, (..., hidden); x is its input.
 

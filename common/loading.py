@@ -1,6 +1,5 @@
 """Load a saved adapter. Its files are checked against each other before memory is allocated."""
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from torch import nn
 
 from common.checkpoints import base_of, load_model, meta_model
 from common.combined import Combined
-from common.errors import DoesNotFit, InputError, check_types
+from common.errors import DoesNotFit, InputError
 from common.fitting import apply_on_meta
 from common.methods import Method, apply, find, trainable
 from common.runs import ADAPTER, CONFIG, RESUMABLE
@@ -39,14 +38,9 @@ def read_method(folder: Path, config: dict[str, Any]) -> Method:
     if len(parts) > 1 and isinstance(options, dict):
         return Combined(tuple(read_method(folder, {"method": p, "options": options.get(p)}) for p in parts))
     kind = find(name)
-    fields = {field.name for field in dataclasses.fields(kind)}
-    if not isinstance(options, dict) or set(options) != fields:
-        raise InputError(f"{folder / CONFIG} is damaged: wanted the options {', '.join(sorted(fields))}")
     try:
-        method = kind(**options)
-        check_types(method)
-        return method
-    except (TypeError, ValueError) as error:
+        return kind.from_options(options if isinstance(options, dict) else {})
+    except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{folder / CONFIG} is damaged: {error}") from error
 
 

@@ -3,17 +3,18 @@
 import dataclasses
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
-from common.encoders import Branch, Place, head_parameters, layer_norm_parameters, pooler
-from common.errors import InputError, check_types
+from common.encoders import Branch, Place, head_parameters, layer_norm_parameters, layers, pooler
+from common.errors import DoesNotFit, InputError, check_types
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Model = TypeVar("Model", bound=nn.Module)
@@ -88,10 +89,65 @@ class Method:
         """Options by name, as they are stored."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "Method":
+        """The method with these options, as from `options`. Raises InputError for missing, unknown or wrong ones."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(options) != names:
+            raise InputError(f"wanted the options {', '.join(sorted(names))}")
+        return cls(**options)
+
     @property
     def name(self) -> str:
         """The folder of the method."""
         return type(self).__module__.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class ByLayer(Method):
+    """A method that changes the Transformer layers, or some of them."""
+
+    layers: str = field(default="all", kw_only=True)
+    """Transformer layers to change, the lowest is 0: all, or numbers and ranges such as 0-2,5."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers != "all":
+            object.__setattr__(self, "layers", ranges(numbers_in(self.layers)))  # one spelling; frozen for others
+
+    def changed(self, model: nn.Module) -> dict[int, Any]:
+        """The layers to change by number, lowest first. Raises DoesNotFit if the encoder has fewer."""
+        stack = layers(model)
+        numbers = range(len(stack)) if self.layers == "all" else numbers_in(self.layers)
+        if numbers[-1] >= len(stack):
+            raise DoesNotFit(f"layers are {self.layers}, but the encoder has those from 0 to {len(stack) - 1}")
+        return {number: stack[number] for number in numbers}
+
+    def options(self) -> dict[str, Any]:
+        """Without `layers` if all are changed, as in runs and adapters of before there was this option."""
+        return {name: value for name, value in super().options().items() if (name, value) != ("layers", "all")}
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Method:
+        return super().from_options({"layers": "all"} | dict(options))
+
+
+def numbers_in(text: str) -> list[int]:
+    """ "0-2,5" -> [0, 1, 2, 5]. Raises InputError for another form."""
+    found: set[int] = set()
+    for part in text.split(","):
+        ends = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
+        if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
+            raise InputError(f"layers are {text!r}: choose all, or numbers and ranges such as 0-2,5")
+        found.update(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
+    return sorted(found)
+
+
+def ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5": the inverse of `numbers_in`, in one spelling."""
+    begins = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in zip(begins, ends, strict=True))
 
 
 def apply(method: Method, model: Model) -> Model:

@@ -1,21 +1,25 @@
 """LN tuning: y = g * (x - mean) / std + b, where only the g and b of all LayerNorms are trained (Qi et al., 2022)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from torch import nn
 
-from common.encoders import layer_norm_parameters
-from common.methods import Method
+from common.encoders import Sublayer, embedding_layer_norm, layer_norm
+from common.methods import ByLayer
 
 
 @dataclass(frozen=True)
-class LnTuning(Method):
+class LnTuning(ByLayer):
     """Train the gains and biases of all LayerNorms of the encoder (Qi et al., 2022)."""
 
     default_lr: ClassVar[float] = 3e-3
     written: ClassVar[str] = "LN tuning"
 
     def inject(self, model: nn.Module) -> None:
-        for parameter in layer_norm_parameters(model).values():
-            parameter.requires_grad_(True)
+        """With some layers only, the LayerNorm of the embeddings stays frozen."""
+        if self.layers == "all":
+            embedding_layer_norm(model).requires_grad_(True)
+        for layer in self.changed(model).values():
+            for name in get_args(Sublayer):
+                layer_norm(layer, name).requires_grad_(True)

@@ -4,18 +4,19 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import Branch, Linear, Place, layers, linear
+from common.encoders import Branch, Linear, Place, linear
 from common.errors import DoesNotFit, check
-from common.methods import Method
+from common.merging import Mergeable, Weights
+from common.methods import ByLayer, Method
 
 
-class LowRank(Branch):
+class LowRank(Mergeable):
     """s B A x beside a frozen linear layer. A: (r, in), B: (out, r), s = alpha / r or alpha / sqrt(r)."""
 
     def __init__(self, host: nn.Linear, rank: int, scaling: float, dropout: float):
@@ -29,33 +30,19 @@ class LowRank(Branch):
         self.B = nn.Parameter(torch.zeros(n_out, rank))  # so B A = 0 at the start
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as nn.Linear initializes its weight
         self.scaling, self.dropout = scaling, nn.Dropout(dropout)
-        self.unmerged: tuple[Any, ...] = ()  # W while merged; in a tuple, so that it is not registered as a parameter
 
     def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> torch.Tensor | None:
         """x: (..., in) -> (..., out)"""
-        if self.unmerged:
-            if self.training:
-                raise RuntimeError("a merged LoRA layer cannot be trained: call unmerge(model) first")
+        if self.is_merged():
             return None
         return F.linear(F.linear(self.dropout(x), self.A) * self.scaling, self.B)
 
-    @torch.no_grad()
-    def merge(self, host: nn.Linear) -> None:
-        """Replace W by a new weight W + s B A. W itself is not written, since other models may share it."""
-        if not self.unmerged:
-            self.unmerged = (host.weight,)
-            merged = host.weight + self.scaling * self.B @ self.A
-            host.weight = nn.Parameter(merged, requires_grad=host.weight.requires_grad)
-
-    def unmerge(self, host: nn.Linear) -> None:
-        """Restore W bit for bit; subtracting s B A would leave rounding errors."""
-        if self.unmerged:
-            (host.weight,) = self.unmerged
-            self.unmerged = ()
+    def merged(self, weight: torch.Tensor, bias: torch.Tensor | None, frozen: Weights) -> Weights:
+        return weight + self.scaling * self.B @ self.A, bias
 
 
 @dataclass(frozen=True)
-class Lora(Method):
+class Lora(ByLayer):
     """Low-rank updates of frozen linear layers (Hu et al., 2021)."""
 
     rank: int = 8
@@ -89,7 +76,7 @@ class Lora(Method):
 
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
         scaling = self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-        for layer in layers(model):
+        for layer in self.changed(model).values():
             for target in self.targets:
                 place = linear(layer, target)
                 yield place, LowRank(place.host, self.rank, scaling, self.dropout)
@@ -97,19 +84,3 @@ class Lora(Method):
     def of_size(self, size: int) -> Method:
         """With the same alpha / rank, so that a parameter budget does not change the scale of the update."""
         return dataclasses.replace(self, rank=size, alpha=self.alpha * size / self.rank)
-
-
-def merge(model: nn.Module) -> None:
-    """Merge every update into its weight, so that inference costs no extra work. A second call changes nothing."""
-    for host, update in _updates(model):
-        update.merge(host)
-
-
-def unmerge(model: nn.Module) -> None:
-    """Undo `merge` exactly."""
-    for host, update in reversed(_updates(model)):
-        update.unmerge(host)
-
-
-def _updates(model: nn.Module) -> list[tuple[Any, LowRank]]:
-    return [(host, child) for host in model.modules() for child in host.children() if isinstance(child, LowRank)]

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from common.encoders import Branch, Place, embeddings, hidden_size, keys_values, layers, n_heads
+from common.encoders import Branch, Place, embeddings, hidden_size, keys_values, n_heads
 from common.errors import check
-from common.methods import Method, trainable
+from common.methods import ByLayer, Method, trainable
 
 
 class Prefix(Branch):
@@ -53,7 +53,7 @@ class OfLayer(Branch):
 
 
 @dataclass(frozen=True)
-class PrefixTuning(Method):
+class PrefixTuning(ByLayer):
     """Trained keys and values before those of the text, in the attention of every layer (Li & Liang, 2021)."""
 
     prefix_length: int = 20
@@ -78,7 +78,7 @@ class PrefixTuning(Method):
         )
 
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
-        stack = layers(model)
+        stack = self.changed(model).values()
         prefix = Prefix(self.prefix_length, len(stack), hidden_size(model), n_heads(model), self.hidden_dim)
         yield embeddings(model), prefix
         for number, layer in enumerate(stack):
@@ -88,7 +88,9 @@ class PrefixTuning(Method):
         """With an MLP, only its output is stored, which loads as a prefix without an MLP."""
         if not self.hidden_dim:
             return self, trainable(model)
-        ((name, prefix),) = ((n, m) for n, m in model.named_modules() if isinstance(m, Prefix))
-        own = {f"{name}.{inner}" for inner, _ in prefix.named_parameters()}
-        kept: dict[str, torch.Tensor] = {n: parameter for n, parameter in trainable(model).items() if n not in own}
-        return dataclasses.replace(self, hidden_dim=0), kept | {f"{name}.embedding": prefix.table()}
+        kept: dict[str, torch.Tensor] = dict(trainable(model))
+        for name, prefix in model.named_modules():
+            if isinstance(prefix, Prefix):
+                kept = {n: tensor for n, tensor in kept.items() if not n.startswith(f"{name}.")}
+                kept[f"{name}.embedding"] = prefix.table()
+        return dataclasses.replace(self, hidden_dim=0), kept

@@ -192,6 +192,36 @@ def copy_head_to_peft(ours, theirs) -> None:
     theirs.base_model.classifier.modules_to_save["default"].load_state_dict(ours.classifier.state_dict())
 
 
+def assert_equals_peft(ours, theirs, counterpart) -> None:
+    """Assert that our model and peft's have the same logits, loss and gradients, to 1e-6 in float32.
+
+    counterpart: name of our parameter -> peft's. All parameters trained on either side are compared, after their values
+    have been perturbed and copied to peft's, in its shapes.
+    """
+    perturb(trainable(ours).values())
+    mine, trained = trainable(ours), {n: p for n, p in theirs.named_parameters() if p.requires_grad}
+
+    def name_of(name: str) -> str:
+        name = name.replace("classifier", "classifier.modules_to_save.default", 1)
+        return f"base_model.model.{counterpart(name)}"
+
+    assert {name_of(name) for name in mine} == set(trained)
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            trained[name_of(name)].copy_(parameter.view_as(trained[name_of(name)]))
+    batch, labels = random_batch(ours), torch.tensor([0, 1, 1, 0, 1])
+    logits, losses = [], []
+    for model in (ours.eval(), theirs.eval()):
+        logits.append(model(**batch).logits)
+        losses.append(torch.nn.functional.cross_entropy(logits[-1], labels))
+        losses[-1].backward()
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=1e-6)
+    for name, parameter in mine.items():
+        gradient = trained[name_of(name)].grad.view_as(parameter)
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-6)
+
+
 @pytest.fixture
 def options(bert, tmp_path):
     """options(n_epochs=2): the options of a run of a second on a few demo examples."""

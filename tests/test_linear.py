@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.fast.linear import FastLinear, fast_linear, onednn, use_fast_linear
+from common.merging import merge
 from common.methods import apply
-from lora.method import Lora, LowRank, merge
+from lora.method import Lora, LowRank
 
 pytestmark = pytest.mark.skipif(
     onednn() is None or torch.bfloat16 not in onednn().dtypes,

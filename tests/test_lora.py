@@ -6,13 +6,14 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import bert_base, perturb, perturbed, random_batch
+from conftest import assert_equals_peft, bert_base, perturb, perturbed, random_batch
 
 from common.encoders import layers
 from common.errors import DoesNotFit, InputError
+from common.merging import merge, unmerge
 from common.methods import apply, count, count_without_head, trainable
 from common.places import Place
-from lora.method import Lora, LowRank, merge, unmerge
+from lora.method import Lora, LowRank
 
 ALL = ("query", "key", "value", "attention_output", "intermediate", "output")
 PEFT_NAMES = {
@@ -32,76 +33,17 @@ def test_equals_peft_with_copied_weights(kind, targets, rslora, make_model):
     """Logits, loss and every gradient, to 1e-6 in float32."""
     peft = pytest.importorskip("peft")
     ours = apply(Lora(rank=4, alpha=6, targets=targets, rslora=rslora), make_model(kind))
-    perturb(trainable(ours).values())
     names = "|".join(PEFT_NAMES[target] for target in targets)
     config = peft.LoraConfig(
         r=4, lora_alpha=6, target_modules=rf".*\.({names})", use_rslora=rslora, task_type="SEQ_CLS"
     )
     theirs = peft.get_peft_model(make_model(kind), config)
-
-    def counterpart(name):
-        """peft's name for a parameter of ours."""
-        head = "classifier.modules_to_save.default" if name.startswith("classifier") else None
-        if head:
-            return f"base_model.model.{name.replace('classifier', head, 1)}"
-        return "base_model.model." + re.sub(r"\.lora\.([AB])$", r".lora_\1.default.weight", name)
-
-    mine, trained = trainable(ours), {n: p for n, p in theirs.named_parameters() if p.requires_grad}
-    assert {counterpart(name) for name in mine} == set(trained)
-    with torch.no_grad():
-        for name, parameter in mine.items():
-            trained[counterpart(name)].copy_(parameter)
-    batch, labels = random_batch(ours), torch.tensor([0, 1, 1, 0, 1])
-    logits, losses = [], []
-    for model in (ours.eval(), theirs.eval()):
-        logits.append(model(**batch).logits)
-        losses.append(F.cross_entropy(logits[-1], labels))
-        losses[-1].backward()
-    torch.testing.assert_close(logits[0], logits[1], atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=1e-6)
-    for name, parameter in mine.items():
-        torch.testing.assert_close(parameter.grad, trained[counterpart(name)].grad, atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
-def test_a_merged_model_gives_the_same_logits(kind, dtype, tolerance, make_model):
-    model = apply(Lora(rank=4, alpha=6, targets=ALL), make_model(kind)).eval()
-    perturb(trainable(model).values(), scale=0.02)
-    model, batch = model.to(dtype), random_batch(model)
-    before = model(**batch).logits
-    merge(model)
-    torch.testing.assert_close(model(**batch).logits, before, atol=tolerance, rtol=tolerance)
-
-
-def test_merging_is_idempotent_and_unmerging_restores_every_bit(make_model):
-    model = apply(Lora(rank=4), make_model()).eval()
-    perturb(trainable(model).values())
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    merge(model)
-    once = {name: value.clone() for name, value in model.state_dict().items()}
-    merge(model)
-    assert all(torch.equal(value, once[name]) for name, value in model.state_dict().items())
-    assert any(not torch.equal(value, once[name]) for name, value in before.items())
-    unmerge(model)
-    unmerge(model)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert_equals_peft(ours, theirs, lambda name: re.sub(r"\.lora\.([AB])$", r".lora_\1.default.weight", name))
 
 
 def with_branch(linear, update):
     Place(linear).add(update)
     return linear
-
-
-def test_merging_does_not_change_a_shared_base_weight(make_model):
-    model = make_model()
-    shared = layers(model)[0].attention.self.query.weight
-    values = shared.clone()
-    apply(Lora(), model)
-    perturb(trainable(model).values())
-    merge(model)
-    assert torch.equal(shared, values)
-    assert layers(model)[0].attention.self.query.weight is not shared
 
 
 def test_two_updates_of_one_layer_are_merged_and_unmerged(make_model):
@@ -115,13 +57,6 @@ def test_two_updates_of_one_layer_are_merged_and_unmerged(make_model):
     torch.testing.assert_close(model(**batch).logits, wanted, atol=1e-6, rtol=1e-6)
     unmerge(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_a_merged_model_refuses_to_train(make_model):
-    model = apply(Lora(), make_model()).train()
-    merge(model)
-    with pytest.raises(RuntimeError, match="unmerge"):
-        model(**random_batch(model))
 
 
 def test_base_weights_are_not_copied(make_model):

@@ -9,8 +9,9 @@ from conftest import HIDDEN, INTERMEDIATE, KINDS, LAYERS, REPOSITORY, perturb, r
 from common import methods
 from common.combined import Combined
 from common.encoders import encoder, head_parameters, layers, pooler
+from common.errors import DoesNotFit, InputError
 from common.loading import load_adapter
-from common.methods import apply, count, count_without_head, find, trainable
+from common.methods import ByLayer, apply, count, count_without_head, find, trainable
 from common.saving import save_adapter
 
 METHODS = methods.names()
@@ -121,8 +122,47 @@ def test_the_number_of_trained_parameters_is_the_formula_of_its_readme(name, mak
         "pooler": count(dict(pooler(model).named_parameters())),
         "encoder": count(dict(encoder(model).named_parameters())),
     }
-    wanted = eval(formula, {"__builtins__": {}, "len": len}, sizes | vars(method))
+    wanted = eval(formula, {"__builtins__": {}, "len": len}, vars(method) | sizes)
     assert count_without_head(apply(method, model)) == wanted
+
+
+by_layer = pytest.mark.parametrize("name", [name for name in METHODS if issubclass(find(name), ByLayer)])
+
+
+@every_kind
+@by_layer
+def test_with_some_layers_nothing_else_is_trained(name, kind, make_model, tmp_path):
+    """All layers, named, leave out only what is outside of the layers; one layer is half of them."""
+    everything, both, one = (
+        count_without_head(apply(find(name)(layers=n), make_model(kind))) for n in ("all", "0-1", "1")
+    )
+    assert 0 < 2 * one == both <= everything
+    model = apply(find(name)(layers="1"), make_model(kind))
+    perturb(trainable(model).values())
+    save_adapter(tmp_path, model, find(name)(layers="1"))
+    batch = random_batch(model)
+    states = []
+    for each in (model.eval(), make_model(kind).eval(), load_adapter(tmp_path)[0]):
+        each.config.output_hidden_states = True
+        states.append(each(**batch))
+    changed, plain, loaded = states
+    assert torch.equal(changed.hidden_states[1], plain.hidden_states[1])  # the output of layer 0
+    assert not torch.equal(changed.hidden_states[2], plain.hidden_states[2])
+    assert torch.equal(changed.logits, loaded.logits)
+
+
+@by_layer
+def test_layers_have_one_spelling_and_are_not_stored_if_all_are_changed(name, make_model):
+    kind = find(name)
+    assert kind(layers="3,1,2,0-1,5").layers == "0-3,5"
+    assert kind.from_options(kind(layers="0,1").options()) == kind(layers="0-1")
+    assert "layers" not in kind().options()
+    assert kind.from_options(kind().options()) == kind()
+    for wrong in ("", "1-", "2-1", "-1", "a", "0 1", "0,,1", "\u0661"):
+        with pytest.raises(InputError, match="layers are"):
+            kind(layers=wrong)
+    with pytest.raises(DoesNotFit, match="layers are 1-2, but the encoder has those from 0 to 1"):
+        apply(kind(layers="1-2"), make_model())
 
 
 every_pair = pytest.mark.parametrize(("first", "second"), [(a, b) for a in METHODS for b in METHODS if a != b])

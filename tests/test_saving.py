@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from common import loading, results, runs, saving
 from common.errors import InputError
+from common.merging import merge
 from common.methods import apply, trainable
 from common.runtime import files
-from lora.method import Lora, merge
+from lora.method import Lora
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_nan_is_not_written_as_a_result(tmp_path):
     [
         ({"method": "os"}, "unknown method 'os'"),
         ({"method": "../lora"}, "unknown method"),
-        ({"options": {"rank": 3}}, "wanted the options alpha, dropout, rank, rslora, targets"),
+        ({"options": {"rank": 3}}, "wanted the options alpha, dropout, layers, rank, rslora, targets"),
         ({"options": None}, "wanted the options"),
         ({"n_outputs": "two"}, "n_outputs is .two., wanted int"),
     ],

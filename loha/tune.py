@@ -1,0 +1,7 @@
+"""Fine-tune with LoHa: accelerate launch -m loha.tune --task_name mrpc --rank 8 --alpha 8 --lr 5e-4"""
+
+from common.training import tune
+from loha.method import Loha
+
+if __name__ == "__main__":
+    tune(Loha)
