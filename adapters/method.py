@@ -17,6 +17,8 @@ from common.methods import ByLayer
 class Dropped(Branch):
     """n, the number of lowest layers without adapters: one for all layers, sampled in every training forward pass."""
 
+    adds = False
+
     def __init__(self, n_layers: int):
         super().__init__()
         self.n_layers = n_layers

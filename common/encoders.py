@@ -9,6 +9,7 @@ from torch import nn
 from common.errors import InputError
 from common.places import BeforeResidual, Branch, Input, Place
 from common.prepending import Front, KeysValues, Level
+from common.sequences import Sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,6 +113,11 @@ def keys_values(layer: nn.Module) -> Place:
 def front(model: nn.Module, n: int, level: Level = "words") -> Place:
     """n tokens before every sequence: branches return their vectors, (n, features of a word embedding)."""
     return Front(n, level, encoder(model), stack(model), embedding_module(model), first_position(model))
+
+
+def sequences(model: nn.Module) -> Sequences:
+    """Means over the tokens of each sequence, for branches inside the layers."""
+    return Sequences(stack(model))
 
 
 # Modules that methods unfreeze or measure.

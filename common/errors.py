@@ -62,23 +62,28 @@ def check(problems: dict[str, bool]) -> None:
         raise InputError("; ".join(found))
 
 
+def fits_type(value: Any, wanted: Any) -> bool:
+    """Whether a value has a type, as the type checker sees it, but no bool is taken for a number."""
+    import typeguard
+
+    with contextlib.suppress(typeguard.TypeCheckError):
+        typeguard.check_type(value, wanted, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
+        return not isinstance(value, bool) or bool in (wanted, *typing.get_args(wanted))
+    return False
+
+
 def check_types(options: Any) -> None:
     """Raise InputError if a field of a dataclass has another type than declared; a list for a tuple becomes one.
 
     A bool is not accepted as a number.
     """
-    import typeguard
-
-    every = typeguard.CollectionCheckStrategy.ALL_ITEMS
     hints = typing.get_type_hints(type(options))
     for name, wanted in {field.name: hints[field.name] for field in dataclasses.fields(options)}.items():
         if isinstance(value := getattr(options, name), list):
             value = tuple(value)
             object.__setattr__(options, name, value)  # frozen for everybody else
-        with contextlib.suppress(typeguard.TypeCheckError):
-            typeguard.check_type(value, wanted, collection_check_strategy=every)
-            if not isinstance(value, bool) or bool in (wanted, *typing.get_args(wanted)):
-                continue
+        if fits_type(value, wanted):
+            continue
         text = wanted.__name__ if isinstance(wanted, type) else str(wanted).replace("typing.", "")
         raise InputError(f"{name} is {value!r}: wanted {text}")
 

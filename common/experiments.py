@@ -125,7 +125,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     """One line per configuration: what varies over the grid, trained parameters, mean and spread over the seeds."""
     if not rows:
         raise InputError("no run has finished: there are no results for a table")
-    varying = [key for key in _settings(rows[0]) if len({canonical_text(row[key]) for row in rows}) > 1]
+    usual = vars(find(rows[0]["method"])())
+    rows = [usual | row for row in rows]
+    varying = [key for key in usual if len({canonical_text(row[key]) for row in rows}) > 1]
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[canonical_text([row[key] for key in varying])].append(row)
@@ -141,8 +143,3 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"(majority class {majority_text(group[0], 'score')})"
         )
     return "\n".join(lines)
-
-
-def _settings(row: dict[str, Any]) -> list[str]:
-    """The keys of a result that are options of its method."""
-    return [field.name for field in dataclasses.fields(find(row["method"]))]

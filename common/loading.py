@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from common.checkpoints import base_of, load_model, meta_model
-from common.combined import Combined
 from common.errors import DoesNotFit, InputError
 from common.fitting import apply_on_meta
 from common.methods import Method, apply, find, trainable
@@ -34,9 +33,6 @@ def read_method(folder: Path, config: dict[str, Any]) -> Method:
         InputError: an unknown method, or an option with a type or value that the command line would refuse.
     """
     name, options = str(config.get("method")), config.get("options")
-    parts = name.split("+")
-    if len(parts) > 1 and isinstance(options, dict):
-        return Combined(tuple(read_method(folder, {"method": p, "options": options.get(p)}) for p in parts))
     kind = find(name)
     try:
         return kind.from_options(options if isinstance(options, dict) else {})

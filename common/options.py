@@ -10,10 +10,11 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
 from common.errors import InputError, all_at_once, check, check_types, one_line_errors
-from common.runtime.files import one_spelling
+from common.runtime.files import one_spelling, read_json
 from common.tasks import TESTED, TRAINED
 
 TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # computed from the table of tasks
@@ -119,11 +120,8 @@ class TuneOptions:
         )
 
     def for_method(self, method: Any) -> "TuneOptions":
-        """The same options with the learning rate of a method in place of None. Raises InputError if it has none."""
-        default = getattr(method, "default_lr", None)
-        if self.lr is None and default is None:
-            raise InputError(f"{method.name} has no default learning rate: choose lr")
-        return self if self.lr is not None else replace(self, lr=default)
+        """The same options with the learning rate of a method in place of None."""
+        return self if self.lr is not None else replace(self, lr=method.default_lr)
 
 
 @dataclass(frozen=True)
@@ -184,8 +182,45 @@ class SweepOptions:
         check({f"n_seeds is {self.n_seeds}: {wanted}": not 1 <= self.n_seeds <= MANY_SEEDS})
 
 
+@dataclass(frozen=True)
+class ConfigOptions:
+    """Where options are read from, besides the command line."""
+
+    config: str | None = None
+    """JSON file of options by name, such as those that scripts.search writes; the command line wins over it."""
+
+
+def read_config(words: Sequence[str]) -> dict[str, Any]:
+    """The options in the file that `--config` of a command line names; empty without it.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, path = word.partition("=")
+        if name == "--config":
+            return read_json(Path(os.path.expanduser(path if equals else following)))
+    return {}
+
+
+def _configured(program: str, words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The instances with the values of a config file. Raises InputError for another method's, or wrong values."""
+    values = read_config(words)
+    method = values.pop("method", None)
+    if method not in (None, *re.split(r"[. ]", program)):
+        raise InputError(f"the config is of {method}, wanted one for {program}")
+    known = {name for value in defaults.values() for name in vars(value)}
+    check({f"the config has {name!r}, which is no option of {program}": name not in known for name in values})
+    return {
+        heading: replace(value, **{name: values[name] for name in vars(value) if name in values})
+        for heading, value in defaults.items()
+    }
+
+
 def parse(program: str, words: Sequence[str] | None = None, **defaults: Any) -> list[Any]:
     """Read the command line into dataclasses whose options are not nested; `--batch_size` or `--batch-size`.
+
+    `--config FILE` gives options other defaults.
 
     A bad command line ends the process with one line on stderr and exit code 2, like all bad input.
 
@@ -196,11 +231,12 @@ def parse(program: str, words: Sequence[str] | None = None, **defaults: Any) -> 
     """
     import tyro
 
-    headings: list[Any] = [(name, type(value), field(default=value)) for name, value in defaults.items()]
-    arguments = make_dataclass("arguments", headings)
     message = io.StringIO()
     words = sys.argv[1:] if words is None else words
     with one_line_errors():
+        configured = _configured(program, words, defaults) | {"config": ConfigOptions()}
+        headings: list[Any] = [(name, type(value), field(default=value)) for name, value in configured.items()]
+        arguments = make_dataclass("arguments", headings)
         with all_at_once():
             check_repeated(words)
             try:

@@ -14,6 +14,11 @@ from torch import nn
 class Branch(nn.Module):
     """What a method adds at a place. Its parameters are named HOST.METHOD.NAME, as in `...query.lora.A`."""
 
+    adds = True
+    """False if its result is not added to the output of the place: it works for other branches, or inserts tokens."""
+    needs_all_tokens = False
+    """Whether it needs the inputs of all tokens in the top layer too, where packed batches compute [CLS] alone."""
+
     def forward(self, x: Any, out: Any, host: Any) -> Any:
         """The term to add to `out`, the output of the place for input `x`; None = nothing. host: the module there."""
         raise NotImplementedError

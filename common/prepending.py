@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,8 @@ Level = Literal["words", "embeddings"]
 
 
 class KeysValues(Place):
-    """Keys and values before those of the text, in one layer. Branches return both, each (heads, length, size).
+    """Keys and values before those of the text, in one layer. Branches return both, each (heads, length, size), or with
+    the batch before them if each sequence has its own.
 
     The inputs of a branch are the hidden states, and the keys and values of the text. The text keeps its positions, its
     masks and its maximal length, since the added keys have no queries.
@@ -49,10 +51,16 @@ class _Prepended:
         self.x = args[0]
 
     def keys_values(self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Those of all branches, concatenated, each (heads, length, size), in the type of `key`."""
+        """Those of all branches, concatenated, in the type of `key`; see KeysValues for their shapes."""
         parts = [branch(self.x, (key, value), attention) for branch in self.branches]
-        keys, values = (torch.cat(each, dim=1) if len(each) > 1 else each[0] for each in zip(*parts, strict=True))
+        keys, values = (_joined(each) if len(each) > 1 else each[0] for each in zip(*parts, strict=True))
         return keys.to(key.dtype), values.to(key.dtype)
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """parts: (heads, length, size) or (batch, heads, length, size) -> concatenated along their lengths"""
+    shape = max((part.shape[:-3] for part in parts), key=len)  # (batch,) if one part has it
+    return torch.cat([part.expand(*shape, *part.shape[-3:]) for part in parts], dim=-2)
 
 
 def _attend(
@@ -75,7 +83,7 @@ def _attend(
     )
     if attention_mask is not None:
         visible: Any = True if attention_mask.dtype == torch.bool else 0.0
-        attention_mask = F.pad(attention_mask, (prefix[0].shape[1], 0), value=visible)
+        attention_mask = F.pad(attention_mask, (prefix[0].shape[-2], 0), value=visible)
     return attend(module, query, key, value, attention_mask, **settings)
 
 

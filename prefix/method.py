@@ -19,6 +19,8 @@ class Prefix(Branch):
     The table is `embedding`; with an MLP (section 4.3 of the paper) it is MLP(embedding) with embedding: (l, hidden).
     """
 
+    adds = False
+
     def __init__(self, length: int, n_layers: int, width: int, heads: int, hidden_dim: int):
         """length: l, width: hidden size of the encoder, hidden_dim: hidden units of the MLP, 0 = no MLP."""
         super().__init__()

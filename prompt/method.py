@@ -16,6 +16,8 @@ from common.methods import Method
 class Prompt(Branch):
     """n trained vectors, (n, features), the same for every text."""
 
+    adds = False
+
     def __init__(self, start: torch.Tensor):
         super().__init__()
         self.vectors = nn.Parameter(start)

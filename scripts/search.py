@@ -15,7 +15,7 @@ import sys
 
 from common.errors import InputError, one_line_errors
 from common.methods import find, names
-from common.options import TuneOptions, given, parse
+from common.options import TuneOptions, given, parse, read_config
 from common.runtime import launching
 from common.study.search import search
 from common.study.space import SearchOptions
@@ -40,7 +40,7 @@ def main() -> None:
     )
     with one_line_errors(options.debug):
         launching.start_cpu_processes()
-        search(method, options, settings, given(words))
+        search(method, options, settings, given(words) | set(read_config(words)))
 
 
 if __name__ == "__main__":

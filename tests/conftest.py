@@ -98,12 +98,12 @@ def make_model(checkpoints):
 
 
 def random_batch(model, rows: int = 5, length: int = 11) -> dict[str, torch.Tensor]:
-    """A padded batch of random token ids; each example is one token shorter than the one before."""
+    """A padded batch of random token ids, the longest example first and the others in no order of their lengths."""
     generator = torch.Generator().manual_seed(7)
     ids = torch.randint(5, model.config.vocab_size, (rows, length), generator=generator)
     mask = torch.ones_like(ids)
     for row in range(1, rows):
-        mask[row, length - row :] = 0
+        mask[row, length - 2 * row % rows :] = 0
     return {"input_ids": ids * mask + (1 - mask) * model.config.pad_token_id, "attention_mask": mask}
 
 

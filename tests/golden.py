@@ -26,8 +26,8 @@ def runs() -> dict[str, tuple[Any, dict[str, Any]]]:
     """Name -> method and options of a run: every method with its defaults, and variants of them."""
     from adapters.method import Adapters
     from baseline.method import Baseline
-    from common.combined import Combined
     from common.methods import find, names
+    from hybrid.method import Hybrid
     from prefix.method import PrefixTuning
     from prompt.method import PromptTuning
 
@@ -39,7 +39,8 @@ def runs() -> dict[str, tuple[Any, dict[str, Any]]]:
         "adapters random": (Adapters(drop_layers="random"), {}),
         "baseline top": (Baseline(top_k=1), {}),
         "baseline random": (Baseline(random_params=100), {}),
-        "lora and bitfit": (Combined((lora, found["bitfit"][0])), {}),
+        "lora and bitfit": (Hybrid(("lora", "bitfit")), {}),
+        "unipelt": (Hybrid(preset="unipelt"), {}),
         "lora bfloat16": (lora, {"frozen_dtype": "bfloat16"}),
         "lora padded": (lora, {"padding": "batch"}),
         "lora regression": (lora, {"task_name": "stsb"}),

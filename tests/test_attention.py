@@ -49,6 +49,22 @@ def test_each_sequence_attends_to_itself_and_the_prefix_only(n_prefix):
         torch.testing.assert_close(ours[start : start + length], alone)
 
 
+def test_the_gradient_of_a_prefix_is_the_sum_over_all_groups_of_sequences():
+    lengths = (300, 40, 290, 38)
+    packing = packed(sequences_of(lengths))["packing"]
+    assert len(packing.slots.groups) > 1
+    ours, alone = states(2, lengths), states(2, lengths)
+    attend(PackedAttention.apply, packing.slots)(*ours).square().sum().backward()
+    start = 0
+    for length in packing.lengths:
+        q, k, v = (x[start : start + length].transpose(0, 1) for x in alone[:3])
+        k, v = (torch.cat(both, dim=1) for both in ((alone[3], k), (alone[4], v)))
+        F.scaled_dot_product_attention(q, k, v, scale=0.5).square().sum().backward()
+        start += length
+    for x, y in zip(ours, alone, strict=True):
+        torch.testing.assert_close(x.grad, y.grad)
+
+
 @pytest.mark.parametrize("n_prefix", [0, 2])
 def test_a_single_query_per_sequence_gives_the_same_as_queries_of_all_tokens(n_prefix):
     packing = packed(sequences_of())["packing"]

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import save_checkpoint
 
-from bitfit.method import BitFit
 from common import runs
-from common.combined import Combined
 from common.errors import InputError, Pruned
 from common.options import PredictOptions, TuneOptions
 from common.results import find_run
 from common.runs import run_folder
 from common.training import train
+from hybrid.method import Hybrid
 from lora.method import Lora
 
 pytestmark = pytest.mark.slow
@@ -99,7 +98,7 @@ def test_a_folder_is_named_after_what_is_not_at_its_default(settings):
     assert words(Lora()) == "encoder-seed42"
     assert words(Lora(alpha=8)) == "encoder-seed42"
     assert words(Lora(rank=4), lr=0.001, seed=1) == "encoder-rank4-lr0.001-seed1"
-    assert words(Combined((Lora(), BitFit())), lr=0.001) == "encoder-lr0.001-seed42"
+    assert words(Hybrid(("lora", "bitfit")), lr=Hybrid.default_lr) == "encoder-seed42"
     assert run_folder(Lora(dropout=0.5), usual) != run_folder(Lora(), usual)
 
 

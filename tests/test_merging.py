@@ -7,13 +7,14 @@ import torch
 from conftest import perturb, random_batch
 
 from adapters.method import Adapters
-from common.combined import Combined
 from common.encoders import layers, linear
 from common.errors import InputError
 from common.merging import merge, unmerge
 from common.methods import apply, trainable
 from common.places import Branch
 from dora.method import Dora
+from hybrid.method import Hybrid
+from hybrid.parts import part_of
 from ia3.method import Ia3
 from loha.method import Loha
 from lora.method import Lora
@@ -48,7 +49,7 @@ def test_a_merged_model_gives_the_same_logits(name, kind, dtype, tolerance, make
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_two_methods_on_the_same_layers_merge_together(first, second, make_model):
-    model = changed(Combined((MERGEABLE[first], MERGEABLE[second])), make_model()).double()
+    model = changed(Hybrid((part_of(MERGEABLE[first]), part_of(MERGEABLE[second]))), make_model()).double()
     batch, before = random_batch(model), {name: value.clone() for name, value in model.state_dict().items()}
     wanted = model(**batch).logits
     merge(model)

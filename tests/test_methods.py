@@ -7,12 +7,13 @@ import torch
 from conftest import HIDDEN, INTERMEDIATE, KINDS, LAYERS, REPOSITORY, perturb, random_batch
 
 from common import methods
-from common.combined import Combined
 from common.encoders import encoder, head_parameters, layers, pooler
 from common.errors import DoesNotFit, InputError
 from common.loading import load_adapter
 from common.methods import ByLayer, apply, count, count_without_head, find, trainable
 from common.saving import save_adapter
+from hybrid.method import Hybrid
+from hybrid.parts import part_of
 
 METHODS = methods.names()
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -165,12 +166,13 @@ def test_layers_have_one_spelling_and_are_not_stored_if_all_are_changed(name, ma
         apply(kind(layers="1-2"), make_model())
 
 
-every_pair = pytest.mark.parametrize(("first", "second"), [(a, b) for a in METHODS for b in METHODS if a != b])
+PARTS = [name for name in METHODS if name != "hybrid"]
+every_pair = pytest.mark.parametrize(("first", "second"), [(a, b) for a in PARTS for b in PARTS if a != b])
 
 
 @every_pair
 def test_two_methods_are_trained_saved_and_loaded_together(first, second, make_model, tmp_path):
-    method = Combined((default(first), default(second)))
+    method = Hybrid((part_of(default(first)), part_of(default(second))))
     model = apply(method, make_model()).train()
     batch, labels = random_batch(model), torch.tensor([0, 1, 0, 1, 1])
     separately = {n for name in (first, second) for n in trainable(apply(default(name), make_model()))}

@@ -3,7 +3,17 @@
 import pytest
 
 from common.errors import InputError
-from common.options import PredictOptions, SweepOptions, TuneOptions, command_line, given, non_default, parse
+from common.options import (
+    PredictOptions,
+    SweepOptions,
+    TuneOptions,
+    command_line,
+    given,
+    non_default,
+    parse,
+    read_config,
+)
+from lora.method import Lora
 
 
 @pytest.mark.parametrize(
@@ -58,3 +68,36 @@ def test_options_are_read_from_the_command_line_made_of_them():
 def test_hyphens_and_underscores_are_the_same():
     for spelling in ("--batch_size", "--batch-size"):
         assert parse("program", [spelling, "5"], options=TuneOptions()) == [TuneOptions(batch_size=5)]
+
+
+def test_a_config_file_gives_options_and_the_command_line_wins(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"method": "lora", "rank": 4, "targets": ["key"], "lr": 0.01, "n_epochs": 7}')
+    kinds = {"options": TuneOptions(), "method": Lora()}
+    for words in (["--config", str(path), "--n_epochs", "2"], ["--n-epochs=2", f"--config={path}"]):
+        options, method = parse("lora.tune", words, **kinds)
+        assert (options.lr, options.n_epochs, method) == (0.01, 2, Lora(rank=4, targets=("key",)))
+    assert read_config(["--seed", "1"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot read"),
+        ("{", "is damaged"),
+        ("[]", "wanted a JSON object"),
+        ('{"method": "bitfit"}', "the config is of bitfit, wanted one for lora.tune"),
+        ('{"rnak": 4}', "the config has 'rnak', which is no option of lora.tune"),
+        ('{"rank": "4"}', "rank is '4': wanted int"),
+        ('{"rank": 0}', "rank is 0"),
+    ],
+)
+def test_a_wrong_config_file_is_refused_in_one_line(text, message, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        parse("lora.tune", ["--config", str(path)], options=TuneOptions(), method=Lora())
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

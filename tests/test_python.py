@@ -9,13 +9,13 @@ from conftest import REPOSITORY
 import adapters
 from bitfit.method import BitFit
 from common import methods
-from common.combined import Combined
 from common.errors import InputError
 from common.methods import find
 from common.options import PredictOptions, SweepOptions, TuneOptions, parse
 from common.runs import run_folder
 from common.study.space import SearchOptions
 from common.training import train
+from hybrid.method import Hybrid
 from lora.method import Lora
 from prefix.method import PrefixTuning
 
@@ -34,11 +34,6 @@ def test_a_run_without_a_learning_rate_is_trained_and_recorded_with_the_methods_
     assert result["lr"] == Lora.default_lr
 
 
-def test_a_combination_of_methods_has_no_default_learning_rate(options):
-    with pytest.raises(InputError, match=r"lora\+bitfit has no default learning rate: choose lr"):
-        train(Combined((Lora(), BitFit())), options(lr=None))
-
-
 @pytest.mark.parametrize(
     ("make", "found"),
     [
@@ -48,7 +43,7 @@ def test_a_combination_of_methods_has_no_default_learning_rate(options):
         (lambda: Lora(rank=True), "rank is True: wanted int"),
         (lambda: BitFit(terms="all"), "terms is 'all': wanted tuple"),
         (lambda: PrefixTuning(prefix_length=2.5), "prefix_length is 2.5: wanted int"),
-        (lambda: Combined((Lora(), "bitfit")), "parts is .*: wanted tuple"),
+        (lambda: Hybrid((Lora(), "bitfit")), "parts is .*: wanted tuple"),
         (lambda: TuneOptions(checkpoint=5), "checkpoint is 5: wanted str"),
         (lambda: TuneOptions(report_to="none"), "report_to is 'none': wanted tuple"),
         (lambda: TuneOptions(betas=0.9), "betas is 0.9: wanted tuple"),

@@ -16,7 +16,6 @@ from test_aggregation import row
 from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common.combined import Combined
 from common.methods import find
 from common.options import TuneOptions, parse
 from common.runs import read_rows
@@ -98,15 +97,6 @@ def test_the_command_of_a_committed_row_is_parsed_to_its_options(monkeypatch):
 def test_how_a_run_was_launched_is_part_of_its_command(facts, launcher):
     line = report.command(as_row(Lora(), TuneOptions(), **facts))
     assert line.startswith(f"{launcher} -m lora.tune --checkpoint ")
-
-
-def test_the_recipe_of_a_combination_is_python_code_that_trains_it(monkeypatch):
-    method = Combined((Lora(rank=4, targets=("key",)), BitFit()))
-    options = TuneOptions(data="demo", task_name="rte", betas=(0.5, 0.25))
-    called = []
-    monkeypatch.setattr("common.training.train", lambda *given: called.append(given))
-    exec(report.command(as_row(method, options)), {})
-    assert called == [(method, options)]
 
 
 class Elements(HTMLParser):

@@ -148,7 +148,9 @@ def test_every_random_generator_resumes_from_its_state(options, monkeypatch):
     usual = TextClassification.loss
 
     def draw(*arguments):
-        drawn.append((torch.rand(1).item(), np.random.rand(), np.random.randn(), random.random(), random.gauss(0, 1)))
+        n = 2 if drawn else 1  # so that after each step, a second normal number of a pair is waiting
+        normal = [(np.random.randn(), random.gauss(0, 1)) for _ in range(n)]
+        drawn.append((torch.rand(1).item(), np.random.rand(), random.random(), *normal))
         return usual(*arguments)
 
     monkeypatch.setattr(TextClassification, "loss", draw)

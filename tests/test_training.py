@@ -17,7 +17,6 @@ from baseline.method import Baseline
 from bitfit.method import BitFit
 from common import classification, data, loading, runs, tasks
 from common.checkpoints import fingerprint, load_model, load_tokenizer
-from common.combined import Combined
 from common.errors import InputError, Pruned
 from common.evaluation import evaluate
 from common.experiments import table
@@ -236,13 +235,6 @@ def test_the_demo_data_can_be_learned(bert, options):
     _, result = train(Baseline(), settings)
     assert result["best_accuracy"] > result["majority_accuracy"] + 0.15
     assert result["best_collapsed"] == 0.0
-
-
-def test_combined_methods_are_trained_like_a_single_one(options):
-    folder, result = train(Combined((Lora(), BitFit())), options(max_train_samples=16))
-    assert (result["method"], result["lora"]["rank"], result["bitfit"]["terms"]) == ("lora+bitfit", 8, ["all"])
-    assert folder.parent.parent.name == "lora+bitfit"
-    assert loading.load_adapter(folder)[1] == Combined((Lora(), BitFit()))
 
 
 @pytest.mark.slow

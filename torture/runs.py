@@ -15,11 +15,11 @@ import safetensors.torch
 import torch
 
 from adapters.method import Adapters
-from common.combined import Combined
 from common.errors import one_line_errors
 from common.methods import Method, find, names
 from common.options import TuneOptions
 from common.training import train
+from hybrid.method import Hybrid
 from prefix.method import PrefixTuning
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
@@ -28,7 +28,12 @@ from conftest import TIMES, outcome, save_checkpoint  # noqa: F401
 torch.set_num_threads(1)  # before the first matrix product: threads do not survive a fork
 
 METHODS: list[Method] = [find(name)() for name in names()]
-METHODS += [Adapters(drop_layers="random"), PrefixTuning(hidden_dim=8), Combined((find("lora")(), find("bitfit")()))]
+METHODS += [
+    Adapters(drop_layers="random"),
+    PrefixTuning(hidden_dim=8),
+    Hybrid(("lora", "bitfit")),
+    Hybrid(preset="unipelt"),
+]
 """Every method of the repository, and their variants with more state."""
 
 LIMIT = 300.0

@@ -109,9 +109,14 @@ def _groups(x: torch.Tensor, slots: Slots, heads: int) -> list[torch.Tensor]:
 
 
 def _prepend(prefix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """prefix: (heads, prefix, size), x: (batch, heads, length, size) or (batch * heads, length, size) -> both joined"""
-    if not prefix.shape[1]:
+    """x: (batch, heads, length, size) or (batch * heads, length, size) -> behind the prefix
+
+    prefix: (heads, prefix, size), or if x has four dimensions (batch, heads, prefix, size)
+    """
+    if not prefix.shape[-2]:
         return x
+    if prefix.ndim == 4:
+        return torch.cat((prefix, x), dim=-2)
     batch = x.shape[:-2].numel() // len(prefix)
     repeated = prefix.expand(batch, -1, -1, -1).reshape(*x.shape[:-2], *prefix.shape[1:])
     return torch.cat((repeated, x), dim=-2)
@@ -134,7 +139,7 @@ def padded_attention(
     k, v = (x[index].transpose(1, 2) for x in (key, value))  # (batch, heads, longest, size)
     q = query[index].transpose(1, 2) if all_queries else query[:, :, None]
     k, v = _prepend(prefix_key, k), _prepend(prefix_value, v)
-    mask = F.pad(real, (prefix_key.shape[1], 0), value=True)[:, None, None]
+    mask = F.pad(real, (prefix_key.shape[-2], 0), value=True)[:, None, None]
     out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
     if not all_queries:
         return out[:, :, 0]

@@ -15,6 +15,7 @@ from torch import nn
 from common.encoders import keys_and_values, layers, stack
 from common.fast.attention import PackedAttention, padded_attention
 from common.fast.slots import Slots, grouped
+from common.places import Branch
 
 PACKED = "packed"
 """Name of `packed_attention` in transformers."""
@@ -41,11 +42,18 @@ class Packing:
         """
         self.lengths, self.n_tokens = lengths, n_tokens
         self.first_tokens, self.ranks, self.padded = first_tokens, ranks, padded
+        self._longer: dict[int, tuple[Packing, torch.Tensor, torch.Tensor]] = {}
 
     @cached_property
     def slots(self) -> Slots:
         """Layout of the sequences for attention on a CPU."""
         return Slots(grouped(self.lengths), self.lengths)
+
+    def with_room(self, n: int) -> tuple["Packing", torch.Tensor, torch.Tensor]:
+        """`lengthened`, computed once for all layers."""
+        if n not in self._longer:
+            self._longer[n] = self.lengthened(n)
+        return self._longer[n]
 
     def lengthened(self, n: int) -> tuple["Packing", torch.Tensor, torch.Tensor]:
         """Insert n tokens in front of every sequence.
@@ -140,7 +148,8 @@ def packed_attention(
     """Attention function for transformers. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)
 
     Args:
-        prefix: keys and values in front of every sequence, each (heads, prefix, size).
+        prefix: keys and values in front of every sequence, each (heads, prefix, size); or in front of each sequence,
+            (batch, heads, prefix, size), in packed order.
         text: (1, tokens, hidden), hidden states to compute keys and values from if the module got one token of each
             sequence only, so that query, key and value are (1, heads, batch, size).
     """
@@ -151,7 +160,21 @@ def packed_attention(
         prefix = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
     if q.device.type != "cpu":  # many small products are slow on a GPU
         return padded_attention(q, k, v, *prefix, packing.padded, scaling, dropout)[None], None
+    if prefix[0].ndim == 4:  # as further tokens, whose queries and outputs are not used
+        longer, moved, inserted = packing.with_room(prefix[0].shape[-2])
+        k, v = (_inserted(x, p.transpose(1, 2), moved, inserted) for x, p in zip((k, v), prefix, strict=True))
+        q = _inserted(q, q.new_zeros(()), moved, inserted)
+        prefix = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
+        out = PackedAttention.apply(q, k, v, *prefix, longer.slots, scaling, dropout)
+        return out[moved][None], None
     return PackedAttention.apply(q, k, v, *prefix, packing.slots, scaling, dropout)[None], None
+
+
+def _inserted(x: torch.Tensor, new: torch.Tensor, moved: torch.Tensor, inserted: torch.Tensor) -> torch.Tensor:
+    """x: (tokens, heads, size), new: (batch, n, heads, size), at the indices given by the packing -> with both"""
+    out = x.new_zeros(len(moved) + inserted.numel(), *x.shape[1:])
+    out = out.index_copy(0, moved, x)
+    return out if new.ndim == 0 else out.index_copy(0, inserted.flatten(), new.flatten(0, 1).to(x.dtype))
 
 
 packed_attention.takes_prefix = True  # type: ignore[attr-defined]  # as common.prepending asks
@@ -163,11 +186,15 @@ def take_packed(model: Any) -> Any:
 
     AttentionInterface.register(PACKED, packed_attention)
     model.set_attn_implementation(PACKED)
-    end_with_first_tokens(layers(model)[-1])
+    ends = not any(isinstance(module, Branch) and module.needs_all_tokens for module in model.modules())
+    if ends:
+        end_with_first_tokens(layers(model)[-1])
 
     def unpack(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         # Pooler and head take the first token of each row: from here on, a row is one example with one token.
-        output.last_hidden_state = output.last_hidden_state[0, kwargs["packing"].ranks][:, None]
+        packing = kwargs["packing"]
+        indices = packing.ranks if ends else packing.first_tokens[packing.ranks]
+        output.last_hidden_state = output.last_hidden_state[0, indices][:, None]
         return output
 
     stack(model).register_forward_hook(unpack, with_kwargs=True)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from common import metrics, tasks
-from common.combined import Combined
 from common.errors import InputError
 from common.methods import Method, find
 from common.metrics import mean_score
@@ -131,8 +130,6 @@ def check(path: Path, row: Row) -> None:
     numbers += [key for name in measures(row["task_name"]) if (key := on_dev(row, name)) in row]
     numbers += [on_dev(row, "score")]
     files.require(path, row, **dict.fromkeys(ints, int), **dict.fromkeys(numbers, float))
-    parts = row["method"].split("+") if "+" in row["method"] else []
-    files.require(path, row, **{part: dict for part in parts if part in row})
     facts: dict[str, type] = {"git_dirty": bool, "git_commit": str, "mixed_precision": str, "n_processes": int}
     files.require(path, row, **{name: kind for name, kind in facts.items() if row.get(name) is not None})
     describe(row)  # raises for an unknown method
@@ -168,22 +165,26 @@ def group(rows: Iterable[Row]) -> Tables:
 
 def describe(row: Row) -> tuple[str, str, str, str]:
     """Method, method with its non-default options, training options, and all options as one string."""
-    parts = [find(name)() for name in row["method"].split("+")]
-    usual = (Combined(tuple(parts)) if len(parts) > 1 else parts[0]).options()
+    method = find(row["method"])()
+    usual = vars(method)
     own = {name: row.get(name, value) for name, value in usual.items()}
     elsewhere = {"seed", *(field.name for field in dataclasses.fields(Setting))}
     launch = {field.name: field.default for field in dataclasses.fields(TuneOptions) if field.name not in elsewhere}
     launch |= {"frozen_dtype": "float32", "mixed_precision": "no", "n_processes": 1}  # rows have auto resolved
     used = {name: row.get(name, value) for name, value in launch.items()}
-    label = " + ".join(_written(part, own[part.name] if len(parts) > 1 else own) for part in parts)
     training = [f"lr {row['lr']:g}", f"{row['n_epochs']} epochs of batches of {row['batch_size']}"]
     # These are already in the text, or depend on the encoder.
     ignored = launch | {name: row.get(name) for name in ("lr", "n_epochs", "batch_size", "max_length")}
-    return row["method"], label, ", ".join(training + _non_default(used, ignored)), canonical_text(own | used)
+    return (
+        row["method"],
+        _written(method, own),
+        ", ".join(training + _non_default(used, ignored)),
+        canonical_text(own | used),
+    )
 
 
 def _written(method: Method, values: Row) -> str:
-    usual = method.options()
+    usual = vars(method)
     known = {name: values.get(name, value) for name, value in usual.items()}
     shown = [name for name, value in known.items() if canonical(value) != canonical(usual[name])]
     if method.size is not None and known[method.size] is not None and method.size not in shown:
@@ -199,8 +200,8 @@ def _written(method: Method, values: Row) -> str:
 
 
 def paper_name(method: str) -> str:
-    """The name of a method, or of a combination of methods, as papers write it."""
-    return " + ".join(find(name).written or name for name in method.split("+"))
+    """The name of a method as papers write it."""
+    return find(method).written or method
 
 
 def _non_default(values: Row, usual: Row) -> list[str]:

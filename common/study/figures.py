@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from common import combined, methods, tasks
+from common import methods, tasks
 from common.errors import InputError, check, plain
 from common.results import majority_on_dev
 from common.runtime import files
@@ -174,10 +174,10 @@ def size_lines(configurations: Iterable[Configuration], metric: str) -> list[lis
     """
     lines: dict[tuple[str, str], dict[str, Configuration]] = defaultdict(dict)
     for each in sorted(configurations, key=lambda each: each.selecting(metric)):
-        kind = methods.find(each.method) if each.method in methods.names() else combined.Combined
+        kind = methods.find(each.method)
         if kind.size is None:
             continue
-        options = {name: each.rows[0].get(name, usual) for name, usual in kind().options().items()}
+        options = {name: each.rows[0].get(name, usual) for name, usual in vars(kind()).items()}
         size = options.pop(kind.size)
         rest = {name: value for name, value in options.items() if isinstance(value, bool) or not _is_number(value)}
         lines[each.method, json.dumps(rest, sort_keys=True)][json.dumps(size)] = each

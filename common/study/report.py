@@ -27,12 +27,10 @@ ALWAYS = ("checkpoint", "task_name", "data", "lr", "batch_size", "n_epochs", "se
 
 
 def command(row: Row) -> str:
-    """The command that repeats a run, or Python code for a combination of methods, which has no command line.
+    """The command that repeats a run.
 
     It contains the non-default options, and the values that max_length and frozen_dtype had in the run.
     """
-    if row["method"] not in methods.names():
-        return _python(row)
     kind = methods.find(row["method"])
     options = _non_default(TuneOptions(lr=kind.default_lr), row) | _non_default(kind(), row)
     return shlex.join([*_launcher(row), "-m", f"{row['method']}.tune", *command_line(options, TuneOptions, kind)])
@@ -51,21 +49,6 @@ def _non_default(usual: Any, row: Row) -> dict[str, Any]:
     values = {field.name: getattr(usual, field.name) for field in dataclasses.fields(usual)}
     given = {name: row[name] for name in values if name in row}
     return {n: v for n, v in given.items() if n in ALWAYS or canonical(v) != canonical(values[n])}
-
-
-def _python(row: Row) -> str:
-    """Python code that repeats the run of a combination of methods."""
-
-    def call(usual: Any, values: Row) -> str:
-        given = {name: tuple(v) if isinstance(v, list) else v for name, v in _non_default(usual, values).items()}
-        return f"{type(usual).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
-
-    parts = [methods.find(name)() for name in row["method"].split("+")]
-    lines = ["from common.combined import Combined", "from common.options import TuneOptions"]
-    lines += ["from common.training import train"]
-    lines += [f"from {part.name}.method import {type(part).__name__}" for part in parts]
-    method = f"Combined(({', '.join(call(part, row.get(part.name, {})) for part in parts)}))"
-    return "\n".join([*lines, f"train({method}, {call(TuneOptions(), row)})"])
 
 
 def escaped(value: object) -> str:

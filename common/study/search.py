@@ -31,7 +31,18 @@ from common.methods import Method
 from common.options import TuneOptions, command_line, non_default
 from common.runs import append_once, decisive, read_rows, run_folder, short_name
 from common.runtime import files, stopping
-from common.study.space import Range, Same, SearchOptions, Space, _label, configuration, defaults, space_of, suggest
+from common.study.space import (
+    Computed,
+    Range,
+    Same,
+    SearchOptions,
+    Space,
+    _label,
+    configuration,
+    defaults,
+    space_of,
+    suggest,
+)
 from common.study.trials import Keeper, Release, open_study
 from common.task_data import TaskData
 
@@ -93,7 +104,7 @@ class Search:
             seed = np.random.SeedSequence([self.options.seed, trial.number]).generate_state(1)[0]
             self.study.sampler = optuna.samplers.TPESampler(seed=int(seed))
             for name, what in self.space.items():
-                if not isinstance(what, Same):
+                if not isinstance(what, Same | Computed):
                     suggest(trial, name, what)
             return trial, release
 
@@ -265,7 +276,7 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
     options = options.for_method(method)
     material = check_first(method, options)
     space = space_of(method, options, settings, given)
-    if all(isinstance(what, Same) for what in space.values()):
+    if all(isinstance(what, Same | Computed) for what in space.values()):
         raise InputError("every option is given, so that nothing is left to search: use tune, or give fewer options")
     facts = facts_of(method, options, settings, space)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
@@ -297,12 +308,23 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
     report(this)
 
 
-def _describe(what: Range | Same | tuple[Any, ...]) -> str:
+def _describe(what: Range | Same | Computed | tuple[Any, ...]) -> str:
+    if isinstance(what, Computed):
+        return str(what)
     if isinstance(what, Same):
         return f"the same as {what.option}"
     if isinstance(what, Range):
         return f"{what.low:g} to {what.high:g}{', log-uniformly' if what.log else ''}"
     return ", ".join(str(_label(value)) for value in what)
+
+
+def write_config(path: Path, this: Search, trial: FrozenTrial) -> None:
+    """Write the options of a trial for `METHOD.tune --config`: those of the method, and those searched of the loop."""
+    method, options = configuration(this.method, this.options, this.space, trial.params)
+    own = {name: value for name, value in method.options().items() if name in non_default(method, type(method)())}
+    loop = {name: getattr(options, name) for name in this.space if hasattr(options, name)}
+    with files.confined_to(Path(this.options.output_dir)):
+        files.write_json(path, {"method": method.name} | own | loop)
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:
@@ -328,12 +350,13 @@ def report(this: Search) -> None:
     if not ranked:
         raise InputError(f"no trial of {len(counted)} has a score: {failed[-1].user_attrs.get(REASON)}")
     shown = front(this.study) if this.pareto else ranked[:SHOWN]
-    searched = [name for name, what in this.space.items() if not isinstance(what, Same)]
+    known = vars(this.options) | vars(this.method)
+    searched = [name for name, what in this.space.items() if name in known and not isinstance(what, Same)]
     print(f"{'Pareto front' if this.pareto else 'best'}, by the score of the search:\n")
     lines = [["trial", "score", "trained without head", *searched], ["---"] * (3 + len(searched))]
     for trial in shown:
         method, options = configuration(this.method, this.options, this.space, trial.params)
-        values = vars(options) | method.options()
+        values = vars(options) | vars(method)
         cells = (str(_label(values[name])) for name in searched)
         lines.append([str(trial.number), f"{trial.values[0]:.4f}", f"{trial.user_attrs[TRAINED]:,}", *cells])
     print("\n".join(f"| {' | '.join(cells)} |" for cells in lines), end="\n\n")
@@ -344,7 +367,12 @@ def report(this: Search) -> None:
             "the best trial was selected on the development set, so its score is optimistic: search with "
             "--select holdout, or report seeds and data that the search has not used"
         )
-    print(f"rows: {run_folder(this.method, this.options).parent / ROWS}")
+    home = run_folder(this.method, this.options).parent
+    print(f"rows: {home / ROWS}")
+    folder = home / re.sub(r"[^\w.+-]", "_", f"search-{this.study.study_name}")[:100]
+    for trial in shown:
+        write_config(folder / f"trial-{trial.number}.json", this, trial)
+    print(f"options of the trials in the table, for {this.method.name}.tune --config FILE: {folder}")
     method, options = configuration(this.method, this.options, this.space, ranked[0].params)
     options = dataclasses.replace(options, overwrite=False, time_limit=None, debug=False)
     kind = type(method)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.classification import find
+from common.encoders import layers
 from common.errors import check, check_types
 from common.fitting import fit_to_budget
 from common.methods import Method
@@ -33,8 +34,19 @@ class Same:
     option: str
 
 
-Space = Mapping[str, Range | Same | tuple[Any, ...]]
-"""Option -> its range or, as a tuple, its values."""
+@dataclass(frozen=True)
+class Computed:
+    """An option that is computed from the values of others, which need not be options themselves."""
+
+    of: Callable[[Mapping[str, Any]], Any]
+    """Values that are searched, by name -> value of the option. Raises InputError for values that belong to none."""
+
+    def __str__(self) -> str:
+        return f"computed by {self.of.__module__}.{self.of.__qualname__}"
+
+
+Space = Mapping[str, Range | Same | Computed | tuple[Any, ...]]
+"""Option, or a variable of `Computed` -> its range or, as a tuple, its values."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +93,13 @@ class SearchOptions:
         )
 
 
-def own_space(name: str) -> Space:
-    """The search space of a method's own options: SPACE in METHOD/experiment.py; empty if there is none."""
-    return getattr(importlib.import_module(f"{name}.experiment"), "SPACE", {})
+def own_space(name: str, options: TuneOptions) -> Space:
+    """The search space of a method's own options: SPACE in METHOD/experiment.py; empty if there is none.
+
+    It may be a function of the number of layers of the encoder.
+    """
+    space = getattr(importlib.import_module(f"{name}.experiment"), "SPACE", {})
+    return space(len(layers(find(options.task_name).meta(options.checkpoint)))) if callable(space) else space
 
 
 def space_of(method: Method, options: TuneOptions, search: SearchOptions, given: set[str]) -> Space:
@@ -94,7 +110,7 @@ def space_of(method: Method, options: TuneOptions, search: SearchOptions, given:
     default_lr = type(method).default_lr
     lr_range = search.lr_range or (default_lr / 10, default_lr * 10)
     loop = {"lr": Range(*lr_range, log=True), "n_epochs": Range(*search.n_epochs_range)}
-    every: Space = {**loop, "batch_size": search.batch_sizes, **own_space(method.name)}
+    every: Space = {**loop, "batch_size": search.batch_sizes, **own_space(method.name, options)}
     decided = given | ({str(method.size)} if options.param_budget is not None else set())
     return {name: what for name, what in every.items() if name not in decided}
 
@@ -123,9 +139,9 @@ def configuration(
             values[name] = what[[_label(value) for value in what].index(params[name])]
         elif isinstance(what, Range):  # three digits are precise enough, and short to type
             values[name] = params[name] if _is_integer(what) else float(f"{params[name]:.3g}")
-    own = {field.name for field in dataclasses.fields(method)}
-    method = dataclasses.replace(method, **{name: value for name, value in values.items() if name in own})
-    options = dataclasses.replace(options, **{name: value for name, value in values.items() if name not in own})
+    values |= {name: what.of(values) for name, what in space.items() if isinstance(what, Computed)}
+    method = dataclasses.replace(method, **{name: value for name, value in values.items() if name in vars(method)})
+    options = dataclasses.replace(options, **{name: value for name, value in values.items() if name in vars(options)})
     if options.param_budget is not None:
         meta_model = find(options.task_name).meta(options.checkpoint)
         method = fit_to_budget(method, options.param_budget, meta_model)
@@ -149,7 +165,9 @@ def defaults(method: Method, options: TuneOptions, space: Space) -> dict[str, An
     """The default values that are in the space, as parameters of a trial."""
     found = {}
     for name, what in space.items():
-        value = getattr(method if hasattr(method, name) else options, name)
+        value = (vars(options) | vars(method)).get(name)
+        if value is None:
+            continue
         if isinstance(what, Range) and what.low <= value <= what.high:
             found[name] = value
         elif isinstance(what, tuple) and value in what:

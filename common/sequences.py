@@ -1,0 +1,46 @@
+"""Means over the tokens of each sequence, in padded and in packed batches."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Sequences:
+    """The sequences of the batch that a model is computing, known from the lowest layer on."""
+
+    def __init__(self, stack: nn.Module):
+        """stack: the module that runs all layers."""
+        self.packing: Any = None
+        self.is_token = torch.empty(0)
+        stack.register_forward_pre_hook(self.keep, with_kwargs=True)
+
+    def keep(self, _stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Keep the packing, or the mask: None, (batch, length) or (batch, 1, length or 1, length), bool or additive."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        self.packing, mask = kwargs.get("packing"), kwargs.get("attention_mask")
+        if mask is None:
+            mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
+        if mask.ndim == 4:  # which keys the first token sees
+            mask = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] == 0
+        self.is_token = mask.bool()
+
+    def mean(self, x: torch.Tensor) -> torch.Tensor:
+        """x: of all tokens, (batch, length, features), or (1, tokens, features) if packed -> (batch, features)
+
+        Padding is left out. The sequences of a packed batch are in packed order.
+        """
+        is_token = self.is_token
+        if self.packing is not None:
+            is_token = self.packing.padded >= 0
+            x = x[0, self.packing.padded.clamp(min=0)]
+        return (x * is_token[..., None]).sum(1) / is_token.sum(1, keepdim=True)
+
+    def spread(self, means: torch.Tensor) -> torch.Tensor:
+        """means: (batch, features) -> (batch, 1, features), or (1, tokens, features) if packed, 0 at its padding"""
+        if self.packing is None:
+            return means[:, None]
+        lengths, n = (self.packing.padded >= 0).sum(1), sum(self.packing.lengths)
+        tokens = means.repeat_interleave(lengths, dim=0, output_size=n)
+        return F.pad(tokens, (0, 0, 0, self.packing.n_tokens - n))[None]
