@@ -419,6 +419,15 @@ def test_a_number_that_is_not_finite_is_refused_under_any_key(text, tmp_path):
         aggregation.read([path])
 
 
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_refused_where_nothing_reads_it(text, tmp_path):
+    """Else it would be copied into other files, which other readers of JSON refuse."""
+    path = tmp_path / "rows"
+    path.write_text(json.dumps(row(note="a number")).replace('"a number"', text))
+    with pytest.raises(InputError, match="damaged"):
+        aggregation.read([path])
+
+
 def test_text_that_a_spreadsheet_would_run_is_marked_as_text(show):
     formulas = ["=1+1", "+1+1", "-1+1|' /C calc'!A0", "@SUM(1)", "\t=1"]
     (found, *_) = csv.DictReader(tables.as_csv([row(data=formulas[0], lr=-1.0, device=formulas[3])]).splitlines())

@@ -1,6 +1,7 @@
 """Examples are read from files unchanged, or the file is refused."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import REPOSITORY
 
 from common import classification, data
 from common.checkpoints import load_tokenizer, meta_model
-from common.encoders import shortest_input
+from common.encoders import longest_input, shortest_input
 from common.errors import InputError
 from common.fitting import check_fit
 from common.options import TuneOptions
@@ -18,6 +19,7 @@ from common.task_data import TaskData
 from common.tasks import TASKS, find
 from common.tokens import Tokens, padding_share, shares, shuffled, tokenize
 from lora.method import Lora
+from prompt.method import PromptTuning
 
 GLUE = REPOSITORY.parent / "shared" / "glue_data"
 PAIR = "index\tsentence1\tsentence2\tlabel\n"
@@ -185,6 +187,15 @@ def test_a_length_that_leaves_no_token_of_each_text_is_refused(kind, texts, bert
     for length in range(1, shortest):
         with pytest.raises(InputError, match=f"max_length is {length}, but .* needs at least {shortest}"):
             check_fit(Lora(), TuneOptions(max_length=length), meta, tokenizer, len(texts))
+
+
+def test_a_method_that_leaves_no_token_of_each_text_is_refused(bert):
+    tokenizer, meta = load_tokenizer(bert), meta_model(bert, 2)
+    shortest, limit = shortest_input(tokenizer, 2), longest_input(meta, tokenizer)
+    fits = PromptTuning(init="random", prompt_length=limit - shortest)
+    assert check_fit(fits, TuneOptions(), meta, tokenizer, 2) == shortest
+    with pytest.raises(InputError, match=f"an input needs at least {shortest}"):
+        check_fit(replace(fits, prompt_length=limit - shortest + 1), TuneOptions(), meta, tokenizer, 2)
 
 
 def test_two_long_texts_are_both_cut_at_their_ends(tokenizer):

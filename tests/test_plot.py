@@ -328,6 +328,19 @@ def test_the_curve_of_several_seeds_is_their_mean(options, run):
     assert "synthetic data" in figure.get_suptitle()
 
 
+def test_a_learning_curve_has_the_colour_of_its_method(tmp_path, monkeypatch):
+    """Also where another method is drawn first, and for several configurations of one method."""
+    made = [row(method="prefix"), row(method="lora", rank=4), row(method="lora", rank=8)]
+    rows = {tmp_path / str(number): each for number, each in enumerate(made)}
+    curve = {"train/loss": ([1, 2], [0.7, 0.6]), "validation/score": ([1, 2], [0.5, 0.6])}
+    monkeypatch.setattr(curves, "read_curves", lambda run: curve)
+    monkeypatch.setattr(curves, "read_result", rows.__getitem__)
+    for some in (list(rows), list(rows)[1:]):
+        left, _ = curves.learning_curves(some).axes
+        wanted = sorted(figures.style_of(rows[run]["method"])["color"] for run in some)
+        assert sorted(line.get_color() for line in left.lines) == wanted
+
+
 def test_out_may_be_one_file_for_a_learning_curve_but_not_for_several_figures(options, monkeypatch, tmp_path, capfd):
     folder, result = train(Lora(rank=1), options())
     monkeypatch.setattr(sys, "argv", ["plot", str(folder), "--out", str(tmp_path / "a" / "curve.svg")])
