@@ -196,10 +196,10 @@ def read_config(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: it is missing or damaged.
     """
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for place, word in enumerate(words):
         name, equals, path = word.partition("=")
-        if name == "--config":
-            return read_json(Path(os.path.expanduser(path if equals else following)))
+        if name == "--config" and (equals or place + 1 < len(words)):
+            return read_json(Path(os.path.expanduser(path if equals else words[place + 1])))
     return {}
 
 

@@ -8,6 +8,12 @@ from common.errors import InputError
 from common.methods import apply, count_without_head, trainable
 
 
+def test_with_some_layers_embeddings_and_pooler_stay_frozen(make_model):
+    names = {name for name in trainable(apply(BitFit(layers="0-1"), make_model())) if not name.startswith("classifier")}
+    assert names
+    assert all(".layer." in name for name in names)
+
+
 @pytest.mark.parametrize(
     ("terms", "pooler", "wanted"),
     [

@@ -77,7 +77,7 @@ def test_a_config_file_gives_options_and_the_command_line_wins(tmp_path):
     for words in (["--config", str(path), "--n_epochs", "2"], ["--n-epochs=2", f"--config={path}"]):
         options, method = parse("lora.tune", words, **kinds)
         assert (options.lr, options.n_epochs, method) == (0.01, 2, Lora(rank=4, targets=("key",)))
-    assert read_config(["--seed", "1"]) == {}
+    assert read_config(["--seed", "1"]) == read_config([]) == {}
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,7 @@ def test_a_config_file_gives_options_and_the_command_line_wins(tmp_path):
         ('{"rnak": 4}', "the config has 'rnak', which is no option of lora.tune"),
         ('{"rank": "4"}', "rank is '4': wanted int"),
         ('{"rank": 0}', "rank is 0"),
+        ('{"config": "x"}', "the config has 'config', which is no option"),
     ],
 )
 def test_a_wrong_config_file_is_refused_in_one_line(text, message, tmp_path, capsys):
