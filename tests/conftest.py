@@ -43,8 +43,11 @@ def _vocabulary() -> list[str]:
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *sorted(words - set(pieces))]
 
 
-def save_checkpoint(kind: str, folder: Path, seed: int = 0, **changes) -> Path:
-    """Save a random encoder without a head, and a tokenizer with a small vocabulary, in the format of transformers."""
+def save_checkpoint(kind: str, folder: Path, seed: int = 0, vectors: bool = True, **changes) -> Path:
+    """Save a random encoder without a head, and a tokenizer with a small vocabulary, in the format of transformers.
+
+    vectors: whether biases and LayerNorms are random too; new models have zeros and ones, which would hide errors.
+    """
     import transformers
 
     vocabulary = _vocabulary()
@@ -66,7 +69,10 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, **changes) -> Path:
         shape = {names.get(name, name): value for name, value in shape.items()}
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(kind, **shape | changes)
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    model = transformers.AutoModel.from_config(config)
+    if vectors:
+        perturb([parameter for parameter in model.parameters() if parameter.ndim == 1])
+    model.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     tokenizer = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=64)
     tokenizer.save_pretrained(folder)

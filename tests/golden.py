@@ -76,7 +76,7 @@ def outcome(name: str, folder: Path) -> dict[str, Any]:
     method, changes = runs()[name]
     checkpoint = folder / "bert"
     if not checkpoint.is_dir():
-        save_checkpoint("bert", checkpoint)
+        save_checkpoint("bert", checkpoint, vectors=False)
     small: dict[str, Any] = {"checkpoint": str(checkpoint), "data": "demo", "task_name": "mrpc", "n_epochs": 2}
     small |= {"max_train_samples": 44, "max_eval_samples": 20, "batch_size": 8, "lr": 3e-3, "report_to": ("none",)}
     threads = torch.get_num_threads()

@@ -37,6 +37,7 @@ def test_bert_base_gets_the_expected_number_of_trained_parameters():
 
 
 def test_outputs_are_multiplied_with_their_bias_and_inputs_before_the_layer(make_model):
+    assert layers(perturbed(Ia3(outputs=("intermediate",)), make_model()))[0].intermediate.dense.ia3.l.shape == (64,)
     model = perturbed(Ia3(), make_model())
     layer, x, h = layers(model)[0], torch.randn(3, 32), torch.randn(3, 64)
     key, output = layer.attention.self.key, layer.output.dense
