@@ -38,6 +38,8 @@ class Progress:
     """Steps skipped because of a non-finite gradient."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Validation scores of each finished epoch."""
+    best_epoch: int = 0
+    """The epoch whose adapter is kept, counted from 1; 0 = none so far."""
     variant_scores: dict[str, float] = field(default_factory=dict)
     """Scores of the method's variants in the best epoch."""
     scalars: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
@@ -177,7 +179,8 @@ class TrainingState:
         import typeguard
 
         every = typeguard.CollectionCheckStrategy.ALL_ITEMS
-        progress = Progress(**values | {"scalars": [tuple(point) for point in values["scalars"]]})
+        own = {"scalars": [tuple(point) for point in values["scalars"]], "best_epoch": values["best_epoch"]}
+        progress = Progress(**values | own)
         for name, wanted in typing.get_type_hints(Progress).items():
             value = getattr(progress, name)
             try:
@@ -198,6 +201,7 @@ class TrainingState:
                 f"history has other scores than {', '.join(self.metrics)}": any(
                     each != names[0] or not each >= {"score", *self.metrics} for each in names
                 ),
+                f"best_epoch is {progress.best_epoch} of {n_epochs}": progress.best_epoch > n_epochs,
                 f"bad_steps is {progress.bad_steps} {last}": progress.bad_steps > progress.step,
                 f"recent_steps is {progress.recent_steps} {last}": progress.recent_steps > progress.step,
                 "train_seconds ends before logged_at": progress.train_seconds < progress.logged_at,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.places import BeforeResidual, Branch, Input, Place
+from common.places import BeforeResidual, Branch, Input, Place, Weights
 from common.prepending import Front, KeysValues, Level
 from common.sequences import Sequences
 
@@ -118,6 +118,12 @@ def front(model: nn.Module, n: int, level: Level = "words") -> Place:
 def sequences(model: nn.Module) -> Sequences:
     """Means over the tokens of each sequence, for branches inside the layers."""
     return Sequences(stack(model))
+
+
+def weights(model: nn.Module) -> Weights:
+    """All parameters of the encoder but those of branches, always in the same order."""
+    inside = {part for module in model.modules() if isinstance(module, Branch) for part in module.modules()}
+    return Weights(encoder(model), [module for module in encoder(model).modules() if module not in inside])
 
 
 # Modules that methods unfreeze or measure.

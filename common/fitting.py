@@ -62,7 +62,7 @@ def fit_to_budget(method: Method, budget: int, meta: nn.Module) -> Method:
         sized = method.of_size(size)
         if sized.positions() > n // 2:
             raise DoesNotFit(f"{option} {size} would take more than half of the encoder's {n} positions")
-        return count_without_head(apply_on_meta(sized, copy.deepcopy(meta)))
+        return count_without_head(apply_on_meta(sized.kept(), copy.deepcopy(meta)))
 
     def fits(size: int) -> bool:
         try:

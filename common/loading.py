@@ -12,7 +12,7 @@ from torch import nn
 from common.checkpoints import base_of, load_model, meta_model
 from common.errors import DoesNotFit, InputError
 from common.fitting import apply_on_meta
-from common.methods import Method, apply, find, trainable
+from common.methods import Method, apply, find, own_buffers, trainable
 from common.runs import ADAPTER, CONFIG, RESUMABLE
 from common.runtime import shards
 from common.runtime.files import non_finite, read_json, read_tensors, require
@@ -113,9 +113,9 @@ def misfit(found: dict[str, str], wanted: dict[str, str]) -> str:
 
 
 def _loaded_by(method: Method, model: nn.Module) -> Mapping[str, torch.Tensor]:
-    """The tensors in the file of an adapter: those that the method stores, or its trained ones (`resumable`)."""
+    """The tensors in the file of an adapter: what the method stores, or its trained form (`resumable`)."""
     used, stored = method.stored(model)
-    return stored if used == method else trainable(model)
+    return stored if used == method else trainable(model) | own_buffers(model)
 
 
 def _current_name(name: str, method: Method) -> str:

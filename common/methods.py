@@ -62,6 +62,14 @@ class Method:
     def on_step(self, model: nn.Module, done: float) -> None:
         """Called in every optimizer step between backward pass and update. done: share of the steps done, [0, 1)."""
 
+    def on_epoch(self, model: nn.Module, done: float) -> bool:
+        """Called after every epoch, before its scores. done: share of the steps done, (0, 1].
+
+        Returns whether the model has its final form. Without it, an epoch is scored, but its adapter is not kept. At
+        the end of the run the model must have it.
+        """
+        return True
+
     def stored(self, model: nn.Module) -> "tuple[Method, Mapping[str, torch.Tensor]]":
         """What is saved of a trained model and counted: the method that loads it, and its tensors by name.
 
@@ -80,6 +88,10 @@ class Method:
     def of_size(self, size: int) -> "Method":
         """The method with another size, for a parameter budget. Override it if another option follows the size."""
         return dataclasses.replace(self, **{str(self.size): size})
+
+    def kept(self) -> "Method":
+        """The method whose trained parameters a parameter budget limits: another one if fewer are kept than trained."""
+        return self
 
     def uses_all(self) -> bool:
         """False if a forward pass may leave trained parameters without a gradient."""
@@ -179,8 +191,8 @@ def own_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def count(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Number of scalars."""
-    return sum(tensor.numel() for tensor in tensors.values())
+    """Number of parameters: the scalars of floating-point tensors. Integers, such as indices, are none."""
+    return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
 
 
 def count_without_head(model: nn.Module) -> int:

@@ -82,6 +82,52 @@ class _AddBeforeResidual:
         return None if added is None else out + added
 
 
+class Weights(Place):
+    """All parameters of some modules in the host, flattened one after the other: it computes with them + branch(...).
+
+    Branches return a vector, (n,). The parameters are not written, so that other models may share them, and are back in
+    their modules after the forward pass of the host.
+    """
+
+    def __init__(self, host: nn.Module, modules: list[nn.Module]):
+        super().__init__(host)
+        self.named = [(module, name) for module in modules for name, _ in module.named_parameters(recurse=False)]
+        self.sizes = [module.get_parameter(name).numel() for module, name in self.named]
+
+    def add(self, branch: Branch) -> None:
+        self.register(branch)
+        weights = _AddToWeights(branch, self.named, self.sizes)
+        self.owner.register_forward_pre_hook(weights.add)
+        # Before other hooks, so that the last of several branches is undone first; also after an error.
+        self.owner.register_forward_hook(weights.undo, prepend=True, always_call=True)
+
+
+class _AddToWeights:
+    def __init__(self, branch: Branch, named: list[tuple[nn.Module, str]], sizes: list[int]):
+        self.branch, self.named, self.sizes, self.before = branch, named, sizes, list[torch.Tensor]()
+
+    def add(self, host: nn.Module, _args: Any) -> None:
+        added = self.branch(None, None, host)
+        if added is None:
+            return
+        parts, self.before = added.split(self.sizes), [getattr(module, name) for module, name in self.named]
+        for (module, name), weight, part in zip(self.named, self.before, parts, strict=True):
+            tensors: dict[str, Any] = module._parameters  # which takes no tensor that is not a leaf by setattr
+            tensors[name] = weight + part.view_as(weight)
+
+    def undo(self, _host: nn.Module, _args: Any, _out: Any) -> None:
+        for (module, name), weight in zip(self.named, self.before, strict=False):
+            module._parameters[name] = weight  # type: ignore[assignment]
+        self.before = []
+
+
+def with_added_weights(model: nn.Module) -> set[nn.Module]:
+    """The modules whose parameters a branch adds to."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    owners = (getattr(hook, "__self__", None) for hook in hooks)
+    return {module for owner in owners if isinstance(owner, _AddToWeights) for module, _ in owner.named}
+
+
 class Input(Place):
     """The input of a module: y = host(x + branch(x, x, host))."""
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from common.checkpoints import base_of
 from common.encoders import n_outputs
-from common.methods import Method, Tensors, trainable
+from common.methods import Method, Tensors, own_buffers, trainable
 from common.results import provenance
 from common.runs import ADAPTER, CONFIG, RESUMABLE
 from common.runtime import shards
@@ -26,7 +26,7 @@ def save_adapter(folder: Path | str, model: nn.Module, method: Method, writes: b
         facts: further JSON values for adapter.json (task, maximal length, data, ...).
     """
     used, stored = method.stored(model)
-    stored, trained = shards.unshard_all(stored), shards.unshard_all(trainable(model))
+    stored, trained = shards.unshard_all(stored), shards.unshard_all(trainable(model) | own_buffers(model))
     if not writes:
         return
     _save(Path(folder), model, used, stored, facts)

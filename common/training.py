@@ -325,13 +325,16 @@ class Run:
     def after_training_epoch(self, epoch: int, after_epoch: AfterEpoch) -> None:
         """Evaluate, save the adapter if it is the best so far, save a checkpoint. Raises Pruned if the run must end."""
         progress = self.progress
+        is_final = self.method.on_epoch(self.model, (epoch + 1) / self.options.n_epochs)
         scores, outputs = self.evaluate(self.splits)
         values = {f"validation/{name}": value for name, value in scores.items()}
         self.log(progress.step, values | {"epoch": epoch + 1})
         if self.accelerator.is_main_process:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != COLLAPSED)
             self.bar.write(f"epoch {epoch + 1}{' on held-out examples' if self.dev_splits else ''}: {shown}")
-        if all(scores["score"] > earlier["score"] for earlier in progress.history):
+        best = progress.best_epoch
+        if is_final and (not best or scores["score"] > progress.history[best - 1]["score"]):
+            progress.best_epoch = epoch + 1
             progress.variant_scores = {
                 f"{variant}_{name}": value
                 for variant in self.method.variants(self.model)
@@ -350,7 +353,7 @@ class Run:
             return evaluate(self.task, self.model, splits, self.options.eval_batch_size, self.accelerator)
         except Diverged as error:
             when = f"after step {self.progress.step} of {self.n_steps} ({self.folder})"
-            kept = "the adapter of the best epoch is kept" if self.progress.history else "nothing was saved"
+            kept = "the adapter of the best epoch is kept" if self.progress.best_epoch else "nothing was saved"
             raise Diverged(f"{error} {when}: choose a smaller lr; {kept}") from None
 
     def save_best(self, outputs: dict[str, Any]) -> None:
@@ -479,7 +482,7 @@ def result_of(run: Run, dev_scores: dict[str, float] | None) -> dict[str, Any]:
     """
     progress, accelerator, model, base = run.progress, run.accelerator, run.model, base_of(run.model)
     history, seconds = progress.history, progress.train_seconds
-    best = max(range(len(history)), key=lambda epoch: history[epoch]["score"])
+    best = history[progress.best_epoch - 1]
     validation = next(iter(run.splits.values()))
     majority = run.task.floor(run.tokens, validation)
     dev_majority = run.task.floor(run.tokens, next(iter((run.dev_splits or run.splits).values())))
@@ -487,15 +490,15 @@ def result_of(run: Run, dev_scores: dict[str, float] | None) -> dict[str, Any]:
         "method": run.method.name,
         "run": run.folder.name,
         **run.settings,
-        **{f"best_{name}": value for name, value in history[best].items()},
+        **{f"best_{name}": value for name, value in best.items()},
         **{f"last_{name}": value for name, value in history[-1].items()},
         **{f"majority_{name}": value for name, value in majority.items()},
         "majority_score": mean_score(majority.values()),
-        **{f"dev_{name}": value for name, value in (dev_scores or history[best]).items()},
+        **{f"dev_{name}": value for name, value in (dev_scores or best).items()},
         **{f"dev_majority_{name}": value for name, value in dev_majority.items()},
         "dev_majority_score": mean_score(dev_majority.values()),
         **progress.variant_scores,
-        "best_epoch": best + 1,
+        "best_epoch": progress.best_epoch,
         "bad_steps": progress.bad_steps,
         "n_resumed": progress.n_resumed,
         "threads": progress.threads,

@@ -91,6 +91,9 @@ class Hybrid(ByLayer):
         for method in self.methods():
             method.on_step(model, done)
 
+    def on_epoch(self, model: nn.Module, done: float) -> bool:
+        return all([method.on_epoch(model, done) for method in self.methods()])  # of every part
+
     def stored(self, model: nn.Module) -> tuple[Method, Mapping[str, torch.Tensor]]:
         trained: Mapping[str, torch.Tensor] = trainable(model)
         tensors, parts = dict(trained), []
@@ -110,6 +113,9 @@ class Hybrid(ByLayer):
 
     def of_size(self, size: int) -> Method:
         return dataclasses.replace(self, largest=size)
+
+    def kept(self) -> Method:
+        return dataclasses.replace(self, parts=tuple(part_of(method.kept()) for method in self.methods()))
 
     def uses_all(self) -> bool:
         return all(method.uses_all() for method in self.methods())

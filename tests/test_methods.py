@@ -49,9 +49,10 @@ def test_a_model_starts_at_the_pretrained_output_if_and_only_if_its_method_says_
 @every_kind
 @every_method
 def test_exactly_the_trained_parameters_get_gradients(name, kind, make_model):
-    model = apply(default(name), make_model(kind)).train()
+    method = default(name)
+    model = apply(method, make_model(kind)).train()
     perturb(trainable(model).values())
-    model(**random_batch(model)).logits.square().sum().backward()
+    (model(**random_batch(model)).logits.square().sum() + method.penalty(model)).backward()
     with_gradient = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert with_gradient == set(trainable(model))
 

@@ -401,6 +401,8 @@ IMPOSSIBLE = {
     "a history without the scores of the task": noted("history", [{"f1": 0.5, "score": 0.5}]),
     "a history of texts": noted("history", [SCORES | {"score": "good"}]),
     "a history with a score NaN": noted("history", [SCORES | {"score": float("nan")}]),
+    "a best epoch that there is not": noted("best_epoch", 1),
+    "a best epoch before the first": noted("best_epoch", -1),
     "curves of numbers": noted("scalars", [1]),
     "curves of texts": noted("scalars", ["abc"]),
     "no facts": lambda tensors, notes: notes.update(facts=None),

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from common.places import Branch
+from common.places import Branch, with_added_weights
 
 TOKENS = 1024
 """Number of tokens that layouts are chosen for; they work with any number."""
@@ -51,13 +51,15 @@ def use_fast_linear(model: nn.Module) -> None:
     operators = onednn()
     if operators is None:
         return
+    changing = with_added_weights(model)
     for module in model.modules():
         if isinstance(module, Branch):
             module.forward = _with_fast_linear(module.forward)  # type: ignore[method-assign]
         if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype in operators.dtypes:
             fast: Any = module
             fast.__class__ = FastLinear  # keeps hooks, names and parameters
-            fast.reordered = None if module.weight.requires_grad else Reordered(module.weight, operators)
+            changes = module.weight.requires_grad or module in changing
+            fast.reordered = None if changes else Reordered(module.weight, operators)
 
 
 def _with_fast_linear(forward: Callable[..., Any]) -> Callable[..., Any]:
