@@ -1,0 +1,1 @@
+"""Diff pruning (Guo et al., 2021)."""
