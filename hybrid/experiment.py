@@ -7,7 +7,8 @@ from common.errors import InputError
 from common.experiments import sweep
 from common.methods import ranges
 from common.study.space import Computed, Range, Space
-from hybrid.method import PRESETS, Hybrid
+from hybrid.method import Hybrid
+from hybrid.parts import PRESETS
 
 TUNING = {"lr": (1e-4, 5e-4), "n_epochs": (3, 20), "gates": (False, True)}
 """What scripts/run_tune.sh tries: as many settings as for the other methods."""

@@ -12,15 +12,7 @@ from common.encoders import sequences
 from common.errors import check
 from common.methods import ByLayer, Method, trainable
 from hybrid.gates import gated
-from hybrid.parts import method_of, part_of
-
-PFEIFFER = "adapters:bottleneck_size=48:placement=pfeiffer"
-PRESETS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "unipelt": (("lora", PFEIFFER, "prefix:prefix_length=10:hidden_dim=512"), True),
-    "unipelt_ap": ((PFEIFFER, "prefix:prefix_length=10:hidden_dim=512"), True),
-    "mam": (("prefix:prefix_length=30:hidden_dim=800", "adapters:bottleneck_size=512:placement=parallel"), False),
-}
-"""Name -> parts, and whether they have gates."""
+from hybrid.parts import PFEIFFER, PRESETS, method_of, part_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,8 @@ class Hybrid(ByLayer):
             method.on_step(model, done)
 
     def on_epoch(self, model: nn.Module, done: float) -> bool:
-        return all([method.on_epoch(model, done) for method in self.methods()])  # of every part
+        are_final = [method.on_epoch(model, done) for method in self.methods()]  # called for every part
+        return all(are_final)
 
     def stored(self, model: nn.Module) -> tuple[Method, Mapping[str, torch.Tensor]]:
         trained: Mapping[str, torch.Tensor] = trainable(model)

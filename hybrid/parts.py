@@ -7,6 +7,14 @@ from typing import Any, get_type_hints
 from common.errors import InputError, fits_type
 from common.methods import Method, find
 
+PFEIFFER = "adapters:bottleneck_size=48:placement=pfeiffer"
+PRESETS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "unipelt": (("lora", PFEIFFER, "prefix:prefix_length=10:hidden_dim=512"), True),
+    "unipelt_ap": ((PFEIFFER, "prefix:prefix_length=10:hidden_dim=512"), True),
+    "mam": (("prefix:prefix_length=30:hidden_dim=800", "adapters:bottleneck_size=512:placement=parallel"), False),
+}
+"""Name -> parts, and whether they have gates."""
+
 CONSTANTS = {"None": None, "True": True, "False": False}
 
 

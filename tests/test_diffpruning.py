@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from common import training
-from common.combined import Combined
 from common.encoders import encoder, layers, weights
 from common.errors import DoesNotFit, InputError, Interrupted
 from common.fast import prepare
@@ -36,6 +35,8 @@ from common.saving import save_adapter
 from common.task_data import TaskData
 from common.training import train
 from diffpruning.method import DiffPruning, Gates, Sparse
+from hybrid.method import Hybrid
+from hybrid.parts import part_of
 from lora.method import Lora
 
 SIZES = [60, 40, 30, 1, 30, 20, 9, 10]
@@ -272,7 +273,10 @@ def test_two_branches_on_all_weights_are_added_and_undone_in_order(make_model):
 
 def test_a_linear_layer_takes_a_low_rank_update_too(make_model):
     """W + z delta + s B A, whichever method is first."""
-    one, other = (apply(Combined(methods), make_model()).eval() for methods in ((Lora(), BRIEF), (BRIEF, Lora())))
+    one, other = (
+        apply(Hybrid(tuple(map(part_of, methods))), make_model()).eval()
+        for methods in ((Lora(), BRIEF), (BRIEF, Lora()))
+    )
     perturb([*(p for name, p in trainable(one).items() if "lora" in name), gates_of(one).delta])
     for name, parameter in trainable(one).items():
         other.get_parameter(name).data.copy_(parameter)
@@ -398,11 +402,11 @@ def test_a_stored_model_is_the_same_on_packed_batches_and_can_be_trained_further
 
 
 def test_with_a_combination_the_other_method_is_stored_too(make_model, tmp_path):
-    method = Combined((BRIEF, Lora(rank=2)))
+    method = Hybrid((part_of(BRIEF), "lora:rank=2"))
     model = trained(make_model, method)
     save_adapter(tmp_path, model, method)
     loaded, used = load_adapter(tmp_path)
-    assert used == Combined((BRIEF.kept(), Lora(rank=2)))
+    assert used == Hybrid((part_of(BRIEF.kept()), "lora:rank=2"))
     assert torch.equal(loaded(**random_batch(model)).logits, model(**random_batch(model)).logits)
 
 

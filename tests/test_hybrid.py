@@ -18,8 +18,8 @@ from common.runs import read_rows
 from common.saving import save_adapter
 from common.training import train
 from hybrid.experiment import SPACE
-from hybrid.method import PRESETS, Hybrid
-from hybrid.parts import method_of, part_of
+from hybrid.method import Hybrid
+from hybrid.parts import PRESETS, method_of, part_of
 from lora.method import Lora
 from scripts.search import main as search_main
 

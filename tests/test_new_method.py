@@ -35,7 +35,7 @@ class Norms(Method):
 def clone(tmp_path_factory):
     """A copy of the repository with one more folder and no other change."""
     root = tmp_path_factory.mktemp("clone")
-    for name in ("common", "lora", "scripts", "tests"):
+    for name in ("common", "hybrid", "lora", "scripts", "tests"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "pyproject.toml", root)
     shutil.copytree(root / "lora", root / "norms")
