@@ -1,5 +1,6 @@
 """Tiny runs in child processes, their outcomes, and checks of their folders."""
 
+import faulthandler
 import json
 import os
 import random
@@ -38,6 +39,7 @@ METHODS += [
 
 LIMIT = 300.0
 """Seconds after which a process counts as hanging."""
+_logs: dict[int, Path] = {}
 
 
 def settings(checkpoint: Path, out: Path, **changes: Any) -> TuneOptions:
@@ -56,12 +58,14 @@ def start(work: Callable[[], object], log: Path) -> int:
     """Call `work` in a child process with its output in a file; returns the process id."""
     process = os.fork()
     if process:
+        _logs[process] = log
         return process
     code = 1
     try:
         with open(log, "a") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+            faulthandler.enable()  # so that SIGABRT writes where it hangs
             with one_line_errors():
                 work()
             code = 0
@@ -86,8 +90,9 @@ def finish(process: int) -> int:
     until = time.monotonic() + LIMIT
     while (code := ended(process)) is None:
         if time.monotonic() > until:
-            os.kill(process, signal.SIGKILL)
-            raise TimeoutError(f"process {process} did not end in {LIMIT:.0f} seconds")
+            os.kill(process, signal.SIGABRT)
+            os.waitpid(process, 0)
+            raise TimeoutError(f"{process} did not end in {LIMIT:.0f} seconds: {_logs[process].read_text()[-4000:]}")
         time.sleep(0.005)
     return code
 
