@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,19 @@ def test_a_value_with_spaces_is_one_value(tmp_path):
     (line,) = commands("tune", "prompt", ["rte"], [], [], shlex.split("--init text --vary_init_text 'a b' --vary_lr 1 "
         "--vary_n_epochs 1 --prompt_length 3"))  # fmt: skip
     assert line[line.index("--init_text") + 1] == "a b"
+
+
+def test_a_checkpoint_folder_with_a_space_in_its_name_is_one_checkpoint(bert, tmp_path):
+    """Through the shell too."""
+    folder = shutil.copytree(bert, tmp_path / "my encoder")
+    words = ["lora", "--launch", "python", "--tasks", "rte", "--checkpoints", str(folder), "minilm"]
+    words += ["--lr", "1e-3", "--n_epochs", "1", "--rank", "2"]
+    done = sweep("run_tune.sh", *words, "--dry_run")
+    printed, said = done.communicate(timeout=60)
+    assert done.returncode == 0, said
+    assert [shlex.split(line)[5:7] for line in printed.splitlines()] == [
+        ["--checkpoint", str(folder)], ["--checkpoint", "minilm"]
+    ]  # fmt: skip
 
 
 def test_an_experiment_trains_the_seeds_that_are_given_and_no_others():
