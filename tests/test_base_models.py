@@ -102,11 +102,12 @@ def tokens_of(tokenizer, cache):
 
 
 def test_cached_tokens_of_one_tokenizer_are_not_those_of_another(bert, tmp_path):
-    """Whatever decides ids and columns: rules, special tokens, sides, and the names of the columns."""
+    """Whatever decides ids and columns: special tokens, sides, the names of the columns, and the code."""
     changes = {
         "model_input_names": ["input_ids", "attention_mask"],
         "truncation_side": "left",
         "split_special_tokens": True,
+        "__class__": type("Other", (type(load_tokenizer(bert)),), {}),
     }
     usual = tokens_of(load_tokenizer(bert), tmp_path)
     for number, (name, value) in enumerate(changes.items(), start=2):
@@ -116,6 +117,18 @@ def test_cached_tokens_of_one_tokenizer_are_not_those_of_another(bert, tmp_path)
         assert kept.columns.keys() == tokens_of(tokenizer, None).columns.keys()
         assert len(list(tmp_path.glob("*.safetensors"))) == number, name
     assert set(usual.columns) == {"input_ids", "token_type_ids"}
+
+
+def test_cached_tokens_of_another_vocabulary_or_version_are_not_used(bert, tmp_path, monkeypatch):
+    """Two versions of a library need not split a text in the same way."""
+    tokenizer = load_tokenizer(bert)
+    tokens_of(tokenizer, tmp_path)
+    tokenizer.add_tokens(["ruby ."])
+    kept, wanted = (tokens_of(tokenizer, cache).columns["input_ids"] for cache in (tmp_path, None))
+    assert torch.equal(kept, wanted)
+    monkeypatch.setattr("common.tokens.version", lambda package: "0.0")
+    tokens_of(tokenizer, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
 
 
 @pytest.mark.slow

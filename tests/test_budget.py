@@ -45,7 +45,7 @@ def test_the_largest_size_within_the_budget_is_chosen_for_bert_base(method, budg
     assert fit_to_budget(method, budget, bert_base()) == dataclasses.replace(method, **wanted)
 
 
-def test_a_size_limited_by_the_encoder_is_reported_once_with_the_reason(capsys):
+def test_a_size_limited_by_the_encoder_is_reported_once_with_the_reason(capsys, monkeypatch):
     fit_to_budget(PromptTuning(init="random"), 15_999, bert_base())
     assert capsys.readouterr().out == ""
     for _ in range(2):
@@ -56,6 +56,9 @@ def test_a_size_limited_by_the_encoder_is_reported_once_with_the_reason(capsys):
     )
     fit_to_budget(Lora(), 10**9, bert_base())
     assert "rank 768 trains 28,311,552; rank 769 is larger than a layer of 768" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")  # another process says it
+    fit_to_budget(PromptTuning(init="random"), 600_002, bert_base())
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", SIZED)
