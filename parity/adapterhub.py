@@ -26,6 +26,7 @@ from common.checkpoints import load_model
 from common.encoders import encoder
 from common.errors import InputError, one_line_errors
 from common.methods import Method, apply, trainable
+from ia3.method import Ia3
 from lora.method import Lora
 from prefix.method import PrefixTuning
 from prompt.method import PromptTuning
@@ -86,6 +87,13 @@ CASES = {
         "LoRAConfig",
         {"r": 8, "alpha": 16, "attn_matrices": ["q", "v"]},
         {"lora.A": f"loras.{ADAPTER}.lora_A", "lora.B": f"loras.{ADAPTER}.lora_B"},
+    ),
+    # AdapterHub multiplies before the activation, where the paper multiplies its result (ours by default).
+    "ia3, before the activation": Case(
+        Ia3(outputs=("key", "value", "intermediate"), inputs=()),
+        "IA3Config",
+        {},
+        {"ia3.l": f"loras.{ADAPTER}.lora_B"},
     ),
     "houlsby": _bottleneck("houlsby", "DoubleSeqBnConfig", "gelu"),
     "pfeiffer": _bottleneck("pfeiffer", "SeqBnConfig", "relu"),

@@ -58,8 +58,9 @@ def copy_strictly(model: torch.nn.Module, weights: Tensors) -> None:
         raise SystemExit("error: trained by one side only: " + json.dumps(only))
     for name, parameter in trained.items():
         weight = weights[name]
-        # AdapterHub stores a prefix as a flat tensor; any other difference in shape is an error.
-        if weight.shape != parameter.shape and (parameter.ndim > 1 or weight.numel() != parameter.numel()):
+        # AdapterHub stores a prefix as a vector and factors as a matrix of one column; other shapes are an error.
+        is_vector = 1 in (weight.ndim, parameter.ndim)
+        if weight.shape != parameter.shape and (not is_vector or weight.numel() != parameter.numel()):
             raise SystemExit(f"error: {name} is {tuple(parameter.shape)} in AdapterHub, ours {tuple(weight.shape)}")
         parameter.copy_(weight.view_as(parameter))
 
