@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import tqdm
 
 from adapters.method import Adapters
 from common.errors import one_line_errors
@@ -26,6 +27,7 @@ from prefix.method import PrefixTuning
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from conftest import TIMES, outcome, save_checkpoint  # noqa: F401
 
+tqdm.tqdm.monitor_interval = 0  # its thread can hold a lock that a forked process then waits for
 torch.set_num_threads(1)  # before the first matrix product: threads do not survive a fork
 
 METHODS: list[Method] = [find(name)() for name in names()]
