@@ -10,7 +10,7 @@ from common.study.space import Computed, Range, Space
 from hybrid.method import Hybrid
 from hybrid.parts import PRESETS
 
-TUNING = {"lr": (1e-4, 5e-4), "n_epochs": (3, 20), "gates": (False, True)}
+TUNING = {"lr": (1e-4, 5e-4), "n_epochs": (3, 20), "preset": ("unipelt", "mam")}
 """What scripts/run_tune.sh tries: as many settings as for the other methods."""
 
 PARTS = {

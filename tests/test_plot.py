@@ -58,15 +58,15 @@ def test_any_two_methods_can_be_distinguished_in_grey():
 
 
 def test_a_method_looks_the_same_in_every_figure():
-    """Whatever other methods and combinations are in it."""
-    rows = [row(method=name, score=0.1 * n) for n, name in enumerate(("lora+bitfit", "adapters+lora", "bitfit"))]
+    """Whatever other methods are in it."""
+    rows = [row(method=name, score=0.1 * n) for n, name in enumerate(("hybrid", "adapters", "bitfit"))]
     for some in (rows, rows[:1], rows[1:]):
         setting, configurations = grouped(some)
         (axes,) = figures.draw(setting, configurations, "score", TIME).axes
         found = {line.get_gid(): line.get_color() for line in axes.lines if line.get_gid()}
         wanted = {f"configuration-{n}": figures.style_of(c.method)["color"] for n, c in enumerate(configurations)}
         assert found == wanted
-    names = [*methods.names(), "lora+bitfit", "adapters+lora"]
+    names = methods.names()
     assert len({str(figures.style_of(name)) for name in names}) == len(names)
 
 
@@ -138,7 +138,7 @@ def test_lines_connect_configurations_that_differ_in_size_only():
     rows = [lora(8, score=0.6), lora(2), lora(4), lora(16, targets=["key"]), row(method="bitfit")]
     rows += [row(rank=8, alpha=99, trainable_params_without_head=80, score=0.5)]
     rows += [row(method="baseline", random_params=n, trainable_params_without_head=n) for n in (5, 6)]
-    _, configurations = grouped([*rows, row(method="lora+bitfit")])
+    _, configurations = grouped([*rows, row(method="hybrid")])
     (line,) = figures.size_lines(configurations, "score")
     assert [each.label for each in line] == [
         f"LoRA ({size})" for size in ("r = 2, \u03b1 = 2", "r = 4, \u03b1 = 4", "r = 8")
@@ -169,7 +169,7 @@ def test_a_figure_names_the_data_encoder_seeds_and_device_of_its_numbers():
 
 def crowd():
     """Rows of many methods, with long names, several seeds and costs over many decades."""
-    names = ("adapters", "bitfit", "lora", "prefix", "prompt", "lora+bitfit", "adapters+lora+prompt")
+    names = ("adapters", "bitfit", "lora", "prefix", "prompt", "hybrid", "diffpruning")
     rows = [
         row(
             method=name, seed=seed, score=0.5 + 0.03 * number + 0.01 * seed, checkpoint="/a/long/path" * 12,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, REPOSITORY, outcome
+from conftest import KINDS, REPOSITORY, outcome, save_checkpoint
 from safetensors.torch import load_file
 
 from adapters.method import Adapters
@@ -543,8 +543,9 @@ def test_too_many_bad_steps_end_the_run_and_keep_its_last_checkpoint(options, mo
     assert (result["n_resumed"], result["bad_steps"]) == (1, 0)  # from the end of the first epoch
 
 
-def test_a_classifier_with_one_answer_for_all_examples_is_flagged(options):
-    _, result = train(Lora(rank=2), options(lr=1e-9))
+def test_a_classifier_with_one_answer_for_all_examples_is_flagged(options, tmp_path):
+    untrained = save_checkpoint("bert", tmp_path / "untrained", vectors=False)
+    _, result = train(Lora(rank=2), options(checkpoint=str(untrained), lr=1e-9))
     assert result["best_collapsed"] == 1.0
     assert "which gives the same answer for all examples" in summary(result)
 

@@ -3,7 +3,6 @@
 import json
 import math
 import textwrap
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -136,11 +135,8 @@ def style(number: int, variant: int = 0) -> dict[str, Any]:
 
 
 def style_of(method: str, variant: int = 0) -> dict[str, Any]:
-    """The style of a method, the same in every figure whatever else is in it; that of a combination is by its name."""
-    known = methods.names()
-    n_left = len(MARKERS) * len(COLOURS) - len(known)
-    number = known.index(method) if method in known else len(known) + zlib.crc32(method.encode()) % n_left
-    return style(number, variant)
+    """The style of a method, the same in every figure whatever else is in it."""
+    return style(methods.names().index(method), variant)
 
 
 def wrapped(text: str, width: float, size: float = 7) -> str:

@@ -94,7 +94,7 @@ def _read_options(
     grid = getattr(importlib.import_module(f"{kind.__module__.partition('.')[0]}.experiment"), "TUNING", {})
     for name, usual in grid.items() if verb == "tune" else ():
         if name not in fixed:
-            values[name] = [[f"{value:g}"] for value in usual]
+            values[name] = [[str(value)] for value in usual]
     for option, words in varied.items():
         name = option.removeprefix(VARY[2:])
         if not words or name in fixed:
