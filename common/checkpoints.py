@@ -1,5 +1,6 @@
 """Pretrained checkpoints: load model and tokenizer, and identify a base model by its weights."""
 
+import contextlib
 import hashlib
 import importlib.util
 from collections.abc import Iterator
@@ -115,9 +116,12 @@ def _loading(checkpoint: str, with_weights: bool = False) -> Iterator[str]:
 def _cached(name: str) -> Path | None:
     """The folder of a hub checkpoint in the local cache; None if its configuration is not there."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    path = try_to_load_from_cache(name, "config.json")
-    return Path(path).parent if isinstance(path, str) else None
+    with contextlib.suppress(HFValidationError):  # a name that no checkpoint can have
+        path = try_to_load_from_cache(name, "config.json")
+        return Path(path).parent if isinstance(path, str) else None
+    return None
 
 
 def _weights_problem(names: list[str]) -> str:

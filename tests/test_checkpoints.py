@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import save_checkpoint
 
-from common.checkpoints import MINILM, MINILM_SHA256, fingerprint, load_model, load_tokenizer
+from common.checkpoints import MINILM, MINILM_SHA256, fingerprint, load_model, load_tokenizer, meta_model
 from common.errors import InputError
 from common.options import PredictOptions
 from common.results import find_run
@@ -126,3 +126,9 @@ def test_a_run_is_found_by_any_spelling_also_one_whose_result_has_another(spelli
         for path in spellings:
             asked = PredictOptions(task_name="sst2", checkpoint=path, output_dir=options().output_dir)
             assert find_run("lora", asked) == folder
+
+
+@pytest.mark.parametrize("name", [":", "a--b", "-a", "a b", "x" * 97])
+def test_a_name_that_no_checkpoint_of_the_hub_can_have_is_one_that_is_not_there(name):
+    with pytest.raises(InputError, match=r"cannot load the checkpoint .* not in the local cache and not on the hub"):
+        meta_model(name, 2)
