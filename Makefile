@@ -48,7 +48,7 @@ torture: .venv/dev
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: atheris==3.0.0
 	OMP_NUM_THREADS=1 $(BIN)/python -m torture $(ARGS)
 
-## mutants: an hour of changes of one line, each of which a test must see; ARGS="common/data lora" for some files
+## mutants: changes of one line, each of which a test must see; ARGS="common/data lora" for some files
 mutants: .venv/dev
 	$(BIN)/python tests/mutants.py $(ARGS)
 

@@ -65,8 +65,8 @@ class Method:
     def on_epoch(self, model: nn.Module, done: float) -> bool:
         """Called after every epoch, before its scores. done: share of the steps done, (0, 1].
 
-        Returns whether the model has its final form. Without it, an epoch is scored, but its adapter is not kept. At
-        the end of the run the model must have it.
+        Returns whether the model has its final form. If not, the epoch is scored, but its adapter is not saved. After
+        the last epoch it must be True.
         """
         return True
 
@@ -90,7 +90,7 @@ class Method:
         return dataclasses.replace(self, **{str(self.size): size})
 
     def kept(self) -> "Method":
-        """The method whose trained parameters a parameter budget limits: another one if fewer are kept than trained."""
+        """The method whose parameters a budget counts: the stored form, if fewer parameters are stored than trained."""
         return self
 
     def uses_all(self) -> bool:
@@ -136,7 +136,7 @@ class ByLayer(Method):
         return {number: stack[number] for number in numbers}
 
     def options(self) -> dict[str, Any]:
-        """Without `layers` if all are changed, as in runs and adapters of before there was this option."""
+        """Without `layers` if all are changed, as in runs and adapters that were made before this option existed."""
         return {name: value for name, value in super().options().items() if (name, value) != ("layers", "all")}
 
     @classmethod
@@ -145,7 +145,7 @@ class ByLayer(Method):
 
 
 def numbers_in(text: str) -> list[int]:
-    """ "0-2,5" -> [0, 1, 2, 5]. Raises InputError for another form."""
+    """The layers of 0-2,5, for example: [0, 1, 2, 5]. Raises InputError for another form."""
     found: set[int] = set()
     for part in text.split(","):
         ends = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Sequences:
-    """The sequences of the batch that a model is computing, known from the lowest layer on."""
+    """The sequences of the current batch of a model. They are known in the layers, not in the embeddings."""
 
     def __init__(self, stack: nn.Module):
         """stack: the module that runs all layers."""

@@ -61,12 +61,8 @@ def test_a_gate_is_the_mean_over_the_tokens_of_a_sequence_and_multiplies_what_is
 
 def test_query_and_value_have_gates_of_their_own_and_the_table_of_a_prefix_has_none(make_model):
     names = {name for name in trainable(apply(Hybrid(preset="unipelt"), make_model())) if ".gate.weight" in name}
-    assert {name.removeprefix("bert.encoder.layer.0.") for name in names if ".layer.0." in name} == {
-        "attention.self.query.hybrid.gate.weight",
-        "attention.self.value.hybrid.gate.weight",
-        "attention.self.hybrid.gate.weight",
-        "output.LayerNorm.hybrid.gate.weight",
-    } or len(names) == 8
+    places = ("attention.self.query", "attention.self.value", "attention.self", "output")
+    assert names == {f"bert.encoder.layer.{n}.{place}.hybrid.gate.weight" for n in (0, 1) for place in places}
 
 
 def test_a_gate_of_a_prefix_multiplies_its_keys_and_values(make_model):
@@ -228,14 +224,6 @@ def test_the_space_of_a_search_gives_parts_of_powers_of_two_on_the_chosen_layers
 def test_a_part_that_does_not_fit_is_refused(make_model):
     with pytest.raises(DoesNotFit, match="rank 33"):
         apply(Hybrid(("lora:rank=33", "bitfit")), make_model())
-
-
-def test_the_loss_curve_of_a_gated_hybrid_is_that_of_the_reference(options):
-    """Two steps a curve: packed batches, fast products and dropout change nothing else."""
-    settings = {"max_train_samples": 24, "report_to": ("none",)}
-    _, fast = train(Hybrid(preset="unipelt"), options(**settings))
-    _, plain = train(Hybrid(preset="unipelt"), options(reference=True, **settings))
-    assert fast["best_score"] == pytest.approx(plain["best_score"], abs=0.2)
 
 
 def test_lora_alone_in_a_hybrid_is_lora(make_model):

@@ -163,18 +163,17 @@ def packed_attention(
     if prefix[0].ndim == 4:  # as further tokens, whose queries and outputs are not used
         longer, moved, inserted = packing.with_room(prefix[0].shape[-2])
         k, v = (_inserted(x, p.transpose(1, 2), moved, inserted) for x, p in zip((k, v), prefix, strict=True))
-        q = _inserted(q, q.new_zeros(()), moved, inserted)
+        q = _inserted(q, None, moved, inserted)
         prefix = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
         out = PackedAttention.apply(q, k, v, *prefix, longer.slots, scaling, dropout)
         return out[moved][None], None
     return PackedAttention.apply(q, k, v, *prefix, packing.slots, scaling, dropout)[None], None
 
 
-def _inserted(x: torch.Tensor, new: torch.Tensor, moved: torch.Tensor, inserted: torch.Tensor) -> torch.Tensor:
-    """x: (tokens, heads, size), new: (batch, n, heads, size), at the indices given by the packing -> with both"""
-    out = x.new_zeros(len(moved) + inserted.numel(), *x.shape[1:])
-    out = out.index_copy(0, moved, x)
-    return out if new.ndim == 0 else out.index_copy(0, inserted.flatten(), new.flatten(0, 1).to(x.dtype))
+def _inserted(x: torch.Tensor, new: torch.Tensor | None, moved: torch.Tensor, inserted: torch.Tensor) -> torch.Tensor:
+    """x: (tokens, heads, size), new: (batch, n, heads, size), None = zeros -> both, at the indices of the packing"""
+    out = x.new_zeros(len(moved) + inserted.numel(), *x.shape[1:]).index_copy(0, moved, x)
+    return out if new is None else out.index_copy(0, inserted.flatten(), new.flatten(0, 1).to(x.dtype))
 
 
 packed_attention.takes_prefix = True  # type: ignore[attr-defined]  # as common.prepending asks

@@ -164,10 +164,11 @@ def _label(value: Any) -> Any:
 def defaults(method: Method, options: TuneOptions, space: Space) -> dict[str, Any]:
     """The default values that are in the space, as parameters of a trial."""
     found = {}
+    known = vars(options) | vars(method)
     for name, what in space.items():
-        value = (vars(options) | vars(method)).get(name)
-        if value is None:
+        if name not in known:  # a variable of `Computed`
             continue
+        value = known[name]
         if isinstance(what, Range) and what.low <= value <= what.high:
             found[name] = value
         elif isinstance(what, tuple) and value in what:
