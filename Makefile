@@ -13,7 +13,7 @@ TORCH_INSTALL ?= $(BIN)/python $(PIP)
 # On all cores up to eight, each file on one of them.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast newest check format bench parity-adapterhub docs torture mutants lock
+.PHONY: demo test test-fast test-long newest check format bench parity-adapterhub docs torture mutants lock
 
 ## demo: install the requirements, then train, evaluate, predict and plot on synthetic data (no hub, no GPU)
 demo: .venv/run
@@ -21,7 +21,11 @@ demo: .venv/run
 
 ## test: run the test suite on up to eight cores, as CI does
 test: .venv/dev
-	$(PYTEST)
+	$(PYTEST) -m "not long"
+
+## test-long: the tests that take half a minute or more each: more processes than two, sharding, requeued jobs
+test-long: .venv/dev
+	$(PYTEST) -m long
 
 ## test-fast: the tests that are not marked slow
 test-fast: .venv/dev

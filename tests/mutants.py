@@ -9,18 +9,18 @@ tests/mutants.txt holds the changes:
 
 A change is found by the text of its line, which must occur exactly once in its file. Each is made in a copy of the
 repository, and pytest runs the tests named above it. Generators of mutants, such as mutmut, make thousands here, each
-of which takes seconds: it imports torch and trains.
+of which takes seconds: it trains.
 """
 
 import argparse
 import ast
 import math
+import multiprocessing
 import os
 import queue
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,12 +30,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_suffix(".txt")
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "__pycache__", "outputs", "*.part")
 TIMEOUT = 300
 """Seconds until a test run counts as failed: a change may make a loop endless."""
 MOST_SURVIVORS = 0.05
+FORKS = multiprocessing.get_context("forkserver")
+"""Each test run is a fork of one process that has loaded the libraries: loading them takes longer than most tests."""
+FORKS.set_forkserver_preload(["torch", "datasets", "accelerate", "transformers.models.auto.modeling_auto", "evaluate"])
 
 
 class Stale(Exception):
@@ -94,25 +99,35 @@ def read(table: str) -> list[Mutant]:
     return found
 
 
+def _test(root: Path, words: list[str], told: Path) -> None:
+    """Run pytest in a folder and end with its exit code; its output goes into a file."""
+    os.setsid()
+    os.chdir(root)
+    sys.path[:] = [path for path in sys.path if Path(path) not in (REPOSITORY, REPOSITORY / "tests")]
+    with told.open("wb") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+    sys.exit(pytest.main(words))
+
+
 def is_seen(root: Path, tests: tuple[str, ...]) -> bool:
     """Whether one of the tests fails in a copy of the repository. Raises Stale if there is no such test."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--basetemp={root.parent}/temp"]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        [*command, *tests], cwd=root, env=environment, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    told = root.parent / "told"
+    words = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={root.parent}/temp", *tests]
+    running = FORKS.Process(target=_test, args=(root, words, told))
+    running.start()
     try:
-        told, _ = running.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        return True
+        running.join(TIMEOUT)
+        if running.is_alive():
+            return True
     finally:
-        if running.poll() is None:
+        if running.pid and running.is_alive():
             os.killpg(running.pid, signal.SIGKILL)
-            running.wait()
-    if running.returncode > 2:  # 1: a test failed, 2: a file could not be imported
-        raise Stale(f"pytest {shlex.join(tests)} ended with {running.returncode}:\n{told}")
-    return running.returncode != 0
+            running.join()
+    assert running.exitcode is not None
+    if running.exitcode > 2:  # 1: a test failed, 2: a file could not be imported, < 0: a crash
+        raise Stale(f"pytest {shlex.join(tests)} ended with {running.exitcode}:\n{told.read_text()}")
+    return running.exitcode != 0
 
 
 @contextmanager
@@ -174,6 +189,7 @@ def main() -> None:
     chosen = parser.parse_args()
     mutants = read(TABLE.read_text(encoding="utf-8"))
     mutants = [m for m in mutants if not chosen.files or any(part in m.file for part in chosen.files)]
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     began = time.monotonic()
     survivors, stale = run(mutants, chosen.workers)
     print(f"\n{len(mutants)} mutants, {len(survivors)} survive, {time.monotonic() - began:.0f} s")

@@ -96,6 +96,7 @@ def result_of(out: Path) -> tuple[dict, dict]:
     return json.loads(path.read_text()), load_file(path.parent / "adapter.safetensors")
 
 
+@pytest.mark.long
 def test_two_processes_of_a_configuration_file_and_two_machines_of_one_process_give_the_same(bert, tmp_path):
     one = start("cpu_processes", tmp_path / "one", bert)
     said = one.communicate(timeout=200)

@@ -451,6 +451,7 @@ def test_no_weight_is_prepacked_that_is_never_used(make_model):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_compute_the_model_of_one(tmp_path):
     """Without dropout. Both draw the same gates; with this epsilon a step depends on the scale of the gradient."""
     from test_processes import launch

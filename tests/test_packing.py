@@ -71,6 +71,7 @@ def test_a_model_for_packed_batches_refuses_a_padded_one(make_model):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", methods.names())
 def test_fifty_steps_on_packed_batches_have_the_loss_curve_of_padded_ones(method, options, tmp_path):
     """Without dropout, which would drop other units; in float32; logged losses within 1e-4."""

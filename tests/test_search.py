@@ -365,6 +365,7 @@ def test_a_search_for_the_pareto_front_prints_it(options, tmp_path, capsys):
 # Several workers
 
 
+@pytest.mark.long
 def test_a_study_with_a_killed_worker_ends_with_exactly_the_trials_asked_for(bert, tmp_path):
     words = f"lora --checkpoint {bert} --data demo --task_name sst2 --max_train_samples 64 --max_eval_samples 20"
     words += f" --trials 6 --pruner none --rank 2 --n_epochs 3 --batch_size 4 --output_dir {tmp_path} --report_to none"

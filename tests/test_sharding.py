@@ -99,6 +99,7 @@ def runs(checkpoints, tmp_path_factory):
     return folders, said["sharded"]
 
 
+@pytest.mark.long
 def test_sharded_training_gives_the_weights_and_scores_of_unsharded_training(runs):
     (sharded, plain), said = runs[0].values(), runs[1]
     assert sharded.keys() == plain.keys()

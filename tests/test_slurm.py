@@ -96,6 +96,7 @@ def signalled(job: subprocess.Popen, number: signal.Signals, out: Path) -> str:
     return job.communicate(timeout=120)[1]
 
 
+@pytest.mark.long
 def test_a_run_of_two_tasks_is_requeued_after_the_warning_signal_and_resumes(cluster, small, tmp_path):
     words = ["lora.tune", "--task_name", "rte", *small]
     said = signalled(cluster.start("one_run", *words, n_tasks=2), signal.SIGUSR1, tmp_path)
