@@ -14,6 +14,8 @@ from torch import nn
 
 from common.encoders import KINDS, encoder, head_parameters
 from common.errors import InputError, check
+from common.options import Pooling
+from common.pooling import set_pooling
 from common.runtime import hub
 from common.runtime.device import host_memory
 from common.runtime.files import non_finite, one_spelling, sha256
@@ -226,7 +228,7 @@ def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
+def load_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) -> "PreTrainedModel":
     """A pretrained encoder with a new classification head, initialized from torch's global generator.
 
     A head in the checkpoint is not used: its labels need not be those of the task, and all seeds would start from it.
@@ -235,9 +237,11 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
     Args:
         checkpoint: "minilm", a local folder or a hub name.
         n_outputs: number of classes, or 1 for a regression.
+        pooling: what the head reads (`common.pooling`).
 
     Raises:
-        InputError: it cannot be loaded, or its weights are not those of the encoder that its config describes.
+        InputError: it cannot be loaded, its weights are not those of the encoder that its config describes, or it has
+            no such pooling.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -267,6 +271,7 @@ def load_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
                 None, config=model.config, state_dict=pretrained, dtype=torch.float32, attn_implementation="sdpa"
             )
     model.base = Base(one_spelling(checkpoint, MINILM), fingerprint(model), _revision(source))
+    set_pooling(model, pooling)
     return model
 
 
@@ -301,7 +306,7 @@ def _revision(source: str) -> str | None:
     return None if folder is None else folder.name
 
 
-def meta_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
+def meta_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) -> "PreTrainedModel":
     """A model with the shapes of a checkpoint on the meta device, without values: to count parameters fast.
 
     Raises:
@@ -317,4 +322,5 @@ def meta_model(checkpoint: str, n_outputs: int) -> "PreTrainedModel":
             f"{checkpoint} claims {needed / 2**30:,.0f} GiB of weights, and there are {available / 2**30:,.0f} GiB"
         )
     model.base = Base(checkpoint, "", None)
+    set_pooling(model, pooling)
     return model

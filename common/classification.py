@@ -11,6 +11,7 @@ from torch import nn
 from common import data, metrics, tasks
 from common.checkpoints import load_model, meta_model
 from common.evaluation import COLLAPSED, predict_logits
+from common.options import Pooling
 from common.tokens import Tokens, tokenize
 
 if TYPE_CHECKING:
@@ -28,11 +29,11 @@ class TextClassification:
     def __init__(self, glue: tasks.GlueTask):
         self.glue, self.name, self.metrics, self.validations = glue, glue.name, glue.metrics, glue.validations
 
-    def load(self, checkpoint: str) -> nn.Module:
-        return load_model(checkpoint, self.glue.targets.n_outputs)
+    def load(self, checkpoint: str, pooling: Pooling | None = None) -> nn.Module:
+        return load_model(checkpoint, self.glue.targets.n_outputs, pooling)
 
-    def meta(self, checkpoint: str) -> nn.Module:
-        return meta_model(checkpoint, self.glue.targets.n_outputs)
+    def meta(self, checkpoint: str, pooling: Pooling | None = None) -> nn.Module:
+        return meta_model(checkpoint, self.glue.targets.n_outputs, pooling)
 
     def read(self, split: str, source: str) -> data.Examples:
         return data.read(self.glue, split, source)

@@ -175,14 +175,20 @@ def hidden_size(model: Any) -> int:
 
 
 def pooler(model: nn.Module) -> nn.Module | None:
-    """The pretrained dense + tanh on [CLS] inside BERT's encoder; None for other encoders."""
-    return getattr(encoder(model), "pooler", None)
+    """The pretrained dense + tanh on [CLS] inside BERT's encoder; None for other encoders, and where it is not used."""
+    found = getattr(encoder(model), "pooler", None)
+    return found if found is not None and list(found.parameters()) else None
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All parameters outside the encoder and outside branches, including the dense layer of RoBERTa and DistilBERT."""
+    """All parameters outside the encoder and outside branches, including the dense layer of RoBERTa and DistilBERT.
+
+    A pooler that is trained with the head belongs to it.
+    """
     modules = [encoder(model), *(module for module in model.modules() if isinstance(module, Branch))]
     inside = {id(parameter) for module in modules for parameter in module.parameters()}
+    if (pool := pooler(model)) is not None and getattr(model, "pooling", None) == "trained_pooler":
+        inside -= {id(parameter) for parameter in pool.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
 
 

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from common.checkpoints import base_of, load_model, meta_model
 from common.errors import DoesNotFit, InputError
 from common.fitting import apply_on_meta
 from common.methods import Method, apply, find, own_buffers, trainable
+from common.options import Pooling
 from common.runs import ADAPTER, CONFIG, RESUMABLE
 from common.runtime import shards
 from common.runtime.files import non_finite, read_json, read_tensors, require
@@ -54,13 +55,16 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
     config = read_json(folder / CONFIG)
     method = read_method(folder, config)
     require(folder / CONFIG, config, base_checkpoint=str, base_sha256=str, n_outputs=int)
+    pooling, known = config.get("pooling"), (None, *get_args(Pooling))
+    if pooling not in known:
+        raise InputError(f"{folder / CONFIG} is damaged: pooling is {pooling!r}, wanted one of {known}")
     # Compare the tensors in the file with those in its config before allocating memory.
     path = folder / ADAPTER
     found, n_scalars = _contents(path)
     if not 1 <= config["n_outputs"] <= n_scalars:
         raise InputError(f"{path} does not fit {CONFIG} beside it: n_outputs is {config['n_outputs']}")
     checkpoint = checkpoint or config["base_checkpoint"]
-    meta = meta_model(checkpoint, config["n_outputs"])
+    meta = meta_model(checkpoint, config["n_outputs"], pooling)
     try:
         wanted = shapes_of(_loaded_by(method, apply_on_meta(method, meta)))
     except DoesNotFit as error:
@@ -69,7 +73,7 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
     if wrong := misfit({new_names[name]: shape for name, shape in found.items()}, wanted):
         raise InputError(f"{path} does not fit {CONFIG} beside it: {wrong}")
 
-    model = load_model(checkpoint, config["n_outputs"])
+    model = load_model(checkpoint, config["n_outputs"], pooling)
     base = base_of(model)
     if base.sha256 != config["base_sha256"]:
         raise InputError(

@@ -19,6 +19,7 @@ from common.tasks import TESTED, TRAINED
 
 TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # computed from the table of tasks
 TestedTask = Literal[TESTED]  # type: ignore[valid-type]
+Pooling = Literal["pooler", "trained_pooler", "cls", "mean"]
 MANY = 10**8
 """Larger counts are a mistake. Products of two of them still fit into 64 bits."""
 MANY_SEEDS = 10**4
@@ -60,6 +61,9 @@ class TuneOptions:
     """Type of frozen weights; trained weights are float32. auto: bfloat16 on a GPU launched in bf16, else float32."""
     reference: bool = False
     """Run without the fast path, for checks: plain modules, padded batches, torch's dropout and matrix products."""
+    pooling: Pooling | None = None
+    """What the head reads. pooler: the first token through BERT's pretrained pooler; trained_pooler: the same, trained
+    with the head; cls: the first token; mean: the mean of the text's tokens; None = the pooler, or without one cls."""
     max_length: int | None = None
     """Maximal number of tokens of an input, cutting the longer text of a pair first; None = the encoder's maximum."""
     param_budget: int | None = None

@@ -107,7 +107,8 @@ class Front(Place):
         self.register(branch)
         insert = _Insert(self.n, self.first_id, self.level, self.first_position)
         self.encoder.register_forward_pre_hook(insert, with_kwargs=True)
-        self.stack.register_forward_hook(insert.remove, with_kwargs=True)
+        # Before other hooks, which see the text alone.
+        self.stack.register_forward_hook(insert.remove, with_kwargs=True, prepend=True)
         vectors = _Vectors(self.n, self.first_id, branch, self.owner)
         self.words.register_forward_pre_hook(vectors.hide)
         hidden = self.words if self.level == "words" else self.owner

@@ -40,6 +40,7 @@ def _save(folder: Path, model: nn.Module, method: Method, tensors: Tensors, fact
         "method": method.name,
         "options": method.options(),
         "n_outputs": n_outputs(model),
+        **({"pooling": model.pooling} if model.pooling else {}),
         **{f"base_{name}": value for name, value in dataclasses.asdict(base).items()},
         **facts,
         **provenance(),

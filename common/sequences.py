@@ -31,10 +31,21 @@ class Sequences:
 
         Padding is left out. The sequences of a packed batch are in packed order.
         """
-        is_token = self.is_token
-        if self.packing is not None:
-            is_token = self.packing.padded >= 0
-            x = x[0, self.packing.padded.clamp(min=0)]
+        return self._mean(x, self.is_token) if self.packing is None else self._packed_mean(x, self.packing.padded)
+
+    def mean_of_text(self, x: torch.Tensor) -> torch.Tensor:
+        """x: of the text, (batch, length, features), or of all tokens if packed -> (batch, features), in batch order
+
+        Tokens that a method has put before the text are left out.
+        """
+        if self.packing is None:
+            return self._mean(x, self.is_token[:, -x.shape[1] :])
+        return self._packed_mean(x, self.packing.padded[:, self.packing.n_front :])[self.packing.ranks]
+
+    def _packed_mean(self, x: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
+        return self._mean(x[0, padded.clamp(min=0)], padded >= 0)
+
+    def _mean(self, x: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
         return (x * is_token[..., None]).sum(1) / is_token.sum(1, keepdim=True)
 
     def spread(self, means: torch.Tensor) -> torch.Tensor:

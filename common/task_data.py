@@ -17,7 +17,7 @@ from torch import nn
 from common.checkpoints import files_digest, load_tokenizer
 from common.data import Examples
 from common.errors import InputError
-from common.options import TuneOptions
+from common.options import Pooling, TuneOptions
 from common.tokens import Layout, Tokens
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ class Task(Protocol):
     validations: tuple[str, ...]
     """Names of the validation splits."""
 
-    def load(self, checkpoint: str) -> nn.Module:
+    def load(self, checkpoint: str, pooling: Pooling | None) -> nn.Module:
         """A pretrained model with a new head. Everything outside the encoder is trained."""
 
-    def meta(self, checkpoint: str) -> nn.Module:
+    def meta(self, checkpoint: str, pooling: Pooling | None) -> nn.Module:
         """The same model on the meta device: shapes without values, at no cost."""
 
     def read(self, split: str, source: str) -> Examples:

@@ -80,7 +80,7 @@ def train(
     """
     task, options = find(options.task_name), options.for_method(method)
     if options.param_budget is not None:
-        method = fit_to_budget(method, options.param_budget, task.meta(options.checkpoint))
+        method = fit_to_budget(method, options.param_budget, task.meta(options.checkpoint, options.pooling))
     folder = run_folder(method, options)
 
     if task_data is None or not task_data.serves(options):
@@ -94,7 +94,8 @@ def train(
 
     # Data first, since most bad input is there and is found fast. Then the checks that need only the encoder's shapes.
     task_data.read()
-    max_length = check_fit(method, options, task.meta(options.checkpoint), task_data.tokenizer, task_data.n_texts)
+    meta = task.meta(options.checkpoint, options.pooling)
+    max_length = check_fit(method, options, meta, task_data.tokenizer, task_data.n_texts)
 
     with files.confined_to(home), locks.lock_folder(folder):
         if finished := finished_result(folder, options, task_data):  # another process finished it in the meantime
@@ -192,7 +193,7 @@ class Run:
         # Seed before loading the model, so that the head starts the same for every method, and again before training,
         # since the number of random values that is used until then depends on the method.
         set_seed(options.seed)
-        model: Any = self.task.load(options.checkpoint)
+        model: Any = self.task.load(options.checkpoint, options.pooling)
         self.total_params = encoder(model).num_parameters()  # without the method
         apply(method, model)
         choices = options.frozen_dtype, accelerator.mixed_precision, options.padding, options.reference

@@ -86,6 +86,7 @@ def options() -> Iterator[Case]:
         ("more forward passes than fit into a number", f"--gradient_accumulation_steps {10**30}"),
         ("more epochs than fit into a number", f"--n_epochs {10**30}"),
         ("a padding that there is not", "--padding left"),
+        ("a pooling that there is not", "--pooling max"),
         ("a type that there is not", "--frozen_dtype float8"),
         ("the reference in bfloat16", "--reference --frozen_dtype bfloat16"),
         ("more tokens than the encoder takes", "--max_length 65"),
@@ -176,7 +177,11 @@ def base_models() -> Iterator[Case]:
     def one_type(folder: Path) -> None:
         save_checkpoint("bert", folder, type_vocab_size=1)
 
+    def without_pooler(folder: Path) -> None:
+        save_checkpoint("roberta", folder)
+
     tune, own = "lora.tune --checkpoint FOLDER", {"AutoConfig": "code.Own"}
+    yield Case("a pooler that the encoder does not have", f"{tune} --pooling pooler", without_pooler)
     yield Case("a hub name that cannot be reached", "lora.tune --checkpoint nobody/no-such-encoder")
     yield Case("a folder that is not there", "lora.tune --checkpoint ./nowhere/at/all")
     yield Case("a folder without a config.json", tune)
@@ -354,6 +359,7 @@ def runs() -> Iterator[Case]:
     yield Case("a config that is a list", answer, finished(write("adapter.json", "[]")))
     yield Case("a config that is a hundred thousand brackets", answer, finished(write("adapter.json", "[" * 10**5)))
     yield Case("a config that is not UTF-8", answer, finished(write("adapter.json", b"\xff\xfe")))
+    yield Case("a pooling that there is not", answer, config(pooling="max"))
     yield Case("a method that there is not", answer, config(method="none"))
     yield Case("a method that is a path", answer, config(method="../../lora"))
     yield Case("a method that is a number", answer, config(method=1))

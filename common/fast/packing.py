@@ -31,6 +31,7 @@ class Packing:
         first_tokens: torch.Tensor,
         ranks: torch.Tensor,
         padded: torch.Tensor,
+        n_front: int = 0,
     ):
         """
         Args:
@@ -39,7 +40,9 @@ class Packing:
             first_tokens: (batch,), index of the [CLS] of each sequence, in packed order.
             ranks: (batch,), position of each example of the batch in packed order.
             padded: (batch, longest), index of each token, in packed order; -1 after the end of a sequence.
+            n_front: tokens before the text of each sequence, the first columns of `padded`.
         """
+        self.n_front = n_front
         self.lengths, self.n_tokens = lengths, n_tokens
         self.first_tokens, self.ranks, self.padded = first_tokens, ranks, padded
         self._longer: dict[int, tuple[Packing, torch.Tensor, torch.Tensor]] = {}
@@ -71,7 +74,8 @@ class Packing:
         padded = torch.where(self.padded >= 0, self.padded + before[:, None], -1)
         longer = tuple(length + n for length in self.lengths)
         first_tokens, padded = moved[self.first_tokens], torch.cat((inserted, padded), dim=1)
-        return Packing(longer, self.n_tokens + batch * n, first_tokens, self.ranks, padded), moved, inserted
+        packing = Packing(longer, self.n_tokens + batch * n, first_tokens, self.ranks, padded, self.n_front + n)
+        return packing, moved, inserted
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Its tensors by name."""
@@ -79,7 +83,7 @@ class Packing:
 
     def moved_to(self, tensors: dict[str, torch.Tensor]) -> "Packing":
         """The same packing with these tensors, such as copies on another device."""
-        return Packing(self.lengths, self.n_tokens, **tensors)
+        return Packing(self.lengths, self.n_tokens, **tensors, n_front=self.n_front)
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,8 @@ def take_packed(model: Any) -> Any:
 
     AttentionInterface.register(PACKED, packed_attention)
     model.set_attn_implementation(PACKED)
+    if getattr(model, "pooling", None) == "mean":  # which has a hook of its own
+        return model
     ends = not any(isinstance(module, Branch) and module.needs_all_tokens for module in model.modules())
     if ends:
         end_with_first_tokens(layers(model)[-1])

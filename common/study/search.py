@@ -214,7 +214,7 @@ def check_first(method: Method, options: TuneOptions) -> TaskData:
         )
     material = TaskData(find(options.task_name), options)
     material.read()
-    meta_model = material.task.meta(options.checkpoint)
+    meta_model = material.task.meta(options.checkpoint, options.pooling)
     if options.param_budget is not None:
         fit_to_budget(method, options.param_budget, meta_model)
     with contextlib.suppress(DoesNotFit):  # other values may fit

@@ -143,7 +143,7 @@ def configuration(
     method = dataclasses.replace(method, **{name: value for name, value in values.items() if name in vars(method)})
     options = dataclasses.replace(options, **{name: value for name, value in values.items() if name in vars(options)})
     if options.param_budget is not None:
-        meta_model = find(options.task_name).meta(options.checkpoint)
+        meta_model = find(options.task_name).meta(options.checkpoint, options.pooling)
         method = fit_to_budget(method, options.param_budget, meta_model)
     for name, what in space.items():
         if isinstance(what, Same):

@@ -1,0 +1,52 @@
+"""What the head reads of a text: its first token, with or without the pretrained pooler, or the mean of its tokens.
+
+BERT's papers read [CLS] through the pooler. Sentence encoders were trained to give a good mean of all tokens.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.encoders import encoder, pooler, stack
+from common.errors import check
+from common.options import Pooling
+from common.sequences import Sequences
+
+
+def set_pooling(model: Any, pooling: Pooling | None) -> None:
+    """Choose what the head of a pretrained model reads, before a method is applied; None = as the encoder has it.
+
+    Heads of RoBERTa, DistilBERT and ELECTRA have a trained layer of their own between this and the outputs.
+
+    Raises:
+        InputError: the encoder has no pooler.
+    """
+    model.pooling = pooling
+    if pooling is None:
+        return
+    has_pooler, kind = pooler(model) is not None, encoder(model).config.model_type
+    wants = pooling in ("pooler", "trained_pooler")
+    check({f"pooling is {pooling}: {kind} has no pooler, choose cls or mean": wants and not has_pooler})
+    if has_pooler and not wants:
+        encoder(model).pooler = First()
+    if pooling == "mean":
+        stack(model).register_forward_hook(_Mean(stack(model)), with_kwargs=True)
+
+
+class First(nn.Module):
+    """In place of the pooler: the first token. (batch, length, hidden) -> (batch, hidden)"""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[:, 0]
+
+
+class _Mean:
+    """A hook that makes the output of the layers the mean over the text, (batch, 1, hidden)."""
+
+    def __init__(self, stack: nn.Module):
+        self.sequences = Sequences(stack)
+
+    def __call__(self, _stack: nn.Module, _args: Any, _kwargs: dict[str, Any], output: Any) -> Any:
+        output.last_hidden_state = self.sequences.mean_of_text(output.last_hidden_state)[:, None]
+        return output
