@@ -98,6 +98,47 @@ def test_one_that_fails_ends_the_others_and_what_asks_them_to_stop_is_passed_on(
     assert " ".join(done.stderr.split()).startswith(told)
 
 
+FREED = """
+import sys
+sys.path.insert(0, REPOSITORY)
+import gc, os
+import torch
+from common.errors import Interrupted
+from common.options import TuneOptions
+from common.runtime.launching import start_cpu_processes
+from common.runtime.processes import destroy_group_at_end
+from common.training import train
+from lora.method import Lora
+
+start_cpu_processes()
+usual = torch.distributed.destroy_process_group
+
+def destroy():
+    alive = [each for each in gc.get_objects() if isinstance(each, torch.nn.parallel.DistributedDataParallel)]
+    os.write(1, f"destroyed beside {len(alive)}\\n".encode())
+    usual()
+
+torch.distributed.destroy_process_group = destroy
+try:
+    with destroy_group_at_end():
+        train(Lora(rank=2), TuneOptions(**OPTIONS, n_epochs=1))
+        train(Lora(rank=2), TuneOptions(**OPTIONS, n_epochs=2, time_limit=1e-6))
+except Interrupted as stop:
+    os.write(1, b"interrupted\\n")
+"""
+
+
+def test_what_was_trained_is_freed_before_the_process_group_is_destroyed(bert, tmp_path):
+    """Else it could hang at its end."""
+    options = {"checkpoint": bert, "data": "demo", "task_name": "sst2", "max_train_samples": 8}
+    options |= {"max_eval_samples": 4, "batch_size": 2, "output_dir": str(tmp_path)}
+    script = tmp_path / "script.py"
+    script.write_text(FREED.replace("REPOSITORY", repr(str(REPOSITORY))).replace("OPTIONS", repr(options)))
+    done = subprocess.run([*on(2), str(script)], capture_output=True, text=True, timeout=200)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("destroyed", "interrupted"))]
+    assert lines.count("destroyed beside 0") == lines.count("interrupted") == 2, done
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names of threads are read from /proc")
 def test_the_threads_of_the_process_group_end_before_the_process_does(tmp_path):
     """One that still held a tensor at exit would abort the process."""

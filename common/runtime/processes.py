@@ -1,8 +1,10 @@
 """Communication between the processes of one run."""
 
 import contextlib
+import gc
 import importlib
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,12 +43,24 @@ def broadcast_from_main(find: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def destroy_group_at_end() -> Iterator[None]:
-    """Destroy the process group at the end, also after an error: at exit its threads would abort the process."""
+    """Destroy the process group at the end, also after an error: at exit its threads would abort the process.
+
+    What was trained inside is freed first. A DistributedDataParallel that outlives the group, such as one in the
+    traceback of an error, destroys it itself, with Python locked: if a thread of the group then needs Python to free a
+    tensor, both wait for ever.
+    """
     if os.environ.get("WORLD_SIZE", "1") != "1" and torch.distributed.is_available():
         # Imported after the group is created, as transformers does, it keeps the group alive in its default arguments.
         importlib.import_module("torch.distributed.nn.functional")
     try:
         yield
+    except BaseException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
+        raise
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gc.collect()
             torch.distributed.destroy_process_group()
