@@ -1,7 +1,11 @@
 """Shared fixtures: tiny random encoders of every supported kind, as checkpoint folders. No network is used."""
 
 import json
+import multiprocessing
 import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
@@ -24,6 +28,7 @@ from common.encoders import first_position
 from common.fast import prepare
 from common.fast.packing import Layout
 from common.methods import apply, trainable
+from common.runtime.processes import destroy_group_at_end
 from common.study.curves import read_curves
 from common.synthetic import AGENTS, LOOKS, PLACES, THINGS
 
@@ -191,6 +196,35 @@ class GivenScores(TextClassification):
         values, logits = super().score(*arguments)
         self.outputs.append(logits)
         return values | {"accuracy": next(self.accuracies, values["accuracy"])}, logits
+
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Its processes are forks of one that has loaded the libraries, which takes longer than most runs here."""
+FORKS.set_forkserver_preload(["torch", "datasets", "accelerate", "transformers.models.auto.modeling_auto", "evaluate"])
+
+
+def on_processes(n: int, work: Callable, *arguments) -> list:
+    """What `work(*arguments)` returns on each of n processes of one group, started with the variables of a launcher.
+
+    work: a function of a module, since the processes import it.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        world = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": True}
+        world["MASTER_PORT"] = free.getsockname()[1]
+    pool = ProcessPoolExecutor(n, FORKS)
+    try:
+        waiting = [pool.submit(_as_rank, world | {"RANK": r, "LOCAL_RANK": r}, work, arguments) for r in range(n)]
+        return [each.result(timeout=300) for each in waiting]
+    finally:
+        for process in [*(pool._processes or {}).values()]:
+            process.kill()
+        pool.shutdown()
+
+
+def _as_rank(variables: dict, work: Callable, arguments: tuple):
+    os.environ |= {name: str(value) for name, value in variables.items()}
+    with destroy_group_at_end():
+        return work(*arguments)
 
 
 def copy_head_to_peft(ours, theirs) -> None:

@@ -14,6 +14,7 @@ from conftest import (
     GivenScores,
     assert_packed_equals_padded,
     bert_base,
+    on_processes,
     outcome,
     perturb,
     random_batch,
@@ -30,6 +31,7 @@ from common.fast import prepare
 from common.fitting import fit_to_budget
 from common.loading import load_adapter
 from common.methods import apply, count, count_without_head, trainable
+from common.options import TuneOptions
 from common.places import Branch
 from common.saving import save_adapter
 from common.task_data import TaskData
@@ -450,18 +452,18 @@ def test_no_weight_is_prepacked_that_is_never_used(make_model):
     assert all(getattr(module, "reordered", None) is None for module in layers(model).modules())
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_two_processes_compute_the_model_of_one(tmp_path):
-    """Without dropout. Both draw the same gates; with this epsilon a step depends on the scale of the gradient."""
-    from test_processes import launch
+def run_of(method: DiffPruning, options: TuneOptions) -> Path:
+    return train(method, options)[0]
 
-    checkpoint = save_checkpoint("bert", tmp_path / "bert", **still("bert"))
-    found = []
+
+@pytest.mark.slow
+def test_two_processes_compute_the_model_of_one(options, tmp_path):
+    """Without dropout. Both draw the same gates; with this epsilon a step depends on the scale of the gradient."""
+    checkpoint = str(save_checkpoint("bert", tmp_path / "bert", **still("bert")))
+    method, found = DiffPruning(alpha_rate=1.0, n_nonzero=200), []
     for n in (1, 2):
-        words = f"--checkpoint {checkpoint} --data demo --task_name mrpc --n_epochs 2 --max_train_samples 48 --eps 0.1"
-        words += f" --max_eval_samples 20 --batch_size {16 // n} --lr 3e-2 --alpha_rate 1 --n_nonzero 200"
-        folder = Path(launch(n, "diffpruning.tune", *words.split(), "--output_dir", str(tmp_path / str(n)))[-1])
+        settings = options(checkpoint=checkpoint, task_name="mrpc", n_epochs=2, eps=0.1, lr=3e-2, batch_size=16 // n)
+        folder = on_processes(n, run_of, method, dataclasses.replace(settings, output_dir=str(tmp_path / str(n))))[0]
         assert json.loads((folder / "result.json").read_text())["n_processes"] == n
         found.append(effective(folder))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-3)

@@ -1,39 +1,30 @@
 """Runs on three and four processes resume with the bits of an uninterrupted run."""
 
 import itertools
-import json
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
-from conftest import KINDS, REPOSITORY, outcome
+from conftest import KINDS, on_processes, outcome
 
-from common.methods import names
+from common.errors import Interrupted
+from common.methods import find, names
+from common.options import TuneOptions
+from common.training import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 
-INTERRUPTED_RUNS = """
-import json, sys
-sys.path.insert(0, {repository!r})
-from common.runtime.launching import start_cpu_processes
-start_cpu_processes()
-from common.errors import Interrupted
-from common.methods import find
-from common.options import TuneOptions
-from common.runtime.processes import destroy_group_at_end
-from common.training import train
-
-with destroy_group_at_end():
-    for name, settings in json.load(open(sys.argv[1])):
+def run_all(runs: list[tuple[str, dict]], home: Path) -> int:
+    """Each run whole, and again interrupted after its first step and resumed; how many were interrupted."""
+    n_interrupted = 0
+    for name, settings in runs:
         for out, limit in (("whole", None), ("cut", 1e-6), ("cut", None)):
+            options = TuneOptions(**settings, output_dir=str(home / out), time_limit=limit)
             try:
-                train(find(name)(), TuneOptions(**settings, output_dir=f"{{sys.argv[2]}}/{{out}}", time_limit=limit))
+                train(find(name)(), options)
             except Interrupted as stop:
-                print(stop)
-"""
+                n_interrupted += "after step 1 of" in str(stop)
+    return n_interrupted
 
 
 @pytest.mark.parametrize(
@@ -46,13 +37,7 @@ def test_three_and_four_processes_resume_with_the_bits_of_an_uninterrupted_run(
     small = {"data": "demo", "task_name": "sst2", "max_train_samples": 24, "max_eval_samples": 6, "n_epochs": 1}
     small |= {"batch_size": 2, "lr": 1e-2}
     runs = [(name, small | {"checkpoint": checkpoints[kind]}) for name, kind in methods]
-    (tmp_path / "runs.json").write_text(json.dumps(runs))
-    script = tmp_path / "script.py"
-    script.write_text(INTERRUPTED_RUNS.format(repository=str(REPOSITORY)))
-    command = [*LAUNCH, "--num_processes", str(n_processes), str(script), str(tmp_path / "runs.json"), str(tmp_path)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("stopped by the time limit after step 1 of") == len(runs) * n_processes, done.stdout
+    assert on_processes(n_processes, run_all, runs, tmp_path) == [len(runs)] * n_processes
     wholes = [path.parent for path in (tmp_path / "whole").rglob("result.json")]
     assert len(wholes) == len(runs)
     for whole in wholes:

@@ -1,5 +1,8 @@
 """Several processes do the work of one, once, and report once; interrupted, they resume with the same bits."""
 
+import contextlib
+import gc
+import itertools
 import json
 import os
 import signal
@@ -10,13 +13,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, save_checkpoint, still
+from accelerate import Accelerator
+from conftest import REPOSITORY, on_processes, save_checkpoint, still
 from safetensors.torch import load_file
 
-from common import loading
+from common import classification, evaluation, loading, methods
+from common.checkpoints import load_tokenizer
+from common.classification import TextClassification
+from common.errors import Interrupted
 from common.methods import trainable
+from common.options import TuneOptions
 from common.runs import ADAPTER
+from common.runtime.processes import destroy_group_at_end
 from common.study.curves import read_curves
+from common.tokens import tokenize
+from common.training import train
+from lora.method import Lora
 
 pytestmark = pytest.mark.slow
 
@@ -98,45 +110,33 @@ def test_one_that_fails_ends_the_others_and_what_asks_them_to_stop_is_passed_on(
     assert " ".join(done.stderr.split()).startswith(told)
 
 
-FREED = """
-import sys
-sys.path.insert(0, REPOSITORY)
-import gc, os
-import torch
-from common.errors import Interrupted
-from common.options import TuneOptions
-from common.runtime.launching import start_cpu_processes
-from common.runtime.processes import destroy_group_at_end
-from common.training import train
-from lora.method import Lora
+def small(checkpoint: str, out: Path, **changes) -> dict:
+    """Options of a run of two steps an epoch on two processes."""
+    few = {"checkpoint": checkpoint, "data": "demo", "task_name": "sst2", "max_train_samples": 8, "batch_size": 2}
+    return few | {"max_eval_samples": 4, "output_dir": str(out)} | changes
 
-start_cpu_processes()
-usual = torch.distributed.destroy_process_group
 
-def destroy():
-    alive = [each for each in gc.get_objects() if isinstance(each, torch.nn.parallel.DistributedDataParallel)]
-    os.write(1, f"destroyed beside {len(alive)}\\n".encode())
-    usual()
+def alive_at_the_end(finished: dict, interrupted: dict) -> int:
+    """Models that are left when the process group is destroyed, after a whole run and an interrupted one."""
+    usual, alive = torch.distributed.destroy_process_group, []
 
-torch.distributed.destroy_process_group = destroy
-try:
-    with destroy_group_at_end():
-        train(Lora(rank=2), TuneOptions(**OPTIONS, n_epochs=1))
-        train(Lora(rank=2), TuneOptions(**OPTIONS, n_epochs=2, time_limit=1e-6))
-except Interrupted as stop:
-    os.write(1, b"interrupted\\n")
-"""
+    def destroy():
+        kind = torch.nn.parallel.DistributedDataParallel
+        alive.append(sum(isinstance(each, kind) for each in gc.get_objects()))
+        usual()
+
+    torch.distributed.destroy_process_group = destroy
+    with contextlib.suppress(Interrupted), destroy_group_at_end():
+        train(Lora(rank=2), TuneOptions(**finished))
+        train(Lora(rank=2), TuneOptions(**interrupted))
+    (found,) = alive
+    return found
 
 
 def test_what_was_trained_is_freed_before_the_process_group_is_destroyed(bert, tmp_path):
-    """Else it could hang at its end."""
-    options = {"checkpoint": bert, "data": "demo", "task_name": "sst2", "max_train_samples": 8}
-    options |= {"max_eval_samples": 4, "batch_size": 2, "output_dir": str(tmp_path)}
-    script = tmp_path / "script.py"
-    script.write_text(FREED.replace("REPOSITORY", repr(str(REPOSITORY))).replace("OPTIONS", repr(options)))
-    done = subprocess.run([*on(2), str(script)], capture_output=True, text=True, timeout=200)
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("destroyed", "interrupted"))]
-    assert lines.count("destroyed beside 0") == lines.count("interrupted") == 2, done
+    """Else a process could hang at its end."""
+    runs = small(bert, tmp_path, n_epochs=1), small(bert, tmp_path, n_epochs=2, time_limit=1e-6)
+    assert on_processes(2, alive_at_the_end, *runs) == [0, 0]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names of threads are read from /proc")
@@ -175,39 +175,22 @@ def test_two_processes_compute_the_weights_and_curves_of_one(runs):
         assert curves[1][tag][1] == pytest.approx(curves[0][tag][1], rel=1e-3)
 
 
-TRAIN = """
-import sys
-sys.path.insert(0, REPOSITORY)
-import torch
-from common.classification import TextClassification
-from common.options import TuneOptions
-from common.runtime.launching import start_cpu_processes
-from common.runtime.processes import destroy_group_at_end
-from common.training import train
-from lora.method import Lora
+def drawn(options: dict) -> list[float]:
+    """A random number of each step of a run, drawn where dropout draws its masks."""
+    usual, found = TextClassification.loss, []
 
-start_cpu_processes()
-usual, drawn = TextClassification.loss, []
+    def loss(*arguments):
+        found.append(torch.rand(1).item())
+        return usual(*arguments)
 
-def loss(*arguments):
-    drawn.append(torch.rand(1).item())
-    return usual(*arguments)
-
-TextClassification.loss = loss
-with destroy_group_at_end():
-    train(Lora(rank=2), TuneOptions(**OPTIONS))
-sys.stdout.write("".join(f"drew {number}\\n" for number in drawn[1:]))  # the first is of no step
-"""
+    TextClassification.loss = loss
+    train(Lora(rank=2), TuneOptions(**options))
+    return found[1:]  # the first is of no step
 
 
 def test_every_process_draws_its_own_dropout_masks(bert, tmp_path):
-    options = {"checkpoint": bert, "data": "demo", "task_name": "sst2", "n_epochs": 1, "max_train_samples": 8}
-    options |= {"max_eval_samples": 4, "batch_size": 2, "output_dir": str(tmp_path)}
-    script = tmp_path / "script.py"
-    script.write_text(TRAIN.replace("REPOSITORY", repr(str(REPOSITORY))).replace("OPTIONS", repr(options)))
-    done = subprocess.run([*on(2), str(script)], capture_output=True, text=True, timeout=200)
-    drawn = [line for line in done.stdout.splitlines() if line.startswith("drew")]
-    assert (len(drawn), len(set(drawn))) == (4, 4), done.stderr  # two steps on two processes
+    found = [*itertools.chain(*on_processes(2, drawn, small(bert, tmp_path, n_epochs=1)))]
+    assert (len(found), len(set(found))) == (4, 4)  # two steps on two processes
 
 
 def test_two_processes_share_the_work_and_write_once(runs):
@@ -227,52 +210,33 @@ def test_two_processes_predict_the_same_as_one_in_the_same_order(runs):
     assert len(texts[0].splitlines()) == 251
 
 
+def evaluated(run: Path) -> tuple[int, dict[str, float], list]:
+    """Number of processes, scores and logits of the adapter of a run on its validation examples."""
+    model, _ = loading.load_adapter(run)
+    task = classification.find("mrpc")
+    tokens = tokenize(task.read("validation", "demo").sample(47), load_tokenizer(model.base.checkpoint), 64)
+    accelerator = Accelerator(cpu=True)
+    found, outputs = evaluation.evaluate(task, model, {"validation": tokens}, 10, accelerator)
+    return accelerator.num_processes, found, (outputs["validation"] + 0.0).round(3).tolist()
+
+
 def test_two_processes_give_the_validation_score_of_one(runs):
     """Evaluated with the same adapter."""
-    code = (
-        "import sys; sys.path.insert(0, '.')\n"
-        "from common.runtime.launching import start_cpu_processes\n"
-        "start_cpu_processes()\n"
-        "from accelerate import Accelerator\n"
-        "from common import classification, evaluation, loading\n"
-        "from common.runtime.processes import destroy_group_at_end\n"
-        "from common.tokens import tokenize\n"
-        "from common.checkpoints import load_tokenizer\n"
-        f"model, _ = loading.load_adapter({str(runs[1])!r})\n"
-        "task = classification.find('mrpc')\n"
-        "examples = task.read('validation', 'demo').sample(47)\n"
-        "tokens = tokenize(examples, load_tokenizer(model.base.checkpoint), 64)\n"
-        "with destroy_group_at_end():\n"
-        "    accelerator = Accelerator(cpu=True)\n"
-        "    found, outputs = evaluation.evaluate(task, model, {'validation': tokens}, 10, accelerator)\n"
-        "    shown = (outputs['validation'] + 0.0).round(3).tolist()\n"
-        "    accelerator.print('processes', accelerator.num_processes)\n"
-        "    accelerator.print('found', found, shown)\n"
-    )
-    script = runs[1] / "evaluate_again.py"
-    script.write_text(code)
-    found = []
-    for n in (1, 2):
-        done = subprocess.run([*on(n), str(script)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-        assert f"processes {n}" in done.stdout, done.stderr
-        found += [line for line in done.stdout.splitlines() if line.startswith("found")]
-    script.unlink()
-    result = json.loads((runs[1] / "result.json").read_text())
-    assert found[0] == found[1]
-    assert str(result["best_accuracy"]) in found[0]
+    (one,), (two, other) = (on_processes(n, evaluated, runs[1]) for n in (1, 2))
+    assert (one[0], two[0]) == (1, 2)
+    assert one[1:] == two[1:] == other[1:]
+    assert one[1]["accuracy"] == json.loads((runs[1] / "result.json").read_text())["best_accuracy"]
 
 
-@pytest.mark.parametrize(
-    ("method", "own"),
-    [("adapters", ["--drop_layers", "random"]), ("prefix", ["--hidden_dim", "8"])],
-)
-def test_dropped_adapters_a_prefix_network_and_the_largest_seed_train_on_two_processes(
-    method, own, checkpoints, tmp_path
-):
+def trained(method: str, own: dict, options: dict) -> Path:
+    return train(methods.find(method)(**own), TuneOptions(**options))[0]
+
+
+@pytest.mark.parametrize(("method", "own"), [("adapters", {"drop_layers": "random"}), ("prefix", {"hidden_dim": 8})])
+def test_dropped_adapters_a_prefix_network_and_the_largest_seed_train_on_two_processes(method, own, bert, tmp_path):
     """Randomly dropped adapters get no gradient in a step, and each process drops other layers."""
-    words = f"--checkpoint {checkpoints['bert']} --data demo --task_name sst2 --n_epochs 2 --max_train_samples 45"
-    words += f" --max_eval_samples 30 --batch_size 4 --output_dir {tmp_path} --seed {2**32 - 1}"
-    folder = Path(launch(2, f"{method}.tune", *words.split(), *own)[-1])
+    options = small(bert, tmp_path, n_epochs=2, max_train_samples=45, max_eval_samples=30, seed=2**32 - 1)
+    folder, _ = on_processes(2, trained, method, own, options)
     result = json.loads((folder / "result.json").read_text())
     assert (result["n_processes"], result["bad_steps"], result["seed"]) == (2, 0, 2**32 - 1)
     assert trainable(loading.load_adapter(folder)[0])

@@ -16,7 +16,7 @@ import torch
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 RUNS = {"baseline": {}, "lora": {"rank": 2}, "prefix": {"prefix_length": 3, "hidden_dim": 8}}
 SCRIPT = """
@@ -99,7 +99,6 @@ def runs(checkpoints, tmp_path_factory):
     return folders, said["sharded"]
 
 
-@pytest.mark.long
 def test_sharded_training_gives_the_weights_and_scores_of_unsharded_training(runs):
     (sharded, plain), said = runs[0].values(), runs[1]
     assert sharded.keys() == plain.keys()

@@ -102,12 +102,19 @@ def test_losses_are_those_of_transformers(make_model, bert):
         torch.testing.assert_close(task.targets.losses(output.logits, labels).mean(), output.loss)
 
 
-def test_the_result_holds_options_counts_and_scores(options, bert):
+def test_the_result_holds_options_counts_and_scores(options):
     settings = options(n_epochs=2, task_name="mrpc")
     folder, result = train(Lora(rank=2, alpha=4), settings)
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
     assert all(not isinstance(value, dict) for value in result.values())
-    wanted = {"method": "lora", "task_name": "mrpc", "checkpoint": bert, "rank": 2, "alpha": 4, "seed": 42}
+    wanted = {
+        "method": "lora",
+        "task_name": "mrpc",
+        "checkpoint": settings.checkpoint,
+        "rank": 2,
+        "alpha": 4,
+        "seed": 42,
+    }
     assert wanted.items() <= result.items()
     # 2 layers x 2 targets x rank 2 x (32 + 32), and a head of 2 x 32 + 2
     assert (result["trainable_params_without_head"], result["trainable_params"]) == (512, 578)
