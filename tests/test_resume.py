@@ -564,6 +564,7 @@ def test_more_parameters_than_fit_into_memory_are_refused_before_they_are_made(o
         train(PrefixTuning(prefix_length=10**9), options())
 
 
+@pytest.mark.long
 def test_a_launched_run_resumes_after_each_signal_when_it_is_launched_again(bert, tmp_path, uninterrupted):
     words = ["--checkpoint", bert, "--data", "demo", "--task_name", "sst2", "--n_epochs", "40", "--batch_size", "8"]
     words += ["--max_train_samples", "48", "--max_eval_samples", "20", "--checkpoint_every", "3", "--lr", "1e-2"]

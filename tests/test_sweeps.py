@@ -163,6 +163,7 @@ def test_a_dry_run_prints_the_commands_and_runs_none(small, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_stopped_sweep_resumes_and_ends_with_each_run_once(small, tmp_path):
     for number, code, run in ((signal.SIGINT, 130, 1), (signal.SIGTERM, 75, 2)):
         running = sweep("run_tune.sh", *small)
