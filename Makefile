@@ -23,7 +23,7 @@ demo: .venv/run
 test: .venv/dev
 	$(PYTEST) -m "not long"
 
-## test-long: the tests that take half a minute or more each: more processes than two, sharding, requeued jobs
+## test-long: the tests that launch or train most: more than two processes, sharding, sweeps and jobs that are killed
 test-long: .venv/dev
 	$(PYTEST) -m long
 

@@ -26,9 +26,9 @@ def set_pooling(model: Any, pooling: Pooling | None) -> None:
     if pooling is None:
         return
     has_pooler, kind = pooler(model) is not None, encoder(model).config.model_type
-    wants = pooling in ("pooler", "trained_pooler")
-    check({f"pooling is {pooling}: {kind} has no pooler, choose cls or mean": wants and not has_pooler})
-    if has_pooler and not wants:
+    needs_pooler = pooling in ("pooler", "trained_pooler")
+    check({f"pooling is {pooling}: {kind} has no pooler, choose cls or mean": needs_pooler and not has_pooler})
+    if has_pooler and not needs_pooler:
         encoder(model).pooler = First()
     if pooling == "mean":
         stack(model).register_forward_hook(_Mean(stack(model)), with_kwargs=True)

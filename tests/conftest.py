@@ -1,7 +1,6 @@
 """Shared fixtures: tiny random encoders of every supported kind, as checkpoint folders. No network is used."""
 
 import json
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from forks import FORKS
 
 from common import tasks
 from common.checkpoints import load_model
@@ -198,13 +198,8 @@ class GivenScores(TextClassification):
         return values | {"accuracy": next(self.accuracies, values["accuracy"])}, logits
 
 
-FORKS = multiprocessing.get_context("forkserver")
-"""Its processes are forks of one that has loaded the libraries, which takes longer than most runs here."""
-FORKS.set_forkserver_preload(["torch", "datasets", "accelerate", "transformers.models.auto.modeling_auto", "evaluate"])
-
-
 def on_processes(n: int, work: Callable, *arguments) -> list:
-    """What `work(*arguments)` returns on each of n processes of one group, started with the variables of a launcher.
+    """The results of `work(*arguments)` on n processes of one group, which have the variables that a launcher sets.
 
     work: a function of a module, since the processes import it.
     """

@@ -9,13 +9,12 @@ tests/mutants.txt holds the changes:
 
 A change is found by the text of its line, which must occur exactly once in its file. Each is made in a copy of the
 repository, and pytest runs the tests named above it. Generators of mutants, such as mutmut, make thousands here, each
-of which takes seconds: it trains.
+of which takes seconds, since the tests train.
 """
 
 import argparse
 import ast
 import math
-import multiprocessing
 import os
 import queue
 import shlex
@@ -31,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from forks import FORKS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_suffix(".txt")
@@ -38,9 +38,6 @@ NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "__pycache__",
 TIMEOUT = 300
 """Seconds until a test run counts as failed: a change may make a loop endless."""
 MOST_SURVIVORS = 0.05
-FORKS = multiprocessing.get_context("forkserver")
-"""Each test run is a fork of one process that has loaded the libraries: loading them takes longer than most tests."""
-FORKS.set_forkserver_preload(["torch", "datasets", "accelerate", "transformers.models.auto.modeling_auto", "evaluate"])
 
 
 class Stale(Exception):
@@ -99,12 +96,12 @@ def read(table: str) -> list[Mutant]:
     return found
 
 
-def _test(root: Path, words: list[str], told: Path) -> None:
-    """Run pytest in a folder and end with its exit code; its output goes into a file."""
+def _run_pytest(root: Path, words: list[str], report: Path) -> None:
+    """Run pytest in a folder, write its output to a file and end with its exit code."""
     os.setsid()
     os.chdir(root)
     sys.path[:] = [path for path in sys.path if Path(path) not in (REPOSITORY, REPOSITORY / "tests")]
-    with told.open("wb") as output:
+    with report.open("wb") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
     sys.exit(pytest.main(words))
@@ -112,9 +109,9 @@ def _test(root: Path, words: list[str], told: Path) -> None:
 
 def is_seen(root: Path, tests: tuple[str, ...]) -> bool:
     """Whether one of the tests fails in a copy of the repository. Raises Stale if there is no such test."""
-    told = root.parent / "told"
+    report = root.parent / "report"
     words = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={root.parent}/temp", *tests]
-    running = FORKS.Process(target=_test, args=(root, words, told))
+    running = FORKS.Process(target=_run_pytest, args=(root, words, report))
     running.start()
     try:
         running.join(TIMEOUT)
@@ -126,7 +123,7 @@ def is_seen(root: Path, tests: tuple[str, ...]) -> bool:
             running.join()
     assert running.exitcode is not None
     if running.exitcode > 2:  # 1: a test failed, 2: a file could not be imported, < 0: a crash
-        raise Stale(f"pytest {shlex.join(tests)} ended with {running.exitcode}:\n{told.read_text()}")
+        raise Stale(f"pytest {shlex.join(tests)} ended with {running.exitcode}:\n{report.read_text()}")
     return running.exitcode != 0
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -31,7 +30,6 @@ from common.fast import prepare
 from common.fitting import fit_to_budget
 from common.loading import load_adapter
 from common.methods import apply, count, count_without_head, trainable
-from common.options import TuneOptions
 from common.places import Branch
 from common.saving import save_adapter
 from common.task_data import TaskData
@@ -452,10 +450,6 @@ def test_no_weight_is_prepacked_that_is_never_used(make_model):
     assert all(getattr(module, "reordered", None) is None for module in layers(model).modules())
 
 
-def run_of(method: DiffPruning, options: TuneOptions) -> Path:
-    return train(method, options)[0]
-
-
 @pytest.mark.slow
 def test_two_processes_compute_the_model_of_one(options, tmp_path):
     """Without dropout. Both draw the same gates; with this epsilon a step depends on the scale of the gradient."""
@@ -463,8 +457,9 @@ def test_two_processes_compute_the_model_of_one(options, tmp_path):
     method, found = DiffPruning(alpha_rate=1.0, n_nonzero=200), []
     for n in (1, 2):
         settings = options(checkpoint=checkpoint, task_name="mrpc", n_epochs=2, eps=0.1, lr=3e-2, batch_size=16 // n)
-        folder = on_processes(n, run_of, method, dataclasses.replace(settings, output_dir=str(tmp_path / str(n))))[0]
-        assert json.loads((folder / "result.json").read_text())["n_processes"] == n
+        settings = dataclasses.replace(settings, output_dir=str(tmp_path / str(n)))
+        (folder, result), *_ = on_processes(n, train, method, settings)
+        assert result["n_processes"] == n
         found.append(effective(folder))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-3)
     assert found[0].count_nonzero() == 200

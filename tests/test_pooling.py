@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import KINDS, assert_packed_equals_padded, outcome, perturbed, random_batch
 
-from common import methods
-from common.checkpoints import base_of, load_model
-from common.encoders import encoder, head_parameters, pooler
+from common import classification, methods
+from common.checkpoints import base_of, load_model, load_tokenizer
+from common.encoders import before_head, encoder, head_parameters, pooler, stack
 from common.errors import InputError, Interrupted
 from common.fitting import count_without_head
 from common.loading import load_adapter
@@ -22,7 +22,7 @@ from prompt.method import PromptTuning
 
 @pytest.fixture
 def pooled(checkpoints):
-    """pooled("bert", "mean"): a tiny model without dropout."""
+    """pooled("bert", "mean"): a tiny model in evaluation mode."""
 
     def make(kind: str, pooling: str | None):
         torch.manual_seed(1)
@@ -34,8 +34,7 @@ def pooled(checkpoints):
 def head_input(model, **inputs):
     """What the first module of the head gets."""
     seen = []
-    head = next(child for child in model.children() if child is not encoder(model) and list(child.parameters()))
-    with head.register_forward_pre_hook(lambda _module, args: seen.append(args[0])):
+    with before_head(model).host.register_forward_pre_hook(lambda _module, args: seen.append(args[0])):
         model(**inputs)
     (found,) = seen
     return found if found.ndim == 2 else found[:, 0]
@@ -81,12 +80,8 @@ def test_the_mean_leaves_out_prompts_packed_or_padded(kind, level, pooled):
     batch = random_batch(models[0])
     lengths = batch["attention_mask"].sum(1)
     hidden = []
-    with (
-        encoder(models[0])
-        .get_submodule("encoder" if kind != "distilbert" else "transformer")
-        .register_forward_hook(
-            lambda _module, _args, _kwargs, out: hidden.append(out.last_hidden_state), with_kwargs=True, prepend=True
-        )
+    with stack(models[0]).register_forward_hook(
+        lambda _module, _args, out: hidden.append(out.last_hidden_state), prepend=True
     ):
         found = head_input(models[0], **batch)
     (states,) = hidden  # of the prompt's tokens and the text
@@ -130,13 +125,8 @@ def test_a_run_keeps_its_pooling_when_it_is_resumed_and_loaded(pooling, options,
 
 def scored(model, settings: TuneOptions) -> float:
     """Accuracy of a loaded model on the development set of a run, one example at a time."""
-    from common import classification
-    from common.checkpoints import load_tokenizer
-
-    examples = (
-        classification.find(settings.task_name).read("validation", settings.data).sample(settings.max_eval_samples)
-    )
-    tokenizer = load_tokenizer(settings.checkpoint)
+    task, tokenizer = classification.find(settings.task_name), load_tokenizer(settings.checkpoint)
+    examples = task.read("validation", settings.data).sample(settings.max_eval_samples)
     right = [
         model(**tokenizer(*texts, return_tensors="pt", truncation=True)).logits.argmax().item() == label
         for *texts, label in zip(*examples.texts, examples.labels, strict=True)

@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from conftest import REPOSITORY, on_processes, save_checkpoint, still
 from safetensors.torch import load_file
 
-from common import classification, evaluation, loading, methods
+from adapters.method import Adapters
+from common import classification, evaluation, loading
 from common.checkpoints import load_tokenizer
 from common.classification import TextClassification
 from common.errors import Interrupted
@@ -29,6 +30,7 @@ from common.study.curves import read_curves
 from common.tokens import tokenize
 from common.training import train
 from lora.method import Lora
+from prefix.method import PrefixTuning
 
 pytestmark = pytest.mark.slow
 
@@ -110,13 +112,7 @@ def test_one_that_fails_ends_the_others_and_what_asks_them_to_stop_is_passed_on(
     assert " ".join(done.stderr.split()).startswith(told)
 
 
-def small(checkpoint: str, out: Path, **changes) -> dict:
-    """Options of a run of two steps an epoch on two processes."""
-    few = {"checkpoint": checkpoint, "data": "demo", "task_name": "sst2", "max_train_samples": 8, "batch_size": 2}
-    return few | {"max_eval_samples": 4, "output_dir": str(out)} | changes
-
-
-def alive_at_the_end(finished: dict, interrupted: dict) -> int:
+def alive_at_the_end(finished: TuneOptions, interrupted: TuneOptions) -> int:
     """Models that are left when the process group is destroyed, after a whole run and an interrupted one."""
     usual, alive = torch.distributed.destroy_process_group, []
 
@@ -127,15 +123,15 @@ def alive_at_the_end(finished: dict, interrupted: dict) -> int:
 
     torch.distributed.destroy_process_group = destroy
     with contextlib.suppress(Interrupted), destroy_group_at_end():
-        train(Lora(rank=2), TuneOptions(**finished))
-        train(Lora(rank=2), TuneOptions(**interrupted))
+        train(Lora(rank=2), finished)
+        train(Lora(rank=2), interrupted)
     (found,) = alive
     return found
 
 
-def test_what_was_trained_is_freed_before_the_process_group_is_destroyed(bert, tmp_path):
+def test_what_was_trained_is_freed_before_the_process_group_is_destroyed(options):
     """Else a process could hang at its end."""
-    runs = small(bert, tmp_path, n_epochs=1), small(bert, tmp_path, n_epochs=2, time_limit=1e-6)
+    runs = options(), options(n_epochs=2, time_limit=1e-6)
     assert on_processes(2, alive_at_the_end, *runs) == [0, 0]
 
 
@@ -175,7 +171,7 @@ def test_two_processes_compute_the_weights_and_curves_of_one(runs):
         assert curves[1][tag][1] == pytest.approx(curves[0][tag][1], rel=1e-3)
 
 
-def drawn(options: dict) -> list[float]:
+def drawn(options: TuneOptions) -> list[float]:
     """A random number of each step of a run, drawn where dropout draws its masks."""
     usual, found = TextClassification.loss, []
 
@@ -184,12 +180,12 @@ def drawn(options: dict) -> list[float]:
         return usual(*arguments)
 
     TextClassification.loss = loss
-    train(Lora(rank=2), TuneOptions(**options))
+    train(Lora(rank=2), options)
     return found[1:]  # the first is of no step
 
 
-def test_every_process_draws_its_own_dropout_masks(bert, tmp_path):
-    found = [*itertools.chain(*on_processes(2, drawn, small(bert, tmp_path, n_epochs=1)))]
+def test_every_process_draws_its_own_dropout_masks(options):
+    found = [*itertools.chain(*on_processes(2, drawn, options(max_train_samples=8, batch_size=2)))]
     assert (len(found), len(set(found))) == (4, 4)  # two steps on two processes
 
 
@@ -228,16 +224,13 @@ def test_two_processes_give_the_validation_score_of_one(runs):
     assert one[1]["accuracy"] == json.loads((runs[1] / "result.json").read_text())["best_accuracy"]
 
 
-def trained(method: str, own: dict, options: dict) -> Path:
-    return train(methods.find(method)(**own), TuneOptions(**options))[0]
-
-
-@pytest.mark.parametrize(("method", "own"), [("adapters", {"drop_layers": "random"}), ("prefix", {"hidden_dim": 8})])
-def test_dropped_adapters_a_prefix_network_and_the_largest_seed_train_on_two_processes(method, own, bert, tmp_path):
+@pytest.mark.parametrize(
+    "method", [Adapters(drop_layers="random"), PrefixTuning(hidden_dim=8)], ids=["adapters", "prefix"]
+)
+def test_dropped_adapters_a_prefix_network_and_the_largest_seed_train_on_two_processes(method, options):
     """Randomly dropped adapters get no gradient in a step, and each process drops other layers."""
-    options = small(bert, tmp_path, n_epochs=2, max_train_samples=45, max_eval_samples=30, seed=2**32 - 1)
-    folder, _ = on_processes(2, trained, method, own, options)
-    result = json.loads((folder / "result.json").read_text())
+    settings = options(n_epochs=2, max_train_samples=45, batch_size=4, seed=2**32 - 1)
+    (folder, result), _ = on_processes(2, train, method, settings)
     assert (result["n_processes"], result["bad_steps"], result["seed"]) == (2, 0, 2**32 - 1)
     assert trainable(loading.load_adapter(folder)[0])
 

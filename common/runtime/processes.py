@@ -45,9 +45,9 @@ def broadcast_from_main(find: Callable[[], Any]) -> Any:
 def destroy_group_at_end() -> Iterator[None]:
     """Destroy the process group at the end, also after an error: at exit its threads would abort the process.
 
-    What was trained inside is freed first. A DistributedDataParallel that outlives the group, such as one in the
-    traceback of an error, destroys it itself, with Python locked: if a thread of the group then needs Python to free a
-    tensor, both wait for ever.
+    The trained model is freed first. If a DistributedDataParallel is still there, for example in the traceback of an
+    error, it destroys the group later, while it holds the GIL. If a thread of the group then waits for the GIL, to free
+    a tensor, the process hangs.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1" and torch.distributed.is_available():
         # Imported after the group is created, as transformers does, it keeps the group alive in its default arguments.
