@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started behind `&`: what the tests of Ctrl-C start inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     # One core for each worker and its subprocesses: threads that wait for another worker's take twice as long.
     cores = sorted(os.sched_getaffinity(0))
