@@ -97,19 +97,23 @@ def read(table: str) -> list[Mutant]:
 
 
 def _run_pytest(root: Path, words: list[str], report: Path) -> None:
-    """Run pytest in a folder, write its output to a file and end with its exit code."""
+    """Run pytest in a folder; write its output to a file, and its exit code to one beside it.
+
+    The code of the process would not do: where several threads start processes, one can read it and others not.
+    """
     os.setsid()
     os.chdir(root)
     sys.path[:] = [path for path in sys.path if Path(path) not in (REPOSITORY, REPOSITORY / "tests")]
     with report.open("wb") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
-    sys.exit(pytest.main(words))
+    report.with_suffix(".code").write_text(str(int(pytest.main(words))))
 
 
 def is_seen(root: Path, tests: tuple[str, ...]) -> bool:
     """Whether one of the tests fails in a copy of the repository. Raises Stale if there is no such test."""
-    report = root.parent / "report"
+    report, code = root.parent / "report", root.parent / "report.code"
+    code.unlink(missing_ok=True)
     words = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={root.parent}/temp", *tests]
     running = FORKS.Process(target=_run_pytest, args=(root, words, report))
     running.start()
@@ -121,10 +125,10 @@ def is_seen(root: Path, tests: tuple[str, ...]) -> bool:
         if running.pid and running.is_alive():
             os.killpg(running.pid, signal.SIGKILL)
             running.join()
-    assert running.exitcode is not None
-    if running.exitcode > 2:  # 1: a test failed, 2: a file could not be imported, < 0: a crash
-        raise Stale(f"pytest {shlex.join(tests)} ended with {running.exitcode}:\n{report.read_text()}")
-    return running.exitcode != 0
+    ended = int(code.read_text()) if code.is_file() else 1  # else it crashed
+    if ended > 2:  # 1: a test failed, 2: a file could not be imported
+        raise Stale(f"pytest {shlex.join(tests)} ended with {ended}:\n{report.read_text()}")
+    return ended != 0
 
 
 @contextmanager
