@@ -21,7 +21,7 @@ SETS: dict[str, tuple[str, ...]] = {"all": get_args(Group), "query_mlp": ("query
 class BitFit(ByLayer):
     """Train the biases of the encoder, or some groups of them (Ben Zaken et al., 2022)."""
 
-    terms: tuple[Group | Literal["all", "query_mlp"], ...] = ("all",)
+    terms: tuple[Literal[Group, "all", "query_mlp"], ...] = ("all",)
     """Groups of biases to train; all = all groups, query_mlp = query and intermediate, the subset of the paper."""
     pooler_bias: bool = True
     """Train the bias of the pooler too, as in the authors' code, if the encoder has a pooler (BERT)."""

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
@@ -244,7 +244,7 @@ def parse(program: str, words: Sequence[str] | None = None, **defaults: Any) -> 
         with all_at_once():
             check_repeated(words)
             try:
-                with contextlib.redirect_stderr(message):
+                with contextlib.redirect_stderr(message), _unwrapped(words):
                     parsed: Any = tyro.cli(
                         arguments,
                         prog=program,
@@ -260,6 +260,19 @@ def parse(program: str, words: Sequence[str] | None = None, **defaults: Any) -> 
         for value in (getattr(parsed, name) for name in defaults):
             check({f"{k} is {v}: choose a number below 2**63": _is_beyond(v) for k, v in vars(value).items()})
     return [getattr(parsed, name) for name in defaults]
+
+
+@contextlib.contextmanager
+def _unwrapped(words: Sequence[str]) -> Iterator[None]:
+    """Keep tyro from wrapping errors at the width of the terminal, which puts spaces into long words; not so help."""
+    before = os.environ.get("COLUMNS")
+    if not {"-h", "--help"} & set(words):
+        os.environ["COLUMNS"] = str(MANY)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        os.environ.update({} if before is None else {"COLUMNS": before})
 
 
 def _is_beyond(value: Any) -> bool:

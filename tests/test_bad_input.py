@@ -70,6 +70,13 @@ def test_a_wrong_option_is_one_line_in_a_terminal_of_any_encoding(encoding, smal
     assert not set(done.stderr) & set("+|─│╭")
 
 
+def test_a_narrow_terminal_puts_no_spaces_into_a_value(capfd, small, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    said = exits_with_one_line(capfd, *small, "--task_name", "x" * 100, program=lambda: tune(Lora))
+    assert "x" * 100 in said
+    assert os.environ["COLUMNS"] == "50"
+
+
 def test_an_error_line_is_short_however_long_the_value_is(capfd, small):
     said = exits_with_one_line(capfd, *small, "--task_name", "x" * 10**6, program=lambda: tune(Lora))
     assert len(said) < 2100
