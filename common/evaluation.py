@@ -53,6 +53,8 @@ def predict_logits(
 ) -> np.ndarray:
     """The model's outputs for all examples, in their order and on every process: (examples, outputs).
 
+    The outputs of an example of several sequences follow each other in its row.
+
     The split into batches does not depend on the number of processes, so that the outputs do not either. Each example
     is computed on one process and is 0 on the others, so that a sum collects all of them.
 
@@ -61,14 +63,15 @@ def predict_logits(
         progress: called with the number of examples done in each round of batches.
     """
     model.eval()
-    logits = torch.zeros(len(tokens), n_outputs(model), device=accelerator.device)
-    batches = tokens.lengths.argsort(stable=True).split(batch_size)  # sorted by length, to need little padding
+    logits = torch.zeros(len(tokens), tokens.n_sequences * n_outputs(model), device=accelerator.device)
+    longest = tokens.lengths.view(len(tokens), -1).amax(1)
+    batches = longest.argsort(stable=True).split(batch_size)  # sorted by length, to need little padding
     for first in range(0, len(batches), accelerator.num_processes):
         per_process = batches[first : first + accelerator.num_processes]
         # A process without a batch repeats the last one: a sharded model needs all processes in a forward pass.
         indices = per_process[min(accelerator.process_index, len(per_process) - 1)]
         batch, _ = tokens.batch(indices, accelerator.device)
-        outputs = model(**batch).logits.float()
+        outputs = model(**batch).logits.float().view(len(indices), -1)
         if accelerator.process_index < len(per_process):
             logits[indices.to(logits.device)] = outputs
         progress(sum(map(len, per_process)))

@@ -38,7 +38,7 @@ class Tokens:
     columns: dict[str, torch.Tensor]
     """input_ids and, if the encoder has them, token_type_ids: all examples concatenated, (tokens,) of int32."""
     lengths: torch.Tensor
-    """(examples,), number of tokens."""
+    """(examples,), number of tokens; (examples, choices) if an example is several sequences, one after the other."""
     labels: torch.Tensor
     """(examples,), int64 classes or float32 scores; (0,) if they are not published."""
     padding: dict[str, int]
@@ -55,21 +55,29 @@ class Tokens:
 
     @cached_property
     def starts(self) -> torch.Tensor:
-        """(examples,), index of the first token in the columns."""
-        return self.lengths.cumsum(0) - self.lengths
+        """Index of the first token of each sequence in the columns, in the shape of `lengths`."""
+        return (self.lengths.flatten().cumsum(0) - self.lengths.flatten()).view_as(self.lengths)
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences of an example: 1, or its choices."""
+        return self.lengths.shape[1:].numel()
 
     def with_layout(self, layout: Layout | None) -> Tokens:
         """The same examples with another layout of batches."""
         return replace(self, layout=layout)
 
     def batch(self, indices: torch.Tensor, device: torch.device) -> tuple[dict[str, Any], torch.Tensor]:
-        """Keyword arguments of a forward pass on some examples, packed or padded, and labels, (batch,) or (0,)."""
-        starts, lengths = self.starts[indices], self.lengths[indices]
+        """Keyword arguments of a forward pass on some examples, packed or padded, and labels, (batch,) or (0,).
+
+        The sequences of an example follow each other, so that the batch of the encoder is (batch * sequences).
+        """
+        starts, lengths = self.starts[indices].flatten(), self.lengths[indices].flatten()
         if self.layout is not None:
             inputs = self.layout.pack(self.columns, starts, lengths)
         else:
             positions = torch.arange(int(lengths.max()))
-            real = positions < lengths[:, None]  # (batch, longest)
+            real = positions < lengths[:, None]  # (batch * sequences, longest)
             sources = torch.where(real, starts[:, None] + positions, 0)
             inputs = {n: column[sources].where(real, self.padding[n]).long() for n, column in self.columns.items()}
             inputs["attention_mask"] = real.long()
@@ -146,9 +154,9 @@ def shuffled(n_examples: int, seed: int, epoch: int) -> torch.Tensor:
 
 
 def padding_share(tokens: Tokens, batch_size: int, seed: int) -> float:
-    """Share of padding in the first epoch's batches if each is padded to its longest example, in [0, 1)."""
+    """Share of padding in the first epoch's batches if each is padded to its longest sequence, in [0, 1)."""
     lengths = tokens.lengths[shuffled(len(tokens), seed, epoch=0)]
-    padded = sum(int(part.max()) * len(part) for part in lengths.split(batch_size))
+    padded = sum(int(part.max()) * part.numel() for part in lengths.split(batch_size))
     return 1 - int(lengths.sum()) / padded
 
 
