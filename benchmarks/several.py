@@ -70,7 +70,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task_name", default="mrpc", choices=tasks.TRAINED)
+    parser.add_argument("--task_name", default="mrpc", choices=tasks.AVERAGED)
     parser.add_argument("--method", default="lora", choices=names())
     parser.add_argument("--checkpoint", default="minilm")
     parser.add_argument("--data", default="demo", help="hub, a folder with the official GLUE download, or demo")

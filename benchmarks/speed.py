@@ -236,7 +236,7 @@ def compare(args: argparse.Namespace, words: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task_name", default="rte", choices=tasks.TRAINED)
+    parser.add_argument("--task_name", default="rte", choices=tasks.AVERAGED)
     parser.add_argument("--method", default="lora", choices=("top_k", *names()), help="baseline = full fine-tuning")
     parser.add_argument("--top_k", type=int, default=2)
     parser.add_argument("--checkpoint", default="minilm")

@@ -1,5 +1,6 @@
-"""The GLUE tasks for the training loop: classify or score a text or a pair of texts."""
+"""The tasks for the training loop: classify or score a text or a pair of texts, or choose one of several texts."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +21,22 @@ if TYPE_CHECKING:
 
 def find(name: str) -> "TextClassification":
     """The task with this name. Raises InputError for an unknown name."""
-    return TextClassification(tasks.find(name))
+    task = tasks.find(name)
+    return MultipleChoice(task) if task.questions else TextClassification(task)
 
 
 class TextClassification:
-    """A `task_data.Task` for a GLUE task."""
+    """A `task_data.Task` for a task with one sequence an example."""
 
     def __init__(self, glue: tasks.GlueTask):
         self.glue, self.name, self.metrics, self.validations = glue, glue.name, glue.metrics, glue.validations
+        self.n_texts = glue.n_texts
 
     def load(self, checkpoint: str, pooling: Pooling | None = None) -> nn.Module:
-        return load_model(checkpoint, self.glue.targets.n_outputs, pooling)
+        return load_model(checkpoint, self.glue.n_outputs, pooling)
 
     def meta(self, checkpoint: str, pooling: Pooling | None = None) -> nn.Module:
-        return meta_model(checkpoint, self.glue.targets.n_outputs, pooling)
+        return meta_model(checkpoint, self.glue.n_outputs, pooling)
 
     def read(self, split: str, source: str) -> data.Examples:
         return data.read(self.glue, split, source)
@@ -67,3 +70,26 @@ class TextClassification:
     @cached_property
     def metric(self) -> Any:
         return metrics.load(self.glue)
+
+
+class MultipleChoice(TextClassification):
+    """A `task_data.Task` whose examples are a sequence for each choice: the premise with the question, and the choice.
+
+    The head has one output, a score of the choice; softmax over the choices of an example gives the probabilities of
+    the answers, as in BertForMultipleChoice of transformers.
+    """
+
+    def encode(
+        self, examples: data.Examples, tokenizer: "PreTrainedTokenizerBase", max_length: int, cache: Path | None = None
+    ) -> Tokens:
+        premises, questions, *choices = examples.texts
+        asked = [f"{text} {self.glue.questions[word]}" for text, word in zip(premises, questions, strict=True)]
+        firsts = [text for text in asked for _ in choices]
+        seconds = [choice for each in zip(*choices, strict=True) for choice in each]
+        tokens = tokenize(data.Examples((firsts, seconds), None), tokenizer, max_length, cache)
+        labels = torch.tensor(examples.labels or [])
+        return replace(tokens, lengths=tokens.lengths.view(-1, len(choices)), labels=labels)
+
+    def loss(self, model: nn.Module, batch: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+        """Sum over the examples of a batch, each with the logits of its choices; each example is one target."""
+        return self.glue.targets.losses(model(**batch).logits.view(len(labels), -1), labels).sum()

@@ -1,9 +1,11 @@
-"""Read the examples of a task: from the hub, from the TSV files of the official download, or synthetic."""
+"""Read the examples of a task: from the hub, from the files of the official download, or synthetic."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,10 +18,13 @@ import torch
 from common import synthetic
 from common.errors import InputError
 from common.runtime import hub
-from common.tasks import GlueTask, Source
+from common.runtime.files import parse_json
+from common.tasks import TASKS, GlueTask, Source
 
 LONGEST_LINE = 1_000_000
 """Maximal number of characters of a line; the longest line of GLUE has a few thousand."""
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""What an escape of JSON can spell and no tokenizer takes: NUL and halves of characters."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Examples:
     """One list of sentences for each text column."""
     labels: list[int] | list[float] | None
     """Class indices, or scores of a regression; None if they are not published (test)."""
+    ids: list[int] | None = None
+    """The idx of each example of a test set of JSON lines, for its submission; None if it is the place in the file."""
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -56,11 +63,12 @@ class Examples:
 
     def _select(self, indices: list[int]) -> Examples:
         labels: Any = self.labels and [self.labels[index] for index in indices]
-        return Examples(tuple([column[index] for index in indices] for column in self.texts), labels)
+        ids = self.ids and [self.ids[index] for index in indices]
+        return Examples(tuple([column[index] for index in indices] for column in self.texts), labels, ids)
 
 
 def read(task: GlueTask, split: str, data: str) -> Examples:
-    """The examples of a split from `data`: "hub", "demo" (synthetic) or a folder with the official TSV files.
+    """The examples of a split from `data`: "hub", "demo" (synthetic) or a folder with the official files.
 
     Raises:
         InputError: hub, folder, file or column is missing, or a line or label is malformed (names file and line).
@@ -70,7 +78,8 @@ def read(task: GlueTask, split: str, data: str) -> Examples:
     elif data == "hub":
         examples = _read_hub(task, task.splits[split])
     else:
-        examples = _read_tsv(task, task.splits[split], Path(data), labelled=split != "test")
+        read_file = _read_json_lines if task.splits[split].file.endswith(".jsonl") else _read_tsv
+        examples = read_file(task, task.splits[split], Path(data), split != "test")
     if len(examples) == 0:
         raise InputError(f"{task.name}: the split {split!r} of {data} has no examples: wanted at least one")
     return examples
@@ -89,14 +98,14 @@ def _read_hub(task: GlueTask, source: Source) -> Examples:
     config, split = source.hub
     try:
         with _writable_cache(Path(datasets.config.HF_DATASETS_CACHE)) as cache:
-            rows = datasets.load_dataset("nyu-mll/glue", config, split=split, cache_dir=cache)
+            rows = datasets.load_dataset(task.benchmark.hub, config, split=split, cache_dir=cache)
             labels = None if split.startswith("test") else list(rows["label"])
             texts = tuple(list(rows[column]) for column in task.texts)
     except Exception as error:
         reason = " ".join(str(error).split()) if reachable else "the hub cannot be reached and the data is not cached"
         raise InputError(
-            f"cannot load {config}/{split} of nyu-mll/glue ({reason}): set HF_HOME to a cache that has it, "
-            "or give the official GLUE download with --data FOLDER, or use --data demo"
+            f"cannot load {config}/{split} of {task.benchmark.hub} ({reason}): set HF_HOME to a cache that has it, "
+            f"or give the official {task.benchmark.name} download with --data FOLDER, or use --data demo"
         ) from error
     return Examples(texts, labels)
 
@@ -134,12 +143,93 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def _read_tsv(task: GlueTask, source: Source, folder: Path, labelled: bool) -> Examples:
+def _file(task: GlueTask, source: Source, folder: Path) -> Path:
+    """The file of a split. Raises InputError if it is not there."""
+    download = f"the official {task.benchmark.name} download"
     if not folder.is_dir():
-        raise InputError(f"data folder {folder} not found: give the official GLUE download, or --data hub or demo")
+        raise InputError(f"data folder {folder} not found: give {download}, or --data hub or demo")
     path = folder / source.file
     if not path.is_file():
-        raise InputError(f"{path} not found: {task.name} needs it, in the layout of the official GLUE download")
+        # RTE is in both benchmarks, each with a format of its own.
+        others = (other for other in TASKS.values() if other.benchmark != task.benchmark)
+        found = {folder / each.file: other.name for other in others for each in other.splits.values()}
+        hints = [
+            f"; {other.relative_to(folder)} is there: choose --task_name {name}"
+            for other, name in found.items()
+            if other.with_suffix("") == path.with_suffix("") and other.is_file()
+        ]
+        raise InputError(f"{path} not found: {task.name} needs it, in the layout of {download}{''.join(hints)}")
+    return path
+
+
+def _check_length(path: Path, number: int, line: str) -> None:
+    if len(line) > LONGEST_LINE:
+        raise InputError(
+            f"{path}, line {number}: {len(line):,} characters, wanted at most {LONGEST_LINE:,}: is a line end missing?"
+        )
+
+
+def _check_labels(path: Path, labels: list[Any]) -> None:
+    if len(labels) > 1 and len(set(labels)) == 1:
+        raise InputError(f"{path}: all {len(labels)} examples have the same label: wanted at least two labels")
+
+
+def _read_json_lines(task: GlueTask, source: Source, folder: Path, labelled: bool) -> Examples:
+    """A file with a JSON object a line, as SuperGLUE and its translations have."""
+    path = _file(task, source, folder)
+    texts: tuple[list[str], ...] = tuple([] for _ in task.texts)
+    labels: list[Any] = []
+    ids: list[Any] = []
+    for number, line in enumerate(read_lines(path), start=1):
+        _check_length(path, number, line)
+        try:
+            row = _texts_and_label(task, line, labelled)
+        except (ValueError, RecursionError) as error:
+            said = getattr(error, "msg", error)  # of json, whose errors also say where in this line
+            damaged = isinstance(error, json.JSONDecodeError | RecursionError)
+            reason = f"not JSON ({said}), wanted an object a line" if damaged else said
+            raise InputError(f"{path}, line {number}: {reason}") from error
+        for values, name in zip(texts, task.texts, strict=True):
+            values.append(row[name])
+        labels.append(row["label"])
+        ids.append(row.get("idx"))
+    if labelled:
+        _check_labels(path, labels)
+        return Examples(texts, labels)
+    if ids == [None] * len(ids):
+        return Examples(texts, None)
+    for number, idx in enumerate(ids, start=1):
+        if type(idx) is not int or ids.index(idx) != number - 1:
+            raise InputError(f"{path}, line {number}: idx is {idx!r:.40}, wanted a whole number of this line alone")
+    return Examples(texts, None, ids)
+
+
+def _texts_and_label(task: GlueTask, line: str, labelled: bool) -> dict[str, Any]:
+    """A line of a file, with its label as a class index. Raises ValueError or RecursionError for anything else."""
+    row = parse_json(line)
+    wanted = [*task.texts, *["label"] * labelled]
+    if not isinstance(row, dict):
+        raise ValueError(f"no JSON object, wanted one with {', '.join(wanted)}")
+    for name in wanted:
+        if name not in row:
+            raise ValueError(f"no key {name!r}, found {', '.join(map(repr, row))[:200] or 'none'}")
+    for name in task.texts:
+        if not isinstance(row[name], str):
+            raise ValueError(f"{name} is {json.dumps(row[name])[:40]}, wanted a text in quotation marks")
+        if found := _NO_TEXT.search(row[name]):
+            raise ValueError(f"{name} has the character U+{ord(found[0]):04X}, which is not allowed in text")
+    if task.questions and row[task.texts[1]] not in task.questions:
+        known = ", ".join(task.questions)
+        raise ValueError(f"{task.texts[1]} is {row[task.texts[1]]!r:.40}, wanted one of {known}")
+    text = row["label"] if isinstance(row.get("label"), str) else json.dumps(row.get("label"))
+    label = task.targets.parse(text)
+    if labelled and label is None:
+        raise ValueError(f"label {json.dumps(row['label'])[:40]}, wanted {task.targets.wanted}")
+    return row | {"label": label}
+
+
+def _read_tsv(task: GlueTask, source: Source, folder: Path, labelled: bool) -> Examples:
+    path = _file(task, source, folder)
     lines = read_lines(path)
     first = 1 if source.header else 2
     if not source.header and not lines:
@@ -160,11 +250,7 @@ def _read_tsv(task: GlueTask, source: Source, folder: Path, labelled: bool) -> E
     labels: list[Any] = []
     broken: list[int] = []
     for number, line in enumerate(lines, start=first):
-        if len(line) > LONGEST_LINE:
-            raise InputError(
-                f"{path}, line {number}: {len(line):,} characters, wanted at most {LONGEST_LINE:,}: "
-                "is a line end missing?"
-            )
+        _check_length(path, number, line)
         fields = line.rstrip("\r").split("\t")
         if len(fields) != len(header):
             broken.append(number)
@@ -180,8 +266,7 @@ def _read_tsv(task: GlueTask, source: Source, folder: Path, labelled: bool) -> E
             labels.append(label)
         for values, at in zip(texts, texts_at, strict=True):
             values.append(fields[at])
-    if len(labels) > 1 and len(set(labels)) == 1:
-        raise InputError(f"{path}: all {len(labels)} examples have the same label: wanted at least two labels")
+    _check_labels(path, labels)
     if broken:
         print(f"{path}: {len(broken)} lines with missing fields skipped (lines {broken})", file=sys.stderr)
     return Examples(texts, labels if labelled else None)

@@ -1,4 +1,4 @@
-"""The official GLUE metrics, computed locally, since evaluate.load would download code at run time."""
+"""The official metrics of GLUE and SuperGLUE, computed locally, since evaluate.load would download code at run time."""
 
 import shutil
 import tempfile
@@ -34,6 +34,13 @@ def f1(predictions: np.ndarray, references: np.ndarray) -> float:
     return float(f1_score(references, predictions, zero_division=0))
 
 
+def f1_macro(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Unweighted mean of the F1 of each class that is predicted or in the references, as on the hub for CB."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(references, predictions, average="macro", zero_division=0))
+
+
 def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
     """Matthews' correlation coefficient; 0 if predictions or references have only one class."""
     from sklearn.metrics import matthews_corrcoef
@@ -64,7 +71,7 @@ def _constant(*arrays: np.ndarray) -> bool:
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    metric.__name__: metric for metric in (accuracy, f1, matthews_correlation, pearson, spearmanr)
+    metric.__name__: metric for metric in (accuracy, f1, f1_macro, matthews_correlation, pearson, spearmanr)
 }
 
 
@@ -79,7 +86,7 @@ def load(task: GlueTask) -> "evaluate.Metric":
         def _info(self) -> evaluate.MetricInfo:
             features = datasets.Features({"predictions": datasets.Value(dtype), "references": datasets.Value(dtype)})
             return evaluate.MetricInfo(
-                description=f"GLUE metrics of {task.name}",
+                description=f"{task.benchmark.name} metrics of {task.name}",
                 citation="Wang et al. (2019). GLUE: A multi-task benchmark and analysis platform",
                 inputs_description="predictions and references: class indices, or scores of a regression",
                 features=features,
@@ -87,7 +94,7 @@ def load(task: GlueTask) -> "evaluate.Metric":
             )
 
         def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-            return {name: METRICS[name](predictions, references) for name in task.metrics}
+            return {name: METRICS[name](predictions, references) for name in task.reported}
 
     # evaluate makes a folder in its cache, which may be read-only, and writes nothing there.
     folder = tempfile.mkdtemp()

@@ -32,9 +32,9 @@ class TuneOptions:
     checkpoint: str = "bert-base-uncased"
     """Pretrained encoder: a hub name, a local folder, or minilm (installed with the requirements)."""
     task_name: TrainedTask = "mrpc"
-    """GLUE task."""
+    """Task of GLUE or SuperGLUE."""
     data: str = "hub"
-    """hub (nyu-mll/glue), a folder with the official GLUE download, or demo (synthetic)."""
+    """hub (nyu-mll/glue, aps/super_glue), a folder with the official download, or demo (synthetic)."""
     lr: float | None = None
     """Peak learning rate of AdamW; None = the method's default."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -133,7 +133,7 @@ class PredictOptions:
     """Options of prediction on a test set."""
 
     task_name: TestedTask | None = None
-    """GLUE task; uses its run with the best validation score. mnli = mnli-m, mnli-mm and ax."""
+    """Task of GLUE or SuperGLUE; uses its run with the best validation score. mnli = mnli-m, mnli-mm and ax."""
     run: str | None = None
     """Folder of the run to use instead."""
     checkpoint: str | None = None

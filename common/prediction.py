@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from common import data, loading, runs, tasks
+from common import classification, data, loading, runs, tasks
 from common.checkpoints import load_tokenizer
 from common.encoders import longest_input, n_outputs, shortest_input
 from common.errors import Diverged, InputError, one_line_errors
@@ -17,7 +17,6 @@ from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
 from common.runtime.threads import share_cores
 from common.submission import submission_lines, write_submission
-from common.tokens import tokenize
 
 
 def predict(kind: type[Method]) -> None:
@@ -60,21 +59,22 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     accelerator = Accelerator()
     model, used = loading.load_adapter(folder, options.checkpoint)
     tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
-    shortest = shortest_input(tokenizer, len(examples[0].texts))
+    shortest = shortest_input(tokenizer, tests[0].n_texts)
     limit = positions_left(used, longest_input(model, tokenizer), shortest)
-    if not shortest <= config["max_length"] <= limit or n_outputs(model) != tests[0].targets.n_outputs:
+    if not shortest <= config["max_length"] <= limit or n_outputs(model) != tests[0].n_outputs:
         sizes = f"max_length is {config['max_length']} and n_outputs {n_outputs(model)}"
-        raise InputError(f"{folder} is damaged: {sizes}, wanted {shortest} to {limit} and {tests[0].targets.n_outputs}")
+        raise InputError(f"{folder} is damaged: {sizes}, wanted {shortest} to {limit} and {tests[0].n_outputs}")
     prepared = prepare(model, accelerator.device, config["frozen_dtype"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     total = sum(map(len, examples))
     lines = []
     with tqdm(total=total, desc=f"{method} {trained} test", disable=not accelerator.is_main_process) as bar:
         for task, texts in zip(tests, examples, strict=True):
-            tokens = tokenize(texts, tokenizer, config["max_length"]).with_layout(prepared.layout)
+            tokens = classification.find(task.name).encode(texts, tokenizer, config["max_length"])
+            tokens = tokens.with_layout(prepared.layout)
             outputs = predict_logits(model, tokens, options.batch_size, accelerator, bar.update)
             try:
-                lines.append(submission_lines(task, outputs))
+                lines.append(submission_lines(task, outputs, texts.ids))
             except Diverged as error:
                 raise InputError(f"{folder} cannot predict {task.name}: {error}; train it again") from error
     paths = []

@@ -97,8 +97,9 @@ def read_result(folder: Path) -> dict[str, Any]:
     require(path, result, **dict.fromkeys(("seed", "n_epochs", "best_epoch", "validation_examples"), int))
     require(path, result, **dict.fromkeys(("trainable_params_without_head", "trainable_params", "total_params"), int))
     require(path, result, **dict.fromkeys(("best_score", "majority_score", "examples_per_second"), float))
-    scores = [f"{kind}_{name}" for name in tasks.find(result["task_name"]).metrics for kind in ("best", "majority")]
-    scores += [on_dev(result, name) for name in ("score", *tasks.find(result["task_name"]).metrics)]
+    reported = tasks.find(result["task_name"]).reported
+    scores = [f"{kind}_{name}" for name in reported for kind in ("best", "majority")]
+    scores += [on_dev(result, name) for name in ("score", *reported)]
     require(path, result, **dict.fromkeys(scores, float))
     return result
 
@@ -167,7 +168,7 @@ def summary(result: dict[str, Any]) -> str:
     task = tasks.find(result["task_name"])
     scores = ", ".join(
         f"{name} {result[on_dev(result, name)]:.4f} (majority class {majority_text(result, name)})"
-        for name in task.metrics
+        for name in task.reported
     )
     held_out = f", with the score {result['best_score']:.4f} on held-out examples"
     return plain(

@@ -1,5 +1,6 @@
-"""Write, check and collect submission files for the GLUE leaderboard."""
+"""Write submission files for the leaderboards of GLUE and SuperGLUE, and check and collect those of GLUE."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def collect(method: str, options: PredictOptions) -> tuple[dict[str, str], dict[
     """
     valid, sources, used, missing = {}, {}, [], []
     for task in tasks.TASKS.values():
-        if not task.submission:
+        if not task.submission or task.benchmark != tasks.GLUE:
             continue
         trained = task.trained_as or task.name
         try:
@@ -59,19 +60,36 @@ def collect(method: str, options: PredictOptions) -> tuple[dict[str, str], dict[
     return valid, sources, missing
 
 
-def submission_lines(task: tasks.GlueTask, outputs: np.ndarray) -> list[str]:
-    """Lines of a submission file: a header, then index and class name, or score clipped to [0, 5].
+def _is_json(task: tasks.GlueTask) -> bool:
+    return task.submission.endswith(".jsonl")
 
-    outputs: logits, (examples, outputs). Raises Diverged if they are not finite.
+
+def submission_lines(task: tasks.GlueTask, outputs: np.ndarray, ids: list[int] | None = None) -> list[str]:
+    """Lines of a submission file.
+
+    Of GLUE: a header, then index and class name, or score clipped to [0, 5]. Of SuperGLUE: JSON objects of idx and
+    label, which is a number for COPA and else a class name, such as "true" for BoolQ.
+
+    Args:
+        outputs: logits, (examples, outputs).
+        ids: the idx of each example; None = its place in the file.
+
+    Raises:
+        Diverged: an output is not finite.
     """
     texts = [task.targets.format(answer) for answer in task.targets.answers(outputs)]
+    if _is_json(task):
+        labels = [int(text) if text.isdigit() else text for text in texts]
+        pairs = zip(ids or range(len(labels)), labels, strict=True)
+        return [json.dumps({"idx": idx, "label": label}) for idx, label in pairs]
     return ["index\tprediction", *(f"{index}\t{text}" for index, text in enumerate(texts))]
 
 
 def write_submission(folder: Path, task: tasks.GlueTask, lines: list[str], n_rows: int) -> Path:
     """Write the submission file of a task, with one row for each of the `n_rows` test examples."""
-    if len(lines) - 1 != n_rows:
-        raise RuntimeError(f"{len(lines) - 1} predictions for the {n_rows} examples of {task.name}'s test split")
+    n_predictions = len(lines) if _is_json(task) else len(lines) - 1  # without the header
+    if n_predictions != n_rows:
+        raise RuntimeError(f"{n_predictions} predictions for the {n_rows} examples of {task.name}'s test split")
     path = folder / task.submission
     with locks.lock_file(path):
         files.write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))

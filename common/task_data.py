@@ -32,6 +32,8 @@ class Task(Protocol):
     """Names of scores; the score of a run is their mean on the first validation split."""
     validations: tuple[str, ...]
     """Names of the validation splits."""
+    n_texts: int
+    """Texts of a sequence: 1, or 2 for a pair."""
 
     def load(self, checkpoint: str, pooling: Pooling | None) -> nn.Module:
         """A pretrained model with a new head. Everything outside the encoder is trained."""
@@ -125,8 +127,8 @@ class TaskData:
 
     @property
     def n_texts(self) -> int:
-        """Texts of an example: 1, or 2 for a pair."""
-        return len(self.rows["train"].texts)
+        """Texts of a sequence: 1, or 2 for a pair."""
+        return self.task.n_texts
 
     @cached_property
     def digests(self) -> dict[str, str | None]:

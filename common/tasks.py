@@ -1,9 +1,23 @@
-"""The table of GLUE tasks (Wang et al., 2019). No other code depends on a particular task."""
+"""The table of tasks of GLUE and SuperGLUE (Wang et al., 2019). No other code depends on a particular task."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from common.errors import InputError
 from common.targets import Classes, Score
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A collection of tasks that share a data set on the hub and an official download."""
+
+    name: str
+    hub: str
+    """The hub's data set."""
+
+
+GLUE = Benchmark("GLUE", "nyu-mll/glue")
+SUPERGLUE = Benchmark("SuperGLUE", "aps/super_glue")
 
 
 @dataclass(frozen=True)
@@ -11,9 +25,9 @@ class Source:
     """The location of one split of a task: on the hub, and in the official download."""
 
     hub: tuple[str, str]
-    """Configuration and split of the hub's data set nyu-mll/glue."""
+    """Configuration and split of the benchmark's data set on the hub."""
     file: str
-    """Path inside the official GLUE download."""
+    """Path inside the official download: a TSV file, or JSON lines if it ends in .jsonl."""
     header: tuple[str, ...] = ()
     """Column names of a file without a header line."""
     broken_rows: int = 0
@@ -22,11 +36,11 @@ class Source:
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One GLUE task. Class indices are those of the hub's data set, also for the official files."""
+    """One task of GLUE or SuperGLUE. Class indices are those of the hub's data set, also for the official files."""
 
     name: str
     texts: tuple[str, ...]
-    """Text columns on the hub: one sentence or a pair."""
+    """Text columns on the hub: one sentence or a pair; or premise, question and choices, see `questions`."""
     labels: tuple[str, ...]
     """Class names in the hub's order; empty for a regression."""
     metrics: tuple[str, ...]
@@ -47,6 +61,27 @@ class GlueTask:
     """Class names in the official files and in a submission, in the order of `labels`, if they differ from them."""
     trained_as: str = ""
     """For a task with a test set only: the task whose model is used."""
+    benchmark: Benchmark = GLUE
+    also: tuple[str, ...] = ()
+    """Further metrics that are reported. They are not part of the score."""
+    questions: Mapping[str, str] = field(default_factory=dict)
+    """For multiple choice: word in the second text column -> the question about the first one that it stands for. The
+    columns after it are the choices; empty for other tasks."""
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """All metrics, the official ones first."""
+        return self.metrics + self.also
+
+    @property
+    def n_texts(self) -> int:
+        """Texts of a sequence: 1, or 2 for a pair."""
+        return 2 if self.questions else len(self.texts)
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the head: a choice is scored by itself, with one output."""
+        return 1 if self.questions else self.targets.n_outputs
 
     @property
     def targets(self) -> Classes | Score:
@@ -68,6 +103,11 @@ def _splits(config: str, folder: str, header: tuple[str, ...] = (), broken_rows:
         "validation": Source((config, "validation"), f"{folder}/dev.tsv", header),
         "test": Source((config, "test"), f"{folder}/test.tsv"),
     }
+
+
+def _superglue(config: str, folder: str) -> dict[str, Source]:
+    files = {"train": "train", "validation": "val", "test": "test"}
+    return {split: Source((config, split), f"{folder}/{file}.jsonl") for split, file in files.items()}
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -215,11 +255,64 @@ _TASKS = (
         trained_as="mnli",
         synthetic="inference",
     ),
+    GlueTask(
+        "boolq",
+        texts=("question", "passage"),
+        labels=("False", "True"),
+        file_labels=("false", "true"),
+        metrics=("accuracy",),
+        also=("f1", "f1_macro"),
+        splits=_superglue("boolq", "BoolQ"),
+        submission="BoolQ.jsonl",
+        test_rows=3_245,
+        synthetic="yes_or_no",
+        benchmark=SUPERGLUE,
+    ),
+    GlueTask(
+        "cb",
+        texts=("premise", "hypothesis"),
+        labels=("entailment", "contradiction", "neutral"),
+        metrics=("accuracy", "f1_macro"),
+        splits=_superglue("cb", "CB"),
+        submission="CB.jsonl",
+        test_rows=250,
+        synthetic="commitment",
+        benchmark=SUPERGLUE,
+    ),
+    GlueTask(
+        "copa",
+        texts=("premise", "question", "choice1", "choice2"),
+        labels=("choice1", "choice2"),
+        file_labels=_BINARY,
+        metrics=("accuracy",),
+        also=("f1_macro",),
+        splits=_superglue("copa", "COPA"),
+        submission="COPA.jsonl",
+        test_rows=500,
+        synthetic="causality",
+        benchmark=SUPERGLUE,
+        questions={"cause": "What was the cause of this?", "effect": "What happened as a result?"},  # as in jiant
+    ),
+    GlueTask(
+        "superglue_rte",
+        texts=("premise", "hypothesis"),
+        labels=_ENTAILMENT,
+        metrics=("accuracy",),
+        also=("f1_macro",),
+        splits=_superglue("rte", "RTE"),
+        submission="RTE.jsonl",
+        test_rows=3_000,
+        synthetic="entailment",
+        benchmark=SUPERGLUE,
+    ),
 )
 TASKS: dict[str, GlueTask] = {task.name: task for task in _TASKS}
 
 TRAINED = tuple(name for name, task in TASKS.items() if "train" in task.splits)
 """Names of tasks with a training set."""
+
+AVERAGED = tuple(name for name in TRAINED if TASKS[name].benchmark == GLUE)
+"""Names of the tasks in the GLUE average: those of GLUE with a training set."""
 
 TESTED = tuple(TASKS)
 """Names of tasks with one or more test sets: all tasks; mnli has three."""

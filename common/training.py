@@ -443,12 +443,13 @@ def opening(run: Run) -> str:
     rows = ", ".join(f"{len(some):,} {split}" for split, some in (run.splits | run.dev_splits).items())
     share = f"{padding_share(tokens, options.batch_size, options.seed):.0%}"
     padding = f"packed, which saves {share} of a padded batch" if tokens.layout else f"padded, {share} of a batch"
+    unit = "an example" if tokens.n_sequences == 1 else "each choice"
     kinds = ", ".join(f"{kind} {size:,}" for kind, size in count_by_kind(run.model).items() if size)
     return "\n".join(
         (
             f"device   {device}; mixed precision {accelerator.mixed_precision}, frozen {run.prepared.frozen_dtype}",
             f"examples {len(tokens):,} train, {rows}",
-            f"tokens   {int(tokens.lengths.sum()):,} in an epoch, at most {run.max_length} in an example"
+            f"tokens   {int(tokens.lengths.sum()):,} in an epoch, at most {run.max_length} in {unit}"
             f"{f' ({own} more positions are those of {run.method.name})' if own else ''}; {padding}",
             f"run      {run.folder}",
             f"trained  {count(trainable(run.model)):,} parameters: {kinds}",
@@ -494,10 +495,10 @@ def result_of(run: Run, dev_scores: dict[str, float] | None) -> dict[str, Any]:
         **{f"best_{name}": value for name, value in best.items()},
         **{f"last_{name}": value for name, value in history[-1].items()},
         **{f"majority_{name}": value for name, value in majority.items()},
-        "majority_score": mean_score(majority.values()),
+        "majority_score": mean_score(majority[name] for name in run.task.metrics),
         **{f"dev_{name}": value for name, value in (dev_scores or best).items()},
         **{f"dev_majority_{name}": value for name, value in dev_majority.items()},
-        "dev_majority_score": mean_score(dev_majority.values()),
+        "dev_majority_score": mean_score(dev_majority[name] for name in run.task.metrics),
         **progress.variant_scores,
         "best_epoch": progress.best_epoch,
         "bad_steps": progress.bad_steps,

@@ -93,6 +93,7 @@ def options() -> Iterator[Case]:
         ("no tokens", "--max_length 0"),
         ("no tokens but the special ones", "--task_name sst2 --max_length 2"),
         ("no token of one of two texts", "--task_name mrpc --max_length 4"),
+        ("no token of a choice", "--task_name copa --max_length 4"),
         ("a budget below the smallest size", "--param_budget 10"),
         ("a negative seed", "--seed -1"),
         ("no rows", "--max_train_samples 0"),
@@ -246,6 +247,48 @@ def data() -> Iterator[Case]:
     ):
         content = stsb + row + score + "\n"
         yield Case(what, "lora.tune --task_name stsb --data FOLDER", write("STS-B/train.tsv", content))
+    yield from json_lines()
+
+
+def json_lines() -> Iterator[Case]:
+    """Files of SuperGLUE that are damaged or not what they say."""
+    row = {"premise": "the boy ran", "choice1": "he fell", "choice2": "he won", "question": "cause", "label": 0}
+    good = json.dumps(row)
+    train = "lora.tune --task_name copa --data FOLDER"
+
+    def changed(**values: object) -> str:
+        return json.dumps(row | values)
+
+    yield Case("a SuperGLUE folder without the task", train)
+    yield Case("RTE in SuperGLUE's format for GLUE's task", "lora.tune --task_name rte --data FOLDER",
+        write("RTE/train.jsonl", ""))  # fmt: skip
+    for what, line in (
+        ("a line of JSON cut short", good[:-9]),
+        ("a line of TSV among JSON", "the boy ran\the fell\the won"),
+        ("an empty line between JSON lines", ""),
+        ("a JSON list where an object is wanted", "[1, 2]"),
+        ("a JSON line without a choice", good.replace("choice2", "choice3")),
+        ("a JSON line without a label", good.replace("label", "gold")),
+        ("a JSON number where a text is wanted", changed(premise=5)),
+        ("a JSON null where a text is wanted", changed(choice1=None)),
+        ("a JSON label out of range", changed(label=2)),
+        ("a JSON label in words", changed(label="first")),
+        ("a JSON label true where a number is wanted", changed(label=True)),
+        ("a JSON label NaN", good.replace(": 0", ": NaN")),
+        ("a question that COPA does not have", changed(question="why")),
+        ("a NUL as an escape of JSON", changed(premise="a\0b")),
+        ("half of a character as an escape of JSON", changed(premise="\ud83d")),
+        ("a hundred thousand brackets in JSON lines", "[" * 10**5),
+        ("a JSON line of 10 MB", changed(premise="a" * 10**7)),
+    ):
+        yield Case(what, train, write("COPA/train.jsonl", f"{good}\n{line}\n"))
+    yield Case("JSON lines in Latin-1", train, write("COPA/train.jsonl", f'{good}\n"é"\n'.encode("latin-1")))
+    yield Case("the same label in all JSON lines", train, write("COPA/train.jsonl", f"{good}\n{good}\n"))
+    yield Case("an empty file of JSON lines", train, write("COPA/train.jsonl", ""))
+    yield Case("a JSON array over all lines", train, write("COPA/train.jsonl", json.dumps([row, row], indent=1)))
+    boolq = json.dumps({"question": "is it so", "passage": "it is so", "label": 1})
+    yield Case("a number where BoolQ has true or false", "lora.tune --task_name boolq --data FOLDER",
+        write("BoolQ/train.jsonl", boolq + "\n"))  # fmt: skip
 
 
 def folders() -> Iterator[Case]:

@@ -1,5 +1,6 @@
 """Examples are read from files unchanged, or the file is refused."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from lora.method import Lora
 from prompt.method import PromptTuning
 
 GLUE = REPOSITORY.parent / "shared" / "glue_data"
+SUPERGLUE = REPOSITORY.parent / "shared" / "superglue"
 PAIR = "index\tsentence1\tsentence2\tlabel\n"
 
 
@@ -133,7 +135,13 @@ def test_a_shared_cache_that_is_read_only_is_read_and_not_written(monkeypatch, t
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("name", "split"), [("mrpc", "train"), ("mnli", "validation_mismatched"), ("mnli-mm", "test")])
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("mrpc", "train"), ("mnli", "validation_mismatched"), ("mnli-mm", "test"), ("boolq", "train"), ("cb", "test"),
+        ("copa", "validation"), ("superglue_rte", "train"),
+    ],
+)  # fmt: skip
 def test_the_hubs_columns_become_texts_and_labels(name, split, monkeypatch):
     """Tests cannot reach the hub: a real datasets.Dataset with the documented columns takes its place."""
     import datasets
@@ -147,7 +155,9 @@ def test_the_hubs_columns_become_texts_and_labels(name, split, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", rows)
     examples = data.read(task, split, "hub")
-    assert asked == [("nyu-mll/glue", *task.splits[split].hub)]
+    benchmark = "nyu-mll/glue" if "m" in name else "aps/super_glue"
+    assert asked == [(benchmark, *task.splits[split].hub)]
+    assert (task.splits[split].hub[0] == "rte") == (name == "superglue_rte")
     assert examples.texts == tuple([f"{column} 0", f"{column} 1"] for column in task.texts)
     assert examples.labels == (None if split == "test" else [1, 0])
 
@@ -288,6 +298,72 @@ def test_processes_split_a_step_completely_into_equally_many_micro_batches(n_exa
     assert len({len(part) for part in parts}) == 1
     assert sorted(torch.cat([micro for part in parts for micro in part]).tolist()) == examples.tolist()
     assert all(len(micro) <= batch_size for part in parts for micro in part)
+
+
+def lines(*rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def test_json_lines_are_read_in_any_order_of_their_keys_and_with_further_ones(tmp_path):
+    rows = {"question": "is it", "passage": "a\u2028b\tc", "label": True, "idx": 7, "title": "t"}, {
+        "idx": 7, "label": False, "passage": "č", "question": "q"
+    }  # fmt: skip
+    folder = write(tmp_path, "BoolQ/train.jsonl", lines(*rows).replace("\n", "\r\n"))
+    assert data.read(find("boolq"), "train", folder) == data.Examples((["is it", "q"], ["a\u2028b\tc", "č"]), [1, 0])
+    pair = {"premise": "a", "hypothesis": "b"}
+    write(tmp_path, "CB/val.jsonl", lines(*(pair | {"label": name} for name in ("neutral", "contradiction"))))
+    assert data.read(find("cb"), "validation", folder).labels == [2, 1]
+
+
+def test_a_test_set_of_json_lines_has_no_labels_and_keeps_its_idx(tmp_path):
+    rows = [{"premise": "a", "choice1": "b", "choice2": "c", "question": "cause"} for _ in range(2)]
+    folder = write(tmp_path, "COPA/test.jsonl", lines(rows[0] | {"idx": 5}, rows[1] | {"idx": 3}))
+    examples = data.read(find("copa"), "test", folder)
+    assert examples == data.Examples((["a"] * 2, ["cause"] * 2, ["b"] * 2, ["c"] * 2), None, [5, 3])
+    assert examples.sample(1).ids in ([5], [3])
+    write(tmp_path, "COPA/test.jsonl", lines(*rows))
+    assert data.read(find("copa"), "test", folder).ids is None
+    for ids in ((1, 1), (0, "1"), (0, None), (True, 2)):
+        write(tmp_path, "COPA/test.jsonl", lines(*(row | {"idx": idx} for row, idx in zip(rows, ids, strict=True))))
+        with pytest.raises(InputError, match=r"test.jsonl, line [12]: idx is .*, wanted a whole number of this line"):
+            data.read(find("copa"), "test", folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"question": "why"}, "question is 'why', wanted one of cause, effect"),
+        ({"premise": 5}, "premise is 5, wanted a text in quotation marks"),
+        ({"premise": "a\0b"}, r"premise has the character U\+0000"),
+        ({"choice2": "\ud83d"}, r"choice2 has the character U\+D83D"),
+        ({"label": 2}, "label 2, wanted one of 0, 1"),
+        ({"label": True}, "label true, wanted one of 0, 1"),
+    ],
+)
+def test_a_malformed_value_in_json_lines_is_reported_with_its_line(changes, message, tmp_path):
+    good = {"premise": "a", "choice1": "b", "choice2": "c", "question": "cause", "label": 0}
+    folder = write(tmp_path, "COPA/train.jsonl", f"{json.dumps(good)}\n{json.dumps(good | changes)}\n")
+    with pytest.raises(InputError, match=f"train.jsonl, line 2: {message}"):
+        data.read(find("copa"), "train", folder)
+
+
+def test_rte_in_the_format_of_the_other_benchmark_names_the_other_task(tmp_path):
+    folder = write(tmp_path, "RTE/train.jsonl", "")
+    with pytest.raises(InputError, match=r"RTE/train.jsonl is there: choose --task_name superglue_rte"):
+        data.read(find("rte"), "train", folder)
+    folder = write(tmp_path / "glue", "RTE/train.tsv", "")
+    with pytest.raises(InputError, match=r"of the official SuperGLUE download; RTE/train.tsv is there: .* rte$"):
+        data.read(find("superglue_rte"), "train", folder)
+
+
+@pytest.mark.skipif(not SUPERGLUE.is_dir(), reason="no real SuperGLUE data beside the repository")
+def test_the_real_json_lines_have_the_numbers_of_examples_of_the_benchmark():
+    wanted = {
+        ("boolq", "validation"): (3270, 2), ("cb", "train"): (250, 3), ("cb", "validation"): (56, 3),
+        ("copa", "train"): (400, 2), ("copa", "validation"): (100, 2),
+    }  # fmt: skip
+    found = {(name, split): data.read(find(name), split, str(SUPERGLUE)) for name, split in wanted}
+    assert {key: (len(examples), len(set(examples.labels))) for key, examples in found.items()} == wanted
 
 
 @pytest.mark.skipif(not GLUE.is_dir(), reason="no real GLUE data beside the repository")

@@ -1,4 +1,4 @@
-"""The GLUE metrics against values computed by hand."""
+"""The metrics against values computed by hand."""
 
 import math
 import warnings
@@ -29,6 +29,20 @@ def test_accuracy_and_f1_are_those_computed_by_hand():
     assert found == {"accuracy": pytest.approx(0.5), "f1": pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))}
 
 
+def test_macro_f1_is_the_mean_of_the_f1_of_the_classes():
+    # F1 of class 0: 2 * (2/3) * (2/3) / (4/3), of class 1: 0 of 1 is right, of class 2: precision 1/2, recall 1
+    found = compute("cb", [0, 0, 0, 2, 2], [0, 0, 1, 0, 2])
+    assert found == {"accuracy": pytest.approx(3 / 5), "f1_macro": pytest.approx((2 / 3 + 0 + 2 / 3) / 3)}
+
+
+def test_further_metrics_are_computed_too():
+    # F1 of class 1: precision 2/3, recall 1; of class 0: precision 1, recall 1/2
+    found = compute("boolq", [1, 1, 1, 0], [1, 1, 0, 0])
+    assert found["f1"] == pytest.approx(0.8)
+    assert found["f1_macro"] == pytest.approx((0.8 + 2 / 3) / 2)
+    assert found["accuracy"] == 0.75
+
+
 def test_correlations_are_those_computed_by_hand():
     # deviations (-1.5, -.5, .5, 1.5) and (-1, 0, -1, 2) times 1: 4 / sqrt(5 * 6); ranks of the second (1.5, 3, 1.5, 4)
     found = compute("stsb", [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 1.0, 4.0])
@@ -39,7 +53,7 @@ def test_correlations_are_those_computed_by_hand():
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.targets.has_classes])
 def test_predicting_one_class_has_defined_scores_and_gives_no_warning(name):
     found = compute(name, [0, 0, 0, 0], [0, 1, 0, 1])
-    assert set(found) == set(find(name).metrics)
+    assert set(found) == set(find(name).reported)
     assert found.get("accuracy", 0.5) == 0.5
     assert found.get("matthews_correlation", 0.0) == 0.0
     assert found.get("f1", 0.0) == 0.0

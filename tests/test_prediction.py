@@ -46,6 +46,14 @@ def test_scores_are_clipped_to_the_range():
     assert lines[1:] == ["0\t0.000", "1\t3.142", "2\t5.000"]
 
 
+def test_answers_of_superglue_are_json_lines_with_the_idx_of_the_file():
+    lines = submission_lines(tasks.find("boolq"), np.array([[0.0, 1.0], [1.0, 0.0]]))
+    assert lines == ['{"idx": 0, "label": "true"}', '{"idx": 1, "label": "false"}']
+    lines = submission_lines(tasks.find("copa"), np.array([[0.0, 1.0], [1.0, 0.0]]), [7, 5])
+    assert lines == ['{"idx": 7, "label": 1}', '{"idx": 5, "label": 0}']
+    assert submission_lines(tasks.find("cb"), np.eye(3))[2] == '{"idx": 2, "label": "neutral"}'
+
+
 def test_the_file_has_a_line_for_each_test_example(options):
     settings = options(task_name="rte")
     folder, _ = train(Lora(rank=2), settings)

@@ -86,7 +86,14 @@ def test_a_run_interrupted_three_times_ends_like_an_uninterrupted_one(method, op
 
 
 @pytest.mark.parametrize(
-    "settings", [{"gradient_accumulation_steps": 2}, {"padding": "batch"}, {"warmup_ratio": 0.9}, {"select": "holdout"}]
+    "settings",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"padding": "batch"},
+        {"warmup_ratio": 0.9},
+        {"select": "holdout"},
+        {"task_name": "copa"},
+    ],
 )
 def test_resuming_is_exact_with_other_settings_too(settings, options, uninterrupted, monkeypatch):
     settings |= {"n_epochs": 3, "checkpoint_every": 2, "max_train_samples": 100}

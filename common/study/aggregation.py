@@ -120,7 +120,7 @@ def _result(row: Row) -> Row:
 def check(path: Path, row: Row) -> None:
     """Raise InputError if a row of the file `path` lacks what tables, figures and reports read, or has it otherwise."""
     files.require(path, row, **dict.fromkeys(("method", "task_name", "run", "checkpoint", "data"), str))
-    metrics = tasks.find(row["task_name"]).metrics
+    metrics = tasks.find(row["task_name"]).reported
     ints = ["seed", "n_epochs", "batch_size", "train_examples", "validation_examples", "trainable_params_without_head"]
     optional = ("max_train_samples", "max_eval_samples", "search_trials")
     ints += [name for name in optional if row.get(name) is not None]
@@ -235,7 +235,7 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
     """Read the stored predictions of a configuration's runs.
 
     Args:
-        metric: one of `measures`, or score.
+        metric: one of `measures`, a further metric of the task, or score.
         home: the --output_dir of the runs.
 
     Raises:
@@ -245,7 +245,7 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
     task = tasks.find(rows[0]["task_name"])
     split, names = task.validations[0], task.metrics
     for other in task.validations:
-        for name in task.metrics:
+        for name in task.reported:
             if metric == name + task.suffix(other):
                 split, names = other, (name,)
 
@@ -274,7 +274,7 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
 
 def glue_missing(scores: Mapping[str, Sequence[float]]) -> list[str]:
     """Tasks and metrics that are missing for a GLUE average."""
-    lengths = {name: (len(scores.get(name, ())), len(measures(name))) for name in tasks.TRAINED}
+    lengths = {name: (len(scores.get(name, ())), len(measures(name))) for name in tasks.AVERAGED}
     return [name if not n else f"{name} ({n} of {of} metrics)" for name, (n, of) in lengths.items() if n != of]
 
 
@@ -289,13 +289,15 @@ def glue_average(scores: Mapping[str, Sequence[float]]) -> float:
     """
     if glue_missing(scores):
         raise InputError(f"no GLUE average, since these are missing: {', '.join(glue_missing(scores))}")
-    return statistics.fmean(statistics.fmean(scores[name]) for name in tasks.TRAINED)
+    return statistics.fmean(statistics.fmean(scores[name]) for name in tasks.AVERAGED)
 
 
 def glue_scores(tables: Tables) -> dict[Setting, dict[str, dict[str, list[float]]]]:
     """Setting without task -> method -> task -> official metrics that the best configuration has."""
     pools: dict[tuple[Setting, str], list[Configuration]] = defaultdict(list)
     for setting, configurations in tables.items():
+        if setting.task_name not in tasks.AVERAGED:
+            continue
         pools[setting.without_task(), setting.task_name] += configurations
     found: dict[Setting, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
     for (setting, task), configurations in pools.items():

@@ -33,7 +33,7 @@ def commands(
         SystemExit: a value is wrong; it is reported in one line.
     """
     kind, known = find(method), tasks.TESTED if verb == "test" else tasks.TRAINED
-    names = task_names or tasks.TRAINED  # test expands mnli to its three test sets
+    names = task_names or tasks.AVERAGED  # test expands mnli to its three test sets
     for name in names:
         if name not in known:
             raise InputError(f"no task {name!r} to {verb}: there are {', '.join(known)}")

@@ -82,11 +82,12 @@ def having(tables: Tables, metric: str) -> Tables:
     found = {
         setting: some
         for setting, some in tables.items()
-        if metric in ("score", *aggregation.measures(setting.task_name))
+        if metric in ("score", *aggregation.measures(setting.task_name), *tasks.find(setting.task_name).also)
         and all(on_dev(row, metric) in row for each in some for row in each.rows)
     }
     if not found:
         names = {name for setting in tables for name in aggregation.measures(setting.task_name)}
+        names |= {name for setting in tables for name in tasks.find(setting.task_name).also}
         raise InputError(f"no rows have the metric {metric!r}: choose score, {', '.join(sorted(names))}")
     return found
 
@@ -157,7 +158,7 @@ def averages(tables: Tables) -> Iterator[Table]:
         pool = [each for other, some in tables.items() if other.without_task() == setting for each in some]
         lines: list[Cells] = []
         for method, scores in methods.items():
-            cells = [f"{100 * fmean(scores[name]):.1f}" if scores.get(name) else "-" for name in tasks.TRAINED]
+            cells = [f"{100 * fmean(scores[name]):.1f}" if scores.get(name) else "-" for name in tasks.AVERAGED]
             missing = ", ".join(aggregation.glue_missing(scores))
             average = "n/a" if missing else f"{100 * aggregation.glue_average(scores):.1f}"
             lines.append((method, average, *cells, missing or "nothing"))
@@ -166,7 +167,7 @@ def averages(tables: Tables) -> Iterator[Table]:
             "for each method and task: 100 x the mean score of the best configuration",
         ]
         notes.append("score of a task: mean of its metrics, for mnli of matched and mismatched; ax is not counted")
-        header = ("method", "GLUE average", *tasks.TRAINED, "missing")
+        header = ("method", "GLUE average", *tasks.AVERAGED, "missing")
         yield Table(f"GLUE average, {setting.variant}, {setting.checkpoint}", notes, header, tuple(sorted(lines)))
 
 
@@ -341,7 +342,7 @@ def runs_table(rows: list[dict[str, Any]]) -> str:
     rows = sorted(rows, key=lambda row: (row["task_name"], row["method"], str(row.get("frozen_dtype")), row["seed"]))
     for row in rows:
         scores = ", ".join(
-            f"{name} {score(row, name)} ({majority_text(row, name)})" for name in tasks.find(row["task_name"]).metrics
+            f"{name} {score(row, name)} ({majority_text(row, name)})" for name in tasks.find(row["task_name"]).reported
         )
         settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs of batches of {row['batch_size']}"
         settings += ", frozen in bfloat16" if row.get("frozen_dtype") == "bfloat16" else ""
