@@ -348,12 +348,14 @@ def test_a_malformed_value_in_json_lines_is_reported_with_its_line(changes, mess
 
 
 def test_rte_in_the_format_of_the_other_benchmark_names_the_other_task(tmp_path):
-    folder = write(tmp_path, "RTE/train.jsonl", "")
+    folder = write(tmp_path / "superglue", "RTE/train.jsonl", "")
     with pytest.raises(InputError, match=r"RTE/train.jsonl is there: choose --task_name superglue_rte"):
         data.read(find("rte"), "train", folder)
     folder = write(tmp_path / "glue", "RTE/train.tsv", "")
     with pytest.raises(InputError, match=r"of the official SuperGLUE download; RTE/train.tsv is there: .* rte$"):
         data.read(find("superglue_rte"), "train", folder)
+    with pytest.raises(InputError, match=r"of the official GLUE download$"):
+        data.read(find("rte"), "train", str(tmp_path))
 
 
 @pytest.mark.skipif(not SUPERGLUE.is_dir(), reason="no real SuperGLUE data beside the repository")
