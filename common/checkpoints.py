@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from common.encoders import KINDS, encoder, head_parameters
+from common.encoders import KINDS, attention_function, encoder, head_parameters, take_attention_functions
 from common.errors import InputError, check
 from common.options import Pooling
 from common.pooling import set_pooling
@@ -168,6 +168,7 @@ def _config(source: str, n_outputs: int) -> Any:
     values.pop("torch_dtype", None)  # the old name of dtype
     config = AutoConfig.for_model(kind, **values | _NEUTRAL | {"num_labels": n_outputs})
     config.num_labels = n_outputs  # also where the labels of another head are named
+    config._attn_implementation = attention_function(kind)
     check({f"{source}: {problem}": is_there for problem, is_there in _unsupported(config, values).items()})
     return config
 
@@ -183,6 +184,7 @@ def _unsupported(config: Any, values: dict[str, Any]) -> dict[str, bool]:
     drops = {name: value for name, value in values.items() if "dropout" in name and value is not None}
     dropped = next((name for name, value in drops.items() if not 0 <= value < 1), None)
     counts_padding = any(name in config.model_type for name in ("roberta", "camembert"))
+    buckets = getattr(config, "relative_attention_num_buckets", 32)
     width, heads, pad = config.hidden_size, config.num_attention_heads, config.pad_token_id
     return {
         f"{decoder} is true: wanted an encoder, in which every token attends to all others": decoder is not None,
@@ -194,6 +196,7 @@ def _unsupported(config: Any, values: dict[str, Any]) -> dict[str, bool]:
         "it has a quantization_config: wanted weights that are not quantized": bool(values.get("quantization_config")),
         f"{dropped} is {drops.get(dropped or '')}: wanted a probability from 0 to below 1": dropped is not None,
         f"hidden_size is {width} with {heads} attention heads: wanted a multiple": heads < 1 or width % heads > 0,
+        f"relative_attention_num_buckets is {buckets}: wanted 32, which transformers computes": buckets != 32,
         f"pad_token_id is {pad}: wanted a token, since positions are counted from it": (
             counts_padding and (pad is None or pad < 0)
         ),
@@ -256,7 +259,6 @@ def load_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
             source,
             config=_config(source, n_outputs),
             dtype=torch.float32,
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -271,9 +273,8 @@ def load_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
             torch.set_rng_state(random_state)  # so that the head is the one that a checkpoint without a head gets
             prefix = model.base_model_prefix + "."
             pretrained = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
-            model = type(model).from_pretrained(
-                None, config=model.config, state_dict=pretrained, dtype=torch.float32, attn_implementation="sdpa"
-            )
+            model = type(model).from_pretrained(None, config=model.config, state_dict=pretrained, dtype=torch.float32)
+    take_attention_functions(model)
     model.base = Base(one_spelling(checkpoint, *NAMED), fingerprint(model), _revision(source))
     set_pooling(model, pooling)
     return model
@@ -325,6 +326,7 @@ def meta_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
         raise InputError(
             f"{checkpoint} claims {needed / 2**30:,.0f} GiB of weights, and there are {available / 2**30:,.0f} GiB"
         )
+    take_attention_functions(model)
     model.base = Base(checkpoint, "", None)
     set_pooling(model, pooling)
     return model

@@ -14,7 +14,7 @@ from common.sequences import Sequences
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
+KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet")
 """Supported model types."""
 
 Linear = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
@@ -22,21 +22,22 @@ Linear = Literal["query", "key", "value", "attention_output", "intermediate", "o
 Sublayer = Literal["attention", "feedforward"]
 """The two parts of a Transformer layer. A residual sum and a LayerNorm follow each of them."""
 
-# Paths of modules in a layer or an encoder: first those of BERT, RoBERTa and ELECTRA, then those of DistilBERT.
+# Paths of modules in a layer or an encoder: first those of BERT, RoBERTa and ELECTRA, then those of DistilBERT, then
+# those of MPNet where they are others.
 _LINEAR: dict[str, tuple[str, ...]] = {
-    "query": ("attention.self.query", "attention.q_lin"),
-    "key": ("attention.self.key", "attention.k_lin"),
-    "value": ("attention.self.value", "attention.v_lin"),
-    "attention_output": ("attention.output.dense", "attention.out_lin"),
+    "query": ("attention.self.query", "attention.q_lin", "attention.attn.q"),
+    "key": ("attention.self.key", "attention.k_lin", "attention.attn.k"),
+    "value": ("attention.self.value", "attention.v_lin", "attention.attn.v"),
+    "attention_output": ("attention.output.dense", "attention.out_lin", "attention.attn.o"),
     "intermediate": ("intermediate.dense", "ffn.lin1"),
     "output": ("output.dense", "ffn.lin2"),
 }
 _LAYER_NORMS: dict[Sublayer, tuple[str, ...]] = {
-    "attention": ("attention.output.LayerNorm", "sa_layer_norm"),
+    "attention": ("attention.output.LayerNorm", "sa_layer_norm", "attention.LayerNorm"),
     "feedforward": ("output.LayerNorm", "output_layer_norm"),
 }
 _LAYERS = ("encoder.layer", "transformer.layer")
-_SELF_ATTENTION = ("attention.self", "attention")
+_SELF_ATTENTION = ("attention.self", "attention.attn", "attention")
 
 
 def _first(root: nn.Module, paths: tuple[str, ...]) -> str:
@@ -51,6 +52,19 @@ def _first(root: nn.Module, paths: tuple[str, ...]) -> str:
 def encoder(model: nn.Module) -> Any:
     """The pretrained part of a model with a head."""
     return model.base_model
+
+
+def attention_function(kind: str) -> str:
+    """The attention function of transformers that encoders of a kind are loaded with."""
+    return "eager" if kind == "mpnet" else "sdpa"
+
+
+def take_attention_functions(model: nn.Module) -> None:
+    """Let a model as it was loaded call other attention functions too, as all but MPNet do."""
+    if encoder(model).config.model_type == "mpnet":
+        from common import mpnet
+
+        mpnet.take_attention_functions(model)
 
 
 def layers(model: nn.Module) -> Any:
@@ -82,11 +96,11 @@ def sublayer(layer: nn.Module, name: Sublayer) -> Place:
     The host is the LayerNorm after the sum.
     """
     norm = layer_norm(layer, name)
-    path = {"attention": "attention.output", "feedforward": "output"}[name]
-    try:
-        return BeforeResidual(norm, layer.get_submodule(path))
-    except AttributeError:  # DistilBERT computes the sum in the layer, so the module's output is the sublayer's
+    home = _first(layer, _LAYER_NORMS[name]).rpartition(".")[0]
+    if not home:  # DistilBERT computes the sum in the layer, so the module's output is the sublayer's
         return Place(norm, layer.get_submodule({"attention": "attention", "feedforward": "ffn"}[name]))
+    whole = home == "attention"  # MPNet's is the whole sublayer, the others only end it
+    return BeforeResidual(norm, layer.get_submodule(home), argument=0 if whole else 1)
 
 
 def hidden(layer: nn.Module) -> Place:
@@ -160,7 +174,7 @@ def self_attention(layer: nn.Module) -> Any:
 
 def keys_and_values(attention: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values that a self-attention computes from hidden states, each (..., hidden)."""
-    names = ("key", "value") if hasattr(attention, "key") else ("k_lin", "v_lin")
+    names = next(pair for pair in (("key", "value"), ("k_lin", "v_lin"), ("k", "v")) if hasattr(attention, pair[0]))
     key, value = (getattr(attention, name)(hidden_states) for name in names)
     return key, value
 

@@ -54,28 +54,33 @@ def _add_to_output(branch: Branch, host: Any, _module: nn.Module, args: Any, kwa
     added = branch(args[0] if args else next(iter(kwargs.values())), y, host)
     if added is None:
         return out
-    return (y + added, *others) if others else y + added
+    return (y + added, *others) if isinstance(out, tuple) else y + added
 
 
 class BeforeResidual(Place):
     """A sublayer's output before the residual sum: LayerNorm(out + branch(x, out, LayerNorm) + x).
 
-    The owner is a module that is called as owner(hidden_states, x) and adds x after its `dropout`.
+    The owner is a module that adds x, one of its arguments, after its `dropout`.
     """
+
+    def __init__(self, host: nn.Module, owner: Any, argument: int):
+        """argument: which one x is."""
+        super().__init__(host, owner)
+        self.argument = argument
 
     def add(self, branch: Branch) -> None:
         self.register(branch)
-        hooks = _AddBeforeResidual(branch, self.host)
+        hooks = _AddBeforeResidual(branch, self.host, self.argument)
         self.owner.register_forward_pre_hook(hooks.keep)
         self.owner.dropout.register_forward_hook(hooks.add)
 
 
 class _AddBeforeResidual:
-    def __init__(self, branch: Branch, norm: nn.Module):
-        self.branch, self.norm, self.x = branch, norm, torch.empty(0)
+    def __init__(self, branch: Branch, norm: nn.Module, argument: int):
+        self.branch, self.norm, self.argument, self.x = branch, norm, argument, torch.empty(0)
 
     def keep(self, _module: nn.Module, args: Any) -> None:
-        _, self.x = args
+        self.x = args[self.argument]
 
     def add(self, _dropout: nn.Module, _args: Any, out: torch.Tensor) -> torch.Tensor | None:
         added = self.branch(self.x, out, self.norm)

@@ -27,7 +27,7 @@ from forks import FORKS
 from common import tasks
 from common.checkpoints import load_model
 from common.classification import TextClassification
-from common.encoders import first_position
+from common.encoders import first_position, n_token_types
 from common.fast import prepare
 from common.fast.packing import Layout
 from common.methods import apply, trainable
@@ -40,7 +40,7 @@ hypothesis.settings.register_profile("torture", max_examples=100_000, deadline=2
 hypothesis.settings.load_profile("quick")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-KINDS = ("bert", "roberta", "distilbert", "electra")
+KINDS = ("bert", "roberta", "distilbert", "electra", "mpnet")
 HIDDEN, LAYERS, INTERMEDIATE = 32, 2, 64
 
 
@@ -71,6 +71,8 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, vectors: bool = True
     }
     if kind == "electra":
         shape["embedding_size"] = HIDDEN // 2  # smaller than the hidden size, so that there is a projection
+    if kind == "mpnet":
+        shape["pad_token_id"] = 1  # which its position ids count from, whatever the config says
     if kind == "distilbert":
         names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
         names |= {"intermediate_size": "hidden_dim"}
@@ -155,7 +157,7 @@ def packed_batch(model, batch: dict[str, torch.Tensor], rounded: bool = True) ->
     """Pack a padded batch, for a model that takes packed batches."""
     is_token = batch["attention_mask"].bool()
     columns = {"input_ids": batch["input_ids"][is_token]}
-    if model.config.model_type != "distilbert":
+    if n_token_types(model) is not None:
         columns["token_type_ids"] = torch.zeros_like(columns["input_ids"])
     lengths = is_token.sum(1)
     return Layout(first_position(model), rounded).pack(columns, lengths.cumsum(0) - lengths, lengths)

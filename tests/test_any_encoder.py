@@ -16,7 +16,7 @@ from baseline.method import Baseline
 from bitfit.method import BitFit
 from common.checkpoints import load_model, load_tokenizer, meta_model
 from common.data import Examples
-from common.encoders import KINDS
+from common.encoders import KINDS, attention_function, n_token_types, take_attention_functions
 from common.errors import InputError
 from common.fast import prepare
 from common.methods import apply, find, names, trainable
@@ -71,14 +71,17 @@ def build(kind, sizes, vocabulary):
 
     torch.manual_seed(1)
     shape = {"vocab_size": vocabulary, "max_position_embeddings": 64, "initializer_range": 0.2}
-    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **shape | sizes)).eval()
+    config = AutoConfig.for_model(kind, **shape | sizes, attn_implementation=attention_function(kind))
+    model = AutoModelForSequenceClassification.from_config(config)
+    take_attention_functions(model)
+    return model.eval()
 
 
 @settings(max_examples=60)
 @given(shapes(), st.sampled_from(METHODS), st.lists(st.tuples(texts, texts), min_size=1, max_size=5))
 def test_packed_outputs_and_gradients_equal_the_padded_ones_of_the_plain_model(tokenizer, shape, method, pairs):
     tokens = tokenize(Examples(tuple(map(list, zip(*pairs, strict=True))), None), tokenizer, 40)
-    if shape[0] == "distilbert":
+    if shape[0] in ("distilbert", "mpnet"):
         tokens = dataclasses.replace(tokens, columns={"input_ids": tokens.columns["input_ids"]})
     found = []
     for reference in (True, False):
@@ -135,7 +138,7 @@ def test_an_entry_that_changes_no_output_changes_none_packed_or_padded(kind, ent
         layout = prepare(model, torch.device("cpu"), reference=reference).layout
         tokens = tokenize(Examples((["the a b", "c"], ["was .", "in the"]), None), tokenizer, 40).with_layout(layout)
         batch, _ = tokens.batch(torch.arange(2), torch.device("cpu"))
-        if kind == "distilbert":
+        if n_token_types(model) is None:
             del batch["token_type_ids"]
         outputs.append(model(**batch).logits.detach())
     torch.testing.assert_close(outputs[0], outputs[1], atol=0, rtol=0)

@@ -17,12 +17,13 @@ class PackedAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
-    def forward(ctx, query, key, value, prefix_key, prefix_value, slots, scaling, dropout):  # type: ignore[no-untyped-def]
+    def forward(ctx, query, key, value, prefix_key, prefix_value, slots, scaling, dropout, *biases):  # type: ignore[no-untyped-def]
         """query: (tokens, heads, size), or (batch, heads, size): one per sequence, in packed order -> the same shape
 
         key, value: (tokens, heads, size)
         prefix_key, prefix_value: (heads, prefix, size), in front of the keys and values of each sequence; may be empty.
         slots: of the keys.
+        biases: for each group, added to the scores of the text, (lines, heads, width, width), see bias.py; or none.
         """
         heads, dtype, n_prefix = key.shape[1], value.dtype, prefix_key.shape[1]
         score_dtype = torch.promote_types(dtype, torch.float32)
@@ -40,29 +41,36 @@ class PackedAttention(torch.autograd.Function):
             keys, values = _prepend(score_prefix, keys), _prepend(prefix_value, values)
             mask = query_slots.unseen(number, slots, heads, n_prefix, score_dtype)
             scores = _product(queries, keys.mT, scaling, mask)
+            if biases:
+                _of_text(scores, heads, n_prefix).add_(biases[number])
             weights = scores.softmax(dim=-1).to(dtype)
             dropped = weights if keep is None else keep.mul_(weights.view(integer)).view(dtype)
             _product(dropped, values, 1 / (1 - dropout), out=o)
             ctx.weights.append((weights, dropped))
         ctx.save_for_backward(q, k, v, prefix_key, prefix_value)
         ctx.settings = slots, query_slots, heads, len(query), len(key), scaling, 1 / (1 - dropout)
+        ctx.bias_shapes = [bias.shape for bias in biases]
         return _from_slots(out, query_slots, heads, len(query))
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """gradient: of the output -> gradients of the five tensors"""
+        """gradient: of the output -> gradients of the five tensors and of the biases"""
         slots, query_slots, heads, n_queries, n_keys, scaling, keep_scale = ctx.settings
         q, k, v, prefix_key, prefix_value = ctx.saved_tensors
         n_prefix = prefix_key.shape[1]
         gradient = _to_slots(gradient, query_slots).index_fill_(0, query_slots.places(heads).idle, 0)
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        d_biases: list[torch.Tensor | None] = [None] * len(ctx.bias_shapes)
         d_prefixes = [torch.zeros_like(x) for x in (prefix_key, prefix_value)]
         parts = [ctx.weights, *(_groups(x, query_slots, heads) for x in (q, gradient, dq))]
         parts += [_groups(x, slots, heads) for x in (k, v, dk, dv)]
-        for (weights, dropped), queries, g, to_queries, keys, values, to_keys, to_values in zip(*parts, strict=True):
+        for number, each in enumerate(zip(*parts, strict=True)):
+            (weights, dropped), queries, g, to_queries, keys, values, to_keys, to_values = each
             keys, values = _prepend(prefix_key, keys), _prepend(prefix_value, values)
             d = _product(g, values.mT, scaling * keep_scale).mul_(dropped)  # (lines * heads, width, prefix + key width)
             d.addcmul_(weights, d.sum(dim=-1, keepdim=True), value=-1)
+            if ctx.bias_shapes and ctx.needs_input_grad[8 + number]:
+                d_biases[number] = _of_text(d, heads, n_prefix).sum_to_size(ctx.bias_shapes[number]) / scaling
             _product(d, keys, out=to_queries)
             if not n_prefix:
                 _product(d.mT, queries, out=to_keys)
@@ -73,7 +81,12 @@ class PackedAttention(torch.autograd.Function):
                 d_text.copy_(d_both[:, n_prefix:])
                 d_prefix += d_both[:, :n_prefix].unflatten(0, (-1, heads)).sum(0)
         dk, dv = (_from_slots(x, slots, heads, n_keys) for x in (dk, dv))
-        return _from_slots(dq, query_slots, heads, n_queries), dk, dv, *d_prefixes, None, None, None
+        return _from_slots(dq, query_slots, heads, n_queries), dk, dv, *d_prefixes, None, None, None, *d_biases
+
+
+def _of_text(scores: torch.Tensor, heads: int, n_prefix: int) -> torch.Tensor:
+    """scores: (lines * heads, width, prefix + key width) -> those of the text, (lines, heads, width, width)"""
+    return scores.unflatten(0, (-1, heads))[..., n_prefix:]
 
 
 def _product(
@@ -131,8 +144,12 @@ def padded_attention(
     padded: torch.Tensor,
     scaling: float,
     dropout: float,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """PackedAttention by one fused kernel over padded sequences. padded: (batch, longest), as in `Packing`."""
+    """PackedAttention by one fused kernel over padded sequences.
+
+    padded: (batch, longest), as in `Packing`. bias: of the scores, (heads, longest or 1, longest).
+    """
     real = padded >= 0
     index = padded.clamp(min=0)
     all_queries = len(query) == len(key)
@@ -140,6 +157,9 @@ def padded_attention(
     q = query[index].transpose(1, 2) if all_queries else query[:, :, None]
     k, v = _prepend(prefix_key, k), _prepend(prefix_value, v)
     mask = F.pad(real, (prefix_key.shape[-2], 0), value=True)[:, None, None]
+    if bias is not None:
+        bias = F.pad(bias, (prefix_key.shape[-2], 0)).to(q.dtype)
+        mask = torch.where(mask, bias, -torch.inf)  # (batch, heads, longest or 1, prefix + longest)
     out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
     if not all_queries:
         return out[:, :, 0]

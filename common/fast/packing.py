@@ -14,6 +14,7 @@ from torch import nn
 
 from common.encoders import keys_and_values, layers, stack
 from common.fast.attention import PackedAttention, padded_attention
+from common.fast.bias import of_padded, of_slots
 from common.fast.slots import Slots, grouped
 from common.places import Branch
 
@@ -147,6 +148,7 @@ def packed_attention(
     packing: Packing,
     prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
     text: torch.Tensor | None = None,
+    bias: Any = None,
     **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention function for transformers. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)
@@ -156,22 +158,28 @@ def packed_attention(
             (batch, heads, prefix, size), in packed order.
         text: (1, tokens, hidden), hidden states to compute keys and values from if the module got one token of each
             sequence only, so that query, key and value are (1, heads, batch, size).
+        bias: added to the scores by head and distance, see bias.py.
     """
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
     if text is not None:
         k, v = (x[0].unflatten(-1, q.shape[1:]) for x in keys_and_values(module, text))
+    query_at = packing.n_front if len(q) < len(k) else None
     if prefix is None:
         prefix = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
     if q.device.type != "cpu":  # many small products are slow on a GPU
-        return padded_attention(q, k, v, *prefix, packing.padded, scaling, dropout)[None], None
+        added = None if bias is None else of_padded(bias, packing.padded.shape[1], query_at, q.device)
+        return padded_attention(q, k, v, *prefix, packing.padded, scaling, dropout, added)[None], None
     if prefix[0].ndim == 4:  # as further tokens, whose queries and outputs are not used
-        longer, moved, inserted = packing.with_room(prefix[0].shape[-2])
+        n_prefix = prefix[0].shape[-2]
+        longer, moved, inserted = packing.with_room(n_prefix)
         k, v = (_inserted(x, p.transpose(1, 2), moved, inserted) for x, p in zip((k, v), prefix, strict=True))
         q = _inserted(q, None, moved, inserted)
         prefix = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
-        out = PackedAttention.apply(q, k, v, *prefix, longer.slots, scaling, dropout)
+        biases = () if bias is None else of_slots(bias, longer.slots, None, n_prefix)
+        out = PackedAttention.apply(q, k, v, *prefix, longer.slots, scaling, dropout, *biases)
         return out[moved][None], None
-    return PackedAttention.apply(q, k, v, *prefix, packing.slots, scaling, dropout)[None], None
+    biases = () if bias is None else of_slots(bias, packing.slots, query_at, 0)
+    return PackedAttention.apply(q, k, v, *prefix, packing.slots, scaling, dropout, *biases)[None], None
 
 
 def _inserted(x: torch.Tensor, new: torch.Tensor | None, moved: torch.Tensor, inserted: torch.Tensor) -> torch.Tensor:

@@ -123,15 +123,27 @@ class Slots:
         return [group.width * len(group.lines) for group in self.groups]
 
     @cached_property
-    def sequences(self) -> torch.Tensor:
-        """(slots,), index of the sequence in each slot; -1 in padding, which is at the ends of lines."""
+    def parts(self) -> torch.Tensor:
+        """(2, parts), sequences in the order of the slots and their lengths; -1 for padding, at the ends of lines."""
         parts = []
         for group in self.groups:
             for line in group.lines:
                 parts += [(i, self.lengths[i]) for i in line]
                 parts.append((-1, group.width - sum(self.lengths[i] for i in line)))
-        sequences, sizes = torch.tensor(parts).T
+        return torch.tensor(parts).T
+
+    @cached_property
+    def sequences(self) -> torch.Tensor:
+        """(slots,), index of the sequence in each slot; -1 in padding."""
+        sequences, sizes = self.parts
         return sequences.repeat_interleave(sizes)
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """(slots,), position in its sequence of the token in each slot; in padding they count on from 0."""
+        _, sizes = self.parts
+        begins = sizes.cumsum(0) - sizes
+        return torch.arange(int(sizes.sum())) - begins.repeat_interleave(sizes)
 
     def places(self, heads: int) -> Places:
         """Index tensors for all tokens, in the order of the packed row."""
