@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_packed_equals_padded, packed_batch, perturb, perturbed, random_batch, save_checkpoint, still
+from conftest import assert_packed_equals_padded, packed_batch, perturbed, random_batch, save_checkpoint, still
 from test_attention import states
 from test_packing import packed, sequences_of
 
@@ -191,8 +191,9 @@ def test_the_backward_pass_with_dropout_is_the_derivative_of_the_forward_pass():
     assert torch.autograd.gradcheck(attend, (Table().weight[396:403].detach().requires_grad_(), *states(2, (3, 1, 2))))
 
 
-def test_the_bias_is_computed_once_for_all_layers_and_anew_in_every_forward_pass(still_mpnet):
-    model = apply(Baseline(), loaded(still_mpnet)).train()
+def test_the_bias_is_computed_once_for_all_layers_and_anew_in_every_forward_pass(tmp_path):
+    folder = save_checkpoint("mpnet", tmp_path / "deep", num_hidden_layers=4, **still("mpnet"))
+    model = apply(Baseline(), loaded(str(folder))).train()
     batch = packed_batch(model, long_batch(model))
     prepare(model, torch.device("cpu"))
     calls = []
@@ -274,10 +275,11 @@ def test_thirty_steps_on_packed_batches_have_the_loss_curve_of_the_reference(met
         assert curves[0][1] == pytest.approx(other[1], abs=1e-5)
 
 
-@pytest.mark.slow
-def test_the_default_dropout_is_used_in_packed_batches_too(make_model):
-    model = apply(Lora(), make_model("mpnet")).train()
+def test_the_dropout_of_attention_is_used_in_training_in_packed_batches_too(tmp_path):
+    folder = save_checkpoint("mpnet", tmp_path, **still("mpnet") | {"attention_probs_dropout_prob": 0.2})
+    model = apply(Lora(), loaded(str(folder)))
     inputs = packed_batch(model, random_batch(model))
     prepare(model, torch.device("cpu"))
-    perturb(trainable(model).values())
-    assert not torch.equal(model(**inputs).logits, model(**inputs).logits)
+    for training in (False, True):
+        model.train(training)
+        assert torch.equal(model(**inputs).logits, model(**inputs).logits) != training
