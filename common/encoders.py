@@ -135,8 +135,9 @@ def sequences(model: nn.Module) -> Sequences:
 
 
 def weights(model: nn.Module) -> Weights:
-    """All parameters of the encoder but those of branches, always in the same order."""
-    inside = {part for module in model.modules() if isinstance(module, Branch) for part in module.modules()}
+    """All parameters of the encoder but those of branches and of a trained pooler, always in the same order."""
+    others = [*(module for module in model.modules() if isinstance(module, Branch)), *_trained_pooler(model)]
+    inside = {part for module in others for part in module.modules()}
     return Weights(encoder(model), [module for module in encoder(model).modules() if module not in inside])
 
 
@@ -194,6 +195,12 @@ def pooler(model: nn.Module) -> nn.Module | None:
     return found if found is not None and list(found.parameters()) else None
 
 
+def _trained_pooler(model: nn.Module) -> list[nn.Module]:
+    """The pooler, if it is trained with the head."""
+    pool = pooler(model)
+    return [pool] if pool is not None and getattr(model, "pooling", None) == "trained_pooler" else []
+
+
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All parameters outside the encoder and outside branches, including the dense layer of RoBERTa and DistilBERT.
 
@@ -201,8 +208,7 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     modules = [encoder(model), *(module for module in model.modules() if isinstance(module, Branch))]
     inside = {id(parameter) for module in modules for parameter in module.parameters()}
-    if (pool := pooler(model)) is not None and getattr(model, "pooling", None) == "trained_pooler":
-        inside -= {id(parameter) for parameter in pool.parameters()}
+    inside -= {id(parameter) for pool in _trained_pooler(model) for parameter in pool.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
 
 

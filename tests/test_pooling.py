@@ -8,7 +8,7 @@ from conftest import KINDS, assert_packed_equals_padded, outcome, perturbed, ran
 
 from common import classification, methods
 from common.checkpoints import base_of, load_model, load_tokenizer
-from common.encoders import before_head, encoder, head_parameters, pooler, stack
+from common.encoders import before_head, encoder, head_parameters, pooler, stack, weights
 from common.errors import InputError, Interrupted
 from common.fitting import count_without_head
 from common.loading import load_adapter
@@ -101,6 +101,12 @@ def test_a_trained_pooler_is_counted_with_the_head_and_no_other_is_trained(poole
     assert [name for name in trainable(trained) if "pooler" in name] == [
         "bert.pooler.dense.weight", "bert.pooler.dense.bias",
     ]  # fmt: skip
+
+
+def test_a_trained_pooler_is_not_among_the_weights_that_get_a_sparse_difference(pooled):
+    usual, trained = (pooled("bert", pooling) for pooling in ("pooler", "trained_pooler"))
+    hidden = encoder(usual).config.hidden_size
+    assert sum(weights(usual).sizes) - sum(weights(trained).sizes) == hidden * (hidden + 1)
 
 
 def test_the_base_of_an_adapter_is_the_same_for_every_pooling(pooled):
