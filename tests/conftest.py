@@ -179,7 +179,7 @@ def assert_packed_equals_padded(padded, packed, rounded: bool = True) -> None:
 
 TIMES = {"train_seconds", "examples_per_second", "real_tokens_per_second", "peak_memory_mib", "n_resumed", "output_dir"}
 TIMES |= {"finished_at", "host", "git_commit", "git_dirty"}
-"""Keys of a result that may differ between an interrupted run and an uninterrupted one; somebody may be at work here."""
+"""Keys of a result that may differ between an interrupted run and an uninterrupted one."""
 
 
 def outcome(folder: Path) -> dict[str, object]:

@@ -145,6 +145,7 @@ def test_what_can_be_learned_is_learned(options, tmp_path):
     assert train(Lora(targets=("query", "value", "output")), settings)[1]["best_accuracy"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_two_processes_compute_the_weights_and_predictions_of_one(tmp_path):
     """As in test_processes.py: one of them has no example in the last step, and each step has two micro-batches."""
