@@ -50,7 +50,9 @@ class TuneOptions:
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step."""
     warmup_ratio: float = 0.1
-    """Fraction of the steps in which the learning rate rises linearly from 0; after them it falls linearly to 0."""
+    """Fraction of the steps in which the learning rate rises linearly from 0."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """The learning rate after that: it falls to 0 linearly or along half a cosine, or stays."""
     n_epochs: int = 3
     """Passes over the training set."""
     max_grad_norm: float = 1.0

@@ -108,14 +108,14 @@ def read_predictions(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 _NOT_DECISIVE = (
     "output_dir", "report_to", "resume", "checkpoint_every", "time_limit", "max_bad_steps", "overwrite", "debug",
 )  # fmt: skip
-# Options that runs of earlier versions do not have: left out where they are None, so that runs keep their names.
-_LATER = ("pooling",)
+# Options that earlier versions did not have. At their defaults they are left out, so that runs keep their names.
+_LATER = {"pooling": None, "schedule": "linear"}
 
 
 def decisive(options: TuneOptions) -> dict[str, Any]:
     """The options that can change a run's result, by name."""
     values = {name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_DECISIVE}
-    return {name: value for name, value in values.items() if name not in _LATER or value is not None}
+    return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
 
 
 def short_name(checkpoint: str) -> str:

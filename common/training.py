@@ -148,7 +148,7 @@ def loop(run: "Run", after_epoch: AfterEpoch) -> None:
             run.clock = time.perf_counter()
             for indices in run.steps_left(epoch):  # (examples,) of one optimizer step, on all processes
                 for group in run.optimizer.param_groups:
-                    group["lr"] = peak_lr * schedule(progress.step, run.n_warmup, run.n_steps)
+                    group["lr"] = peak_lr * schedule(progress.step, run.n_warmup, run.n_steps, options.schedule)
 
                 step_loss = torch.zeros((), device=device)
                 for micro_batch, is_last in run.micro_batches(indices):
@@ -531,8 +531,9 @@ def result_of(run: Run, dev_scores: dict[str, float] | None) -> dict[str, Any]:
     }
 
 
-def schedule(step: int, n_warmup: int, n_steps: int) -> float:
-    """Factor on the peak learning rate: linear from 0 to 1 during warm-up, then linear to 0."""
+def schedule(step: int, n_warmup: int, n_steps: int, shape: str = "linear") -> float:
+    """Factor on the peak learning rate: linear from 0 to 1 during warm-up, then of a shape, see `TuneOptions`."""
     if step < n_warmup:
         return step / n_warmup
-    return (n_steps - step) / max(1, n_steps - n_warmup)
+    left = (n_steps - step) / max(1, n_steps - n_warmup)
+    return {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[shape]

@@ -141,5 +141,6 @@ def scored(model, settings: TuneOptions) -> float:
 
 
 def test_runs_of_earlier_versions_keep_their_names(options):
-    assert run_folder(Lora(), options()) != run_folder(Lora(), options(pooling="cls"))
-    assert "pooling" not in decisive(options())
+    for changed in (options(pooling="cls"), options(schedule="cosine")):
+        assert run_folder(Lora(), options()) != run_folder(Lora(), changed)
+    assert not {"pooling", "schedule"} & decisive(options()).keys()

@@ -81,15 +81,28 @@ def test_accumulated_micro_batches_equal_one_large_batch(options):
         torch.testing.assert_close(small[name], value, atol=2e-5, rtol=1e-4)
 
 
-def test_the_learning_rate_schedule_is_that_of_transformers():
-    from transformers import get_linear_schedule_with_warmup
+@pytest.mark.parametrize(
+    ("shape", "name"), [("linear", "linear"), ("cosine", "cosine"), ("constant", "constant_with_warmup")]
+)
+def test_the_learning_rate_schedule_is_that_of_transformers(shape, name):
+    from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=7, num_training_steps=60)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=7, num_training_steps=60)
     for step in range(60):
-        assert schedule(step, 7, 60) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert schedule(step, 7, 60, shape) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
         optimizer.step()
         theirs.step()
+
+
+def test_a_run_takes_its_schedule(options):
+    rates = []
+    for shape in ("linear", "constant"):
+        folder, result = train(Lora(rank=2), options(schedule=shape, lr=1e-3, warmup_ratio=0.0))
+        assert result.get("schedule", "linear") == shape
+        rates.append(read_curves(folder)["train/lr"][-1][-1])
+    assert rates[1] == pytest.approx(1e-3)
+    assert rates[0] < 5e-4
 
 
 def test_losses_are_those_of_transformers(make_model, bert):
