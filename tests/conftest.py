@@ -24,7 +24,7 @@ import pytest
 import torch
 from forks import FORKS
 
-from common import tasks
+from common import tasks, training
 from common.checkpoints import load_model
 from common.classification import TextClassification
 from common.encoders import first_position, n_token_types
@@ -188,6 +188,23 @@ def outcome(folder: Path) -> dict[str, object]:
     curves = {tag: points for tag, points in read_curves(folder).items() if tag != "train/tokens_per_second"}
     weights = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
     return {"result": {k: v for k, v in result.items() if k not in TIMES}, "curves": curves, "weights": weights}
+
+
+def at_step(monkeypatch, step: int, event: Callable[[], None]) -> None:
+    """Call `event` once, at the beginning of an optimizer step."""
+    usual = training.schedule
+
+    def schedule(now, *settings):
+        if now == step:
+            monkeypatch.setattr(training, "schedule", usual)
+            event()
+        return usual(now, *settings)
+
+    monkeypatch.setattr(training, "schedule", schedule)
+
+
+def send_sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class GivenScores(TextClassification):

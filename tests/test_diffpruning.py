@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import math
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,12 +10,14 @@ import torch
 from conftest import (
     GivenScores,
     assert_packed_equals_padded,
+    at_step,
     bert_base,
     on_processes,
     outcome,
     perturb,
     random_batch,
     save_checkpoint,
+    send_sigterm,
     still,
 )
 from safetensors.torch import load_file
@@ -331,29 +331,13 @@ def test_an_epoch_with_a_dense_difference_is_scored_and_not_kept(select, options
     assert effective(folder).count_nonzero() == 200
 
 
-def stop_at(monkeypatch, step, event):
-    usual = training.schedule
-
-    def schedule(now, *settings):
-        if now == step:
-            monkeypatch.setattr(training, "schedule", usual)
-            event()
-        return usual(now, *settings)
-
-    monkeypatch.setattr(training, "schedule", schedule)
-
-
-def send_sigterm():
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4, 5, 6, 9])
 def test_a_run_stopped_in_either_phase_or_between_them_ends_with_the_same_bits(step, options, tmp_path, monkeypatch):
     """The sixth of 12 steps fixes the mask."""
     settings, method = {"n_epochs": 2, "lr": 1e-3, "seed": 5}, dataclasses.replace(BRIEF, relaxed=0.4)
     whole, _ = train(method, options(**settings, output_dir=str(tmp_path / "whole")))
-    stop_at(monkeypatch, step, send_sigterm)
+    at_step(monkeypatch, step, send_sigterm)
     with pytest.raises(Interrupted):
         train(method, options(**settings))
     folder, result = train(method, options(**settings))

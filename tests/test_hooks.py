@@ -1,8 +1,6 @@
 """The hooks of a method are called as documented, and what they change is stored, counted and resumed."""
 
 import dataclasses
-import os
-import signal
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import GivenScores, outcome, random_batch
+from conftest import GivenScores, at_step, outcome, random_batch, send_sigterm
 from safetensors.torch import load_file
 from torch import nn
 
@@ -155,15 +153,7 @@ def test_a_mask_that_is_fixed_half_way_survives_an_interruption(step, options, t
     """The run receives SIGTERM before or after the step that fixes the mask."""
     settings = {"n_epochs": 2, "checkpoint_every": 1, "seed": 11}
     uninterrupted, _ = train(Sparse(), options(**settings, output_dir=str(tmp_path / "uninterrupted")))
-    usual = training.schedule
-
-    def stop(now, *others):
-        if now == step:
-            monkeypatch.setattr(training, "schedule", usual)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return usual(now, *others)
-
-    monkeypatch.setattr(training, "schedule", stop)
+    at_step(monkeypatch, step, send_sigterm)
     with pytest.raises(Interrupted):
         train(Sparse(), options(**settings))
     (kept,) = (path for path in tmp_path.rglob(CHECKPOINT))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, REPOSITORY, outcome, save_checkpoint
+from conftest import KINDS, REPOSITORY, at_step, outcome, save_checkpoint, send_sigterm
 from safetensors.torch import load_file
 
 from adapters.method import Adapters
@@ -41,25 +41,8 @@ class PowerCut(BaseException):
     """Ends a run at once, with nothing saved."""
 
 
-def at_step(monkeypatch, step: int, event) -> None:
-    """Call `event` once, at the beginning of an optimizer step."""
-    usual = training.schedule
-
-    def schedule(now, *settings):
-        if now == step:
-            monkeypatch.setattr(training, "schedule", usual)
-            event()
-        return usual(now, *settings)
-
-    monkeypatch.setattr(training, "schedule", schedule)
-
-
 def lose_power() -> None:
     raise PowerCut
-
-
-def send_sigterm() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture
