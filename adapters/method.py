@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import Branch, Place, Sublayer, embedding_layer_norm, embeddings, hidden_size, layers, sublayer
+from common.encoders import (
+    Branch,
+    Place,
+    Sublayer,
+    embedding_layer_norm,
+    embeddings,
+    hidden_size,
+    layers,
+    sharing,
+    sublayer,
+)  # fmt: skip
 from common.errors import DoesNotFit, check
 from common.methods import ByLayer
 
@@ -98,7 +108,10 @@ class Adapters(ByLayer):
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
         dropped = None
         if self.drop_layers == "random":
-            dropped = Dropped(len(layers(model)))
+            n_layers = len(layers(model))
+            if n_layers < 2:
+                raise DoesNotFit(f"drop_layers is random, but the encoder has 1 layer{sharing(model)}: choose 0")
+            dropped = Dropped(n_layers)
             yield embeddings(model), dropped
         names: tuple[Sublayer, ...] = ("attention", "feedforward") if self.placement == "houlsby" else ("feedforward",)
         for number, layer in self.with_adapters(model).items():
@@ -121,7 +134,8 @@ class Adapters(ByLayer):
         """The layers that get adapters, by number."""
         lowest = 0 if self.drop_layers == "random" else self.drop_layers
         if lowest >= len(layers(model)):
-            raise DoesNotFit(f"drop_layers is {lowest}, but the encoder has {len(layers(model))} layers: choose fewer")
+            has = f"{len(layers(model))} layers{sharing(model)}"
+            raise DoesNotFit(f"drop_layers is {lowest}, but the encoder has {has}: choose fewer")
         return {number: layer for number, layer in self.changed(model).items() if number >= lowest}
 
     def uses_all(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import Branch, Linear, Place, encoder, layers, linear, pooler
+from common.encoders import Branch, Linear, Place, encoder, layers, linear, pooler, sharing
 from common.errors import DoesNotFit, check
 from common.methods import Method
 
@@ -69,7 +69,8 @@ class Baseline(Method):
             encoder(model).requires_grad_(True)
         elif k:
             if k > len(stack):
-                raise DoesNotFit(f"top_k is {k}, but the encoder has {len(stack)} layers: choose at most that")
+                has = f"{len(stack)} layers{sharing(model)}"
+                raise DoesNotFit(f"top_k is {k}, but the encoder has {has}: choose at most that")
             stack[-k:].requires_grad_(True)
             if (pool := pooler(model)) is not None:
                 pool.requires_grad_(True)

@@ -158,9 +158,9 @@ def _config(source: str, n_outputs: int) -> Any:
     values = PreTrainedConfig.get_config_dict(source)[0]
     kind = values.pop("model_type", None)
     if kind not in KINDS:
-        raise InputError(f"{source} is an encoder of kind {kind}: known are {', '.join(KINDS)}")
+        raise InputError(f"{source} is a model of kind {kind}: known are {', '.join(KINDS)}")
     # transformers builds a list as long as these say before anybody can ask how large the model is.
-    for name in ("num_hidden_layers", "n_layers"):
+    for name in ("num_hidden_layers", "n_layers", "num_hidden_groups", "inner_group_num"):
         value = values.get(name, 1)
         if type(value) is not int or not 1 <= value <= MOST_LAYERS:
             wanted = f"wanted a number from 1 to {MOST_LAYERS:,}"
@@ -185,6 +185,7 @@ def _unsupported(config: Any, values: dict[str, Any]) -> dict[str, bool]:
     dropped = next((name for name, value in drops.items() if not 0 <= value < 1), None)
     counts_padding = any(name in config.model_type for name in ("roberta", "camembert"))
     buckets = getattr(config, "relative_attention_num_buckets", 32)
+    groups, n_layers = getattr(config, "num_hidden_groups", 1), config.num_hidden_layers
     width, heads, pad = config.hidden_size, config.num_attention_heads, config.pad_token_id
     return {
         f"{decoder} is true: wanted an encoder, in which every token attends to all others": decoder is not None,
@@ -197,6 +198,9 @@ def _unsupported(config: Any, values: dict[str, Any]) -> dict[str, bool]:
         f"{dropped} is {drops.get(dropped or '')}: wanted a probability from 0 to below 1": dropped is not None,
         f"hidden_size is {width} with {heads} attention heads: wanted a multiple": heads < 1 or width % heads > 0,
         f"relative_attention_num_buckets is {buckets}: wanted 32, which transformers computes": buckets != 32,
+        f"num_hidden_groups is {groups} with {n_layers} layers: wanted at most one group for each layer": (
+            groups > n_layers
+        ),
         f"pad_token_id is {pad}: wanted a token, since positions are counted from it": (
             counts_padding and (pad is None or pad < 0)
         ),

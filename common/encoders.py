@@ -14,7 +14,7 @@ from common.sequences import Sequences
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet")
+KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "albert")
 """Supported model types."""
 
 Linear = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
@@ -23,20 +23,20 @@ Sublayer = Literal["attention", "feedforward"]
 """The two parts of a Transformer layer. A residual sum and a LayerNorm follow each of them."""
 
 # Paths of modules in a layer or an encoder: first those of BERT, RoBERTa and ELECTRA, then those of DistilBERT, then
-# those of MPNet where they are others.
+# those of MPNet and ALBERT where they are others.
 _LINEAR: dict[str, tuple[str, ...]] = {
-    "query": ("attention.self.query", "attention.q_lin", "attention.attn.q"),
-    "key": ("attention.self.key", "attention.k_lin", "attention.attn.k"),
-    "value": ("attention.self.value", "attention.v_lin", "attention.attn.v"),
-    "attention_output": ("attention.output.dense", "attention.out_lin", "attention.attn.o"),
-    "intermediate": ("intermediate.dense", "ffn.lin1"),
-    "output": ("output.dense", "ffn.lin2"),
+    "query": ("attention.self.query", "attention.q_lin", "attention.attn.q", "attention.query"),
+    "key": ("attention.self.key", "attention.k_lin", "attention.attn.k", "attention.key"),
+    "value": ("attention.self.value", "attention.v_lin", "attention.attn.v", "attention.value"),
+    "attention_output": ("attention.output.dense", "attention.out_lin", "attention.attn.o", "attention.dense"),
+    "intermediate": ("intermediate.dense", "ffn.lin1", "ffn"),
+    "output": ("output.dense", "ffn.lin2", "ffn_output"),
 }
 _LAYER_NORMS: dict[Sublayer, tuple[str, ...]] = {
     "attention": ("attention.output.LayerNorm", "sa_layer_norm", "attention.LayerNorm"),
-    "feedforward": ("output.LayerNorm", "output_layer_norm"),
+    "feedforward": ("output.LayerNorm", "output_layer_norm", "full_layer_layer_norm"),
 }
-_LAYERS = ("encoder.layer", "transformer.layer")
+_LAYERS = ("encoder.layer", "transformer.layer", "encoder.albert_layer_groups")
 _SELF_ATTENTION = ("attention.self", "attention.attn", "attention")
 
 
@@ -60,16 +60,42 @@ def attention_function(kind: str) -> str:
 
 
 def take_attention_functions(model: nn.Module) -> None:
-    """Let a model as it was loaded call other attention functions too, as all but MPNet do."""
-    if encoder(model).config.model_type == "mpnet":
+    """Let a model as it was loaded call other attention functions too, as all but MPNet do, and have all places."""
+    kind = encoder(model).config.model_type
+    if kind == "mpnet":
         from common import mpnet
 
         mpnet.take_attention_functions(model)
+    elif kind == "albert":
+        from common import albert
+
+        albert.take_places(model)
 
 
 def layers(model: nn.Module) -> Any:
-    """The Transformer layers of an encoder, lowest first: an nn.ModuleList."""
-    return encoder(model).get_submodule(_first(encoder(model), _LAYERS))
+    """The Transformer layers of an encoder, lowest first: an nn.ModuleList.
+
+    ALBERT runs a layer several times in a forward pass. It is one layer here, as its weights are.
+    """
+    found: Any = encoder(model).get_submodule(_first(encoder(model), _LAYERS))
+    if encoder(model).config.model_type != "albert":
+        return found
+    return nn.ModuleList(layer for group in found for layer in group.albert_layers)
+
+
+def runs_of_top_layer(model: nn.Module) -> int:
+    """How often the top layer runs in a forward pass: once, or in ALBERT as often as its weights are used."""
+    config = encoder(model).config
+    n, groups = config.num_hidden_layers, getattr(config, "num_hidden_groups", None)
+    return 1 if groups is None else [int(i / (n / groups)) for i in range(n)].count(groups - 1)
+
+
+def sharing(model: nn.Module) -> str:
+    """What a message about the number of layers has to add where they run several times; empty for most encoders."""
+    config = encoder(model).config
+    if config.model_type != "albert":
+        return ""
+    return f" (which share their weights in {config.num_hidden_layers * config.inner_group_num} runs)"
 
 
 def stack(model: nn.Module) -> nn.Module:
@@ -97,10 +123,16 @@ def sublayer(layer: nn.Module, name: Sublayer) -> Place:
     """
     norm = layer_norm(layer, name)
     home = _first(layer, _LAYER_NORMS[name]).rpartition(".")[0]
+    if hasattr(layer, "ffn_output"):  # ALBERT's feed-forward sublayer is no module, its attention one the whole of it
+        attention = layer.attention
+        if name == "attention":
+            return BeforeResidual(norm, attention, attention, attention.output_dropout, argument=0)
+        return BeforeResidual(norm, layer, layer.ffn, layer.dropout, argument=0)
     if not home:  # DistilBERT computes the sum in the layer, so the module's output is the sublayer's
         return Place(norm, layer.get_submodule({"attention": "attention", "feedforward": "ffn"}[name]))
     whole = home == "attention"  # MPNet's is the whole sublayer, the others only end it
-    return BeforeResidual(norm, layer.get_submodule(home), argument=0 if whole else 1)
+    owner: Any = layer.get_submodule(home)
+    return BeforeResidual(norm, owner, owner, owner.dropout, argument=0 if whole else 1)
 
 
 def hidden(layer: nn.Module) -> Place:
@@ -109,7 +141,7 @@ def hidden(layer: nn.Module) -> Place:
 
 
 def embeddings(model: nn.Module) -> Place:
-    """The input of the lowest layer, (..., hidden) or ELECTRA's smaller size; x is the token ids."""
+    """The input of the lowest layer, (..., hidden) or ELECTRA's and ALBERT's smaller size; x is the token ids."""
     return Place(embedding_module(model))
 
 
@@ -155,8 +187,9 @@ def word_embeddings(model: nn.Module) -> Any:
 
 
 def embedding_projection(model: nn.Module) -> nn.Linear | None:
-    """ELECTRA's linear layer from its smaller embeddings to the hidden size; None for other encoders."""
-    return getattr(encoder(model), "embeddings_project", None)
+    """The linear layer from smaller embeddings to the hidden size (ELECTRA, ALBERT); None for other encoders."""
+    ours = getattr(encoder(model), "embeddings_project", None)
+    return ours if ours is not None else getattr(stack(model), "embedding_hidden_mapping_in", None)
 
 
 def layer_norm(layer: nn.Module, sublayer: Sublayer) -> Any:
@@ -190,7 +223,10 @@ def hidden_size(model: Any) -> int:
 
 
 def pooler(model: nn.Module) -> nn.Module | None:
-    """The pretrained dense + tanh on [CLS] inside BERT's encoder; None for other encoders, and where it is not used."""
+    """The pretrained dense + tanh on [CLS] inside BERT's encoder, in ALBERT the dense layer alone.
+
+    None for other encoders, and where it is not used.
+    """
     found = getattr(encoder(model), "pooler", None)
     return found if found is not None and list(found.parameters()) else None
 

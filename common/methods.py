@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from common.encoders import Branch, Place, head_parameters, layer_norm_parameters, layers, pooler
+from common.encoders import Branch, Place, head_parameters, layer_norm_parameters, layers, pooler, sharing
 from common.errors import DoesNotFit, InputError, check_types
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -132,7 +132,8 @@ class ByLayer(Method):
         stack = layers(model)
         numbers = range(len(stack)) if self.layers == "all" else numbers_in(self.layers)
         if numbers[-1] >= len(stack):
-            raise DoesNotFit(f"layers are {self.layers}, but the encoder has those from 0 to {len(stack) - 1}")
+            last = f"{len(stack) - 1}{sharing(model)}"
+            raise DoesNotFit(f"layers are {self.layers}, but the encoder has those from 0 to {last}")
         return {number: stack[number] for number in numbers}
 
     def options(self) -> dict[str, Any]:

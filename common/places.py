@@ -60,19 +60,19 @@ def _add_to_output(branch: Branch, host: Any, _module: nn.Module, args: Any, kwa
 class BeforeResidual(Place):
     """A sublayer's output before the residual sum: LayerNorm(out + branch(x, out, LayerNorm) + x).
 
-    The owner is a module that adds x, one of its arguments, after its `dropout`.
+    The sum is computed in the owner, or behind it.
     """
 
-    def __init__(self, host: nn.Module, owner: Any, argument: int):
-        """argument: which one x is."""
+    def __init__(self, host: nn.Module, owner: Any, start: Any, end: Any, argument: int):
+        """start: the module that x is an argument of. end: the module whose output is out. argument: which one x is."""
         super().__init__(host, owner)
-        self.argument = argument
+        self.start, self.end, self.argument = start, end, argument
 
     def add(self, branch: Branch) -> None:
         self.register(branch)
         hooks = _AddBeforeResidual(branch, self.host, self.argument)
-        self.owner.register_forward_pre_hook(hooks.keep)
-        self.owner.dropout.register_forward_hook(hooks.add)
+        self.start.register_forward_pre_hook(hooks.keep)
+        self.end.register_forward_hook(hooks.add)
 
 
 class _AddBeforeResidual:
@@ -82,7 +82,7 @@ class _AddBeforeResidual:
     def keep(self, _module: nn.Module, args: Any) -> None:
         self.x = args[self.argument]
 
-    def add(self, _dropout: nn.Module, _args: Any, out: torch.Tensor) -> torch.Tensor | None:
+    def add(self, _end: nn.Module, _args: Any, out: torch.Tensor) -> torch.Tensor | None:
         added = self.branch(self.x, out, self.norm)
         return None if added is None else out + added
 

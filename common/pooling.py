@@ -30,15 +30,17 @@ def set_pooling(model: Any, pooling: Pooling | None) -> None:
     check({f"pooling is {pooling}: {kind} has no pooler, choose cls or mean": needs_pooler and not has_pooler})
     if has_pooler and not needs_pooler:
         encoder(model).pooler = First()
+        if hasattr(encoder(model), "pooler_activation"):
+            encoder(model).pooler_activation = nn.Identity()
     if pooling == "mean":
         stack(model).register_forward_hook(_Mean(stack(model)), with_kwargs=True)
 
 
 class First(nn.Module):
-    """In place of the pooler: the first token. (batch, length, hidden) -> (batch, hidden)"""
+    """In place of the pooler: the first token. (batch, length, hidden), ALBERT: (batch, hidden) -> (batch, hidden)"""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden[:, 0]
+        return hidden if hidden.ndim == 2 else hidden[:, 0]
 
 
 class _Mean:

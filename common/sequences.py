@@ -19,7 +19,7 @@ class Sequences:
     def keep(self, _stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Keep the packing, or the mask: None, (batch, length) or (batch, 1, length or 1, length), bool or additive."""
         hidden = args[0] if args else kwargs["hidden_states"]
-        self.packing, mask = kwargs.get("packing"), kwargs.get("attention_mask")
+        self.packing, mask = kwargs.get("packing"), kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         if mask is None:
             mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
         if mask.ndim == 4:  # which keys the first token sees

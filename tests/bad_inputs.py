@@ -181,6 +181,9 @@ def base_models() -> Iterator[Case]:
     def without_pooler(folder: Path) -> None:
         save_checkpoint("roberta", folder)
 
+    def shared(folder: Path) -> None:
+        save_checkpoint("albert", folder)
+
     tune, own = "lora.tune --checkpoint FOLDER", {"AutoConfig": "code.Own"}
     yield Case("a pooler that the encoder does not have", f"{tune} --pooling pooler", without_pooler)
     yield Case("a hub name that cannot be reached", "lora.tune --checkpoint nobody/no-such-encoder")
@@ -199,6 +202,8 @@ def base_models() -> Iterator[Case]:
     yield Case("heads that do not divide the hidden size", tune, changed(num_attention_heads=5))
     yield Case("one token type for pairs", f"{tune} --task_name rte", one_type)
     yield Case("a config that claims a million layers", tune, changed(num_hidden_layers=10**6))
+    yield Case("a config that claims a million groups of layers", tune, changed(num_hidden_groups=10**6))
+    yield Case("the second of two runs of one layer", f"{tune} --layers 1", shared)
     yield Case("a config that claims -1 layers", tune, changed(num_hidden_layers=-1))
     yield Case("a config that claims a layer and a half", tune, changed(num_hidden_layers=1.5))
     yield Case("weights that are not there", tune, without("model.safetensors"))

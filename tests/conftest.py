@@ -40,7 +40,7 @@ hypothesis.settings.register_profile("torture", max_examples=100_000, deadline=2
 hypothesis.settings.load_profile("quick")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-KINDS = ("bert", "roberta", "distilbert", "electra", "mpnet")
+KINDS = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert")
 HIDDEN, LAYERS, INTERMEDIATE = 32, 2, 64
 
 
@@ -69,7 +69,7 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, vectors: bool = True
         "pad_token_id": 0,
         "initializer_range": 0.2,
     }
-    if kind == "electra":
+    if kind in ("electra", "albert"):
         shape["embedding_size"] = HIDDEN // 2  # smaller than the hidden size, so that there is a projection
     if kind == "mpnet":
         shape["pad_token_id"] = 1  # which its position ids count from, whatever the config says
@@ -150,7 +150,8 @@ def still(kind: str) -> dict[str, float]:
     """The config entries that turn dropout off in an encoder."""
     if kind == "distilbert":
         return {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
-    return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    head = {"classifier_dropout_prob": 0.0} if kind == "albert" else {}
+    return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} | head
 
 
 def packed_batch(model, batch: dict[str, torch.Tensor], rounded: bool = True) -> dict[str, object]:

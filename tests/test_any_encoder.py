@@ -55,7 +55,9 @@ def shapes(draw):
     sizes = {"hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": layers}
     sizes |= {"num_attention_heads": heads, "hidden_act": activation, "pad_token_id": pad}
     sizes |= {"layer_norm_eps": draw(st.sampled_from((1e-12, 1e-5))), "type_vocab_size": draw(st.integers(2, 3))}
-    if kind == "electra":
+    if kind == "albert":
+        sizes["num_hidden_groups"], sizes["inner_group_num"] = draw(st.integers(1, layers)), draw(st.integers(1, 2))
+    if kind in ("electra", "albert"):
         sizes["embedding_size"] = draw(st.sampled_from((HIDDEN, HIDDEN // 2)))
     return kind, sizes
 

@@ -147,10 +147,10 @@ class Both(Branch):
 @every_kind
 def test_two_prefixes_of_one_layer_equal_one_longer_prefix(kind, make_model):
     one, other = make_model(kind), make_model(kind)
-    place = encoders.keys_values(layers(one)[1])
+    place = encoders.keys_values(layers(one)[-1])
     place.add(Prefix(2, 0))
-    encoders.keys_values(layers(one)[1]).add(Prefix(3, 1))
-    encoders.keys_values(layers(other)[1]).add(Both(Prefix(2, 0), Prefix(3, 1)))
+    encoders.keys_values(layers(one)[-1]).add(Prefix(3, 1))
+    encoders.keys_values(layers(other)[-1]).add(Both(Prefix(2, 0), Prefix(3, 1)))
     batch = random_batch(one)
     torch.testing.assert_close(one(**batch).logits, other(**batch).logits)
     assert not torch.allclose(one(**batch).logits, make_model(kind)(**batch).logits, atol=1e-4)
@@ -161,8 +161,8 @@ def test_two_prefixes_of_one_layer_equal_one_longer_prefix(kind, make_model):
 def test_two_prompts_equal_one_longer_prompt(kind, level, make_model):
     one, other = make_model(kind), make_model(kind)
     width = encoders.word_embeddings(one).embedding_dim if level == "words" else HIDDEN
-    if kind == "electra" and level == "embeddings":
-        width = HIDDEN // 2  # ELECTRA's projection comes after the embeddings
+    if kind in ("electra", "albert") and level == "embeddings":
+        width = HIDDEN // 2  # their projection comes after the embeddings
     encoders.front(one, 2, level).add(Vectors(2, width, 0))
     encoders.front(one, 3, level).add(Vectors(3, width, 1))
     encoders.front(other, 5, level).add(Both(Vectors(2, width, 0), Vectors(3, width, 1)))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import keys_and_values, layers, stack
+from common.encoders import keys_and_values, layers, runs_of_top_layer, stack
 from common.fast.attention import PackedAttention, padded_attention
 from common.fast.bias import of_padded, of_slots
 from common.fast.slots import Slots, grouped
@@ -201,7 +201,7 @@ def take_packed(model: Any) -> Any:
         return model
     ends = not any(isinstance(module, Branch) and module.needs_all_tokens for module in model.modules())
     if ends:
-        end_with_first_tokens(layers(model)[-1])
+        end_with_first_tokens(model)
 
     def unpack(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         # Pooler and head take the first token of each row: from here on, a row is one example with one token.
@@ -214,14 +214,27 @@ def take_packed(model: Any) -> Any:
     return model
 
 
-def end_with_first_tokens(layer: nn.Module) -> None:
-    """Make a layer compute its output at each [CLS] only, in packed order: (1, batch, hidden).
+def end_with_first_tokens(model: nn.Module) -> None:
+    """Make the top layer, in the last of its runs, compute its output at each [CLS] only, (1, batch, hidden).
 
-    Pooler and head use nothing else of the top layer. Its keys and values are still computed for every token.
+    They are in packed order. Pooler and head use nothing else of it. Its keys and values are still computed for every
+    token.
     """
+    first_tokens = _FirstTokens(runs_of_top_layer(model))
+    stack(model).register_forward_pre_hook(first_tokens.start)
+    layers(model)[-1].register_forward_pre_hook(first_tokens.pick, with_kwargs=True)
 
-    def pick(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+
+class _FirstTokens:
+    def __init__(self, runs: int):
+        self.runs = self.left = runs
+
+    def start(self, _stack: nn.Module, _args: Any) -> None:
+        self.left = self.runs  # also after a forward pass that was not finished
+
+    def pick(self, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        self.left -= 1
+        if self.left:
+            return None
         text = args[0]
         return (text[:, kwargs["packing"].first_tokens], *args[1:]), kwargs | {"text": text}
-
-    layer.register_forward_pre_hook(pick, with_kwargs=True)
