@@ -13,7 +13,7 @@ from common.encoders import (
     Branch,
     Place,
     Sublayer,
-    embedding_layer_norm,
+    embedding_layer_norms,
     embeddings,
     hidden_size,
     layers,
@@ -128,7 +128,7 @@ class Adapters(ByLayer):
                 for name in get_args(Sublayer):
                     sublayer(layer, name).host.requires_grad_(True)  # its LayerNorm
             if self.layers == "all" and self.drop_layers == 0:
-                embedding_layer_norm(model).requires_grad_(True)
+                embedding_layer_norms(model).requires_grad_(True)
 
     def with_adapters(self, model: nn.Module) -> dict[int, nn.Module]:
         """The layers that get adapters, by number."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
-from common.encoders import Linear, embedding_layer_norm, embedding_projection, layer_norm, linear, pooler
+from common.encoders import Linear, embedding_layer_norms, embedding_projection, layer_norm, linear, pooler
 from common.errors import check
 from common.methods import ByLayer
 
@@ -55,7 +55,7 @@ class BitFit(ByLayer):
         """Modules whose bias belongs to a group, found by their place in the encoder, not by parts of names."""
         if group == "embeddings":
             if self.layers == "all":
-                yield embedding_layer_norm(model)
+                yield from embedding_layer_norms(model)
                 if (projection := embedding_projection(model)) is not None:
                     yield projection
             return

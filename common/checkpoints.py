@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +89,11 @@ def _resolve(checkpoint: str) -> str:
 
 
 @contextmanager
-def _loading(checkpoint: str, with_weights: bool = False) -> Iterator[str]:
-    """Yield what to load, without transformers' output about the new head, and turn its errors into one InputError."""
+def _loading(checkpoint: str, problem: Callable[[list[str]], str] = lambda names: "") -> Iterator[str]:
+    """Yield what to load, without transformers' output about the new head, and turn its errors into one InputError.
+
+    problem: what is wrong with the files of these names; empty = something else, which the error tells.
+    """
     from transformers.utils import logging
 
     source = _resolve(checkpoint)
@@ -106,8 +109,7 @@ def _loading(checkpoint: str, with_weights: bool = False) -> Iterator[str]:
         if folder is not None:
             there = sorted(path.name for path in folder.iterdir())
             found = "" if Path(source).is_dir() else f", of which the cache has {', '.join(there)}"
-            reason = (with_weights and _weights_problem(there)) or error
-            raise InputError(f"cannot load {checkpoint}{found}: {reason}") from error
+            raise InputError(f"cannot load {checkpoint}{found}: {problem(there) or error}") from error
         raise InputError(
             f"cannot load the checkpoint {checkpoint!r}: it is not in the local cache and not on the hub, or the hub "
             f"cannot be reached; set HF_HOME to a cache that has an encoder of kind {', '.join(KINDS)}, or give a "
@@ -143,6 +145,16 @@ def _weights_problem(names: list[str]) -> str:
     )
 
 
+def _tokenizer_problem(names: list[str]) -> str:
+    """What is wrong with the tokenizer among the files of a checkpoint; empty = something else."""
+    models = [name for name in names if name.endswith(".model")]
+    if "tokenizer.json" in names or not models or importlib.util.find_spec("sentencepiece") is not None:
+        return ""
+    return (
+        f"its tokenizer is {', '.join(models)} alone, which the package sentencepiece reads: pip install sentencepiece"
+    )
+
+
 _NEUTRAL: dict[str, Any] = {
     "return_dict": True, "output_hidden_states": False, "output_attentions": False, "problem_type": None,
     "chunk_size_feed_forward": 0, "gradient_checkpointing": False, "dtype": "float32",
@@ -169,7 +181,8 @@ def _config(source: str, n_outputs: int) -> Any:
     config = AutoConfig.for_model(kind, **values | _NEUTRAL | {"num_labels": n_outputs})
     config.num_labels = n_outputs  # also where the labels of another head are named
     config._attn_implementation = attention_function(kind)
-    check({f"{source}: {problem}": is_there for problem, is_there in _unsupported(config, values).items()})
+    problems = _unsupported(config, values) | (_unsupported_positions(config) if kind == "deberta-v2" else {})
+    check({f"{source}: {problem}": is_there for problem, is_there in problems.items()})
     return config
 
 
@@ -207,6 +220,30 @@ def _unsupported(config: Any, values: dict[str, Any]) -> dict[str, bool]:
     }
 
 
+def _unsupported_positions(config: Any) -> dict[str, bool]:
+    """The same for DeBERTa's relative positions and what only its first versions have."""
+    given = {name: getattr(config, name, None) for name in ("relative_attention", "share_att_key", "conv_kernel_size")}
+    types, width = config.pos_att_type or [], config.hidden_size
+    pooled, heads = config.pooler_hidden_size, config.num_attention_heads
+    size = getattr(config, "attention_head_size", width // max(heads, 1))
+    return {
+        f"relative_attention is {given['relative_attention']}: wanted true": given["relative_attention"] is not True,
+        f"share_att_key is {given['share_att_key']}: wanted true, as in all of DeBERTa-v2 and -v3": (
+            given["share_att_key"] is not True
+        ),
+        f"pos_att_type is {'|'.join(types)}: wanted c2p, p2c or both": (
+            not 0 < len(types) == len(set(types) & {"c2p", "p2c"})
+        ),
+        f"conv_kernel_size is {given['conv_kernel_size']}: wanted no convolution, as in DeBERTa-v3": (
+            bool(given["conv_kernel_size"])
+        ),
+        f"pooler_hidden_size is {pooled}: wanted {width}, the hidden size": pooled != width,
+        f"attention_head_size is {size} with {heads} heads: wanted hidden_size, {width}, divided by them": (
+            size * heads != width
+        ),
+    }
+
+
 FILES = ("config.json", "model*.safetensors", "tokenizer*", "vocab.*", "merges.txt", "*.model", "*tokens*.json")
 """Patterns of the files that model and tokenizer are loaded from."""
 
@@ -232,7 +269,7 @@ def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a checkpoint. Raises InputError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
-    with _loading(checkpoint) as source:
+    with _loading(checkpoint, _tokenizer_problem) as source:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' result for a folder without a tokenizer
         raise InputError(f"checkpoint {checkpoint} has no vocabulary: wanted a tokenizer.json or vocab.txt")
@@ -256,7 +293,7 @@ def load_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
     """
     from transformers import AutoModelForSequenceClassification
 
-    with _loading(checkpoint, with_weights=True) as source:
+    with _loading(checkpoint, _weights_problem) as source:
         random_state = torch.get_rng_state()
         # float32 because transformers 5 would use the type of the file; safetensors because pickles can run code.
         model, info = AutoModelForSequenceClassification.from_pretrained(

@@ -14,7 +14,7 @@ from common.sequences import Sequences
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "albert")
+KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "albert", "deberta-v2")
 """Supported model types."""
 
 Linear = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
@@ -23,15 +23,19 @@ Sublayer = Literal["attention", "feedforward"]
 """The two parts of a Transformer layer. A residual sum and a LayerNorm follow each of them."""
 
 # Paths of modules in a layer or an encoder: first those of BERT, RoBERTa and ELECTRA, then those of DistilBERT, then
-# those of MPNet and ALBERT where they are others.
+# those of MPNet, ALBERT and DeBERTa where they are others.
 _LINEAR: dict[str, tuple[str, ...]] = {
-    "query": ("attention.self.query", "attention.q_lin", "attention.attn.q", "attention.query"),
-    "key": ("attention.self.key", "attention.k_lin", "attention.attn.k", "attention.key"),
-    "value": ("attention.self.value", "attention.v_lin", "attention.attn.v", "attention.value"),
+    "query": (
+        "attention.self.query", "attention.q_lin", "attention.attn.q", "attention.query", "attention.self.query_proj",
+    ),
+    "key": ("attention.self.key", "attention.k_lin", "attention.attn.k", "attention.key", "attention.self.key_proj"),
+    "value": (
+        "attention.self.value", "attention.v_lin", "attention.attn.v", "attention.value", "attention.self.value_proj",
+    ),
     "attention_output": ("attention.output.dense", "attention.out_lin", "attention.attn.o", "attention.dense"),
     "intermediate": ("intermediate.dense", "ffn.lin1", "ffn"),
     "output": ("output.dense", "ffn.lin2", "ffn_output"),
-}
+}  # fmt: skip
 _LAYER_NORMS: dict[Sublayer, tuple[str, ...]] = {
     "attention": ("attention.output.LayerNorm", "sa_layer_norm", "attention.LayerNorm"),
     "feedforward": ("output.LayerNorm", "output_layer_norm", "full_layer_layer_norm"),
@@ -56,16 +60,20 @@ def encoder(model: nn.Module) -> Any:
 
 def attention_function(kind: str) -> str:
     """The attention function of transformers that encoders of a kind are loaded with."""
-    return "eager" if kind == "mpnet" else "sdpa"
+    return "eager" if kind in ("mpnet", "deberta-v2") else "sdpa"
 
 
 def take_attention_functions(model: nn.Module) -> None:
-    """Let a model as it was loaded call other attention functions too, as all but MPNet do, and have all places."""
+    """Let a model as it was loaded call other attention functions too, as most do, and have all places."""
     kind = encoder(model).config.model_type
     if kind == "mpnet":
         from common import mpnet
 
         mpnet.take_attention_functions(model)
+    elif kind == "deberta-v2":
+        from common import deberta
+
+        deberta.take_attention_functions(model)
     elif kind == "albert":
         from common import albert
 
@@ -108,12 +116,18 @@ def stack(model: nn.Module) -> nn.Module:
 
 def linear(layer: nn.Module, name: Linear) -> Place:
     """The output of a linear layer."""
-    return Place(layer.get_submodule(_first(layer, _LINEAR[name])))
+    return _linear(Place, layer, name)
 
 
 def linear_input(layer: nn.Module, name: Linear) -> Place:
     """The input of a linear layer; x is the same."""
-    return Input(layer.get_submodule(_first(layer, _LINEAR[name])))
+    return _linear(Input, layer, name)
+
+
+def _linear(kind: type[Place], layer: nn.Module, name: Linear) -> Place:
+    place = kind(layer.get_submodule(_first(layer, _LINEAR[name])))
+    place.of_positions = name in ("query", "key") and hasattr(self_attention(layer), "share_att_key")
+    return place
 
 
 def sublayer(layer: nn.Module, name: Sublayer) -> Place:
@@ -197,8 +211,10 @@ def layer_norm(layer: nn.Module, sublayer: Sublayer) -> Any:
     return layer.get_submodule(_first(layer, _LAYER_NORMS[sublayer]))
 
 
-def embedding_layer_norm(model: nn.Module) -> Any:
-    return embedding_module(model).LayerNorm
+def embedding_layer_norms(model: nn.Module) -> nn.ModuleList:
+    """The LayerNorms below the lowest layer: that of the embeddings, and in DeBERTa that of its relative positions."""
+    relative = getattr(stack(model), "LayerNorm", None)
+    return nn.ModuleList([embedding_module(model).LayerNorm, *([] if relative is None else [relative])])
 
 
 def self_attention(layer: nn.Module) -> Any:
@@ -208,7 +224,8 @@ def self_attention(layer: nn.Module) -> Any:
 
 def keys_and_values(attention: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values that a self-attention computes from hidden states, each (..., hidden)."""
-    names = next(pair for pair in (("key", "value"), ("k_lin", "v_lin"), ("k", "v")) if hasattr(attention, pair[0]))
+    pairs = (("key", "value"), ("k_lin", "v_lin"), ("k", "v"), ("key_proj", "value_proj"))
+    names = next(pair for pair in pairs if hasattr(attention, pair[0]))
     key, value = (getattr(attention, name)(hidden_states) for name in names)
     return key, value
 
@@ -278,17 +295,18 @@ def vocabulary_size(model: nn.Module) -> int:
 
 
 def n_token_types(model: nn.Module) -> int | None:
-    """Number of token types with an embedding; None if the encoder has none (DistilBERT)."""
+    """Number of token types with an embedding; None if the encoder has none (DistilBERT, DeBERTa)."""
     types = getattr(embedding_module(model), "token_type_embeddings", None)
     return None if types is None else types.num_embeddings
 
 
 def n_positions(model: Any) -> int:
-    """Number of positions with an embedding that a token can have."""
+    """Number of positions that a token can have."""
     return encoder(model).config.max_position_embeddings - first_position(model)
 
 
 def first_position(model: nn.Module) -> int:
     """Position of a sequence's first token: 0, but in RoBERTa the one after the padding index."""
-    padding = embedding_module(model).position_embeddings.padding_idx
+    positions = embedding_module(model).position_embeddings
+    padding = None if positions is None else positions.padding_idx  # DeBERTa has relative positions alone
     return 0 if padding is None else padding + 1

@@ -27,6 +27,9 @@ class Branch(nn.Module):
 class Place:
     """The output of a module: y = host(x) + branch(x, host(x), host)."""
 
+    of_positions = False
+    """Whether the module is given relative positions too, which belong to no sequence."""
+
     def __init__(self, host: Any, owner: Any = None):
         """host: passed to branches. owner: the module that branches are registered under, if it is not the host."""
         self.host, self.owner = host, host if owner is None else owner

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common.encoders import Branch, Place, Sequences, hidden_size
+from common.errors import DoesNotFit
 from common.methods import Method
 
 
@@ -43,6 +44,11 @@ def gated(method: Method, of_model: Sequences) -> Method:
 
     def branches(model: nn.Module) -> Iterator[tuple[Place, Branch]]:
         for place, branch in method.branches(model):
+            if branch.adds and place.of_positions:
+                raise DoesNotFit(
+                    "gates are on, and a part changes queries or keys, which this encoder has for relative positions "
+                    "too, and a gate is that of a text: choose other layers, as in lora:targets=value, or no gates"
+                )
             features = getattr(place.host, "in_features", hidden_size(model))
             yield place, Gated(branch, features, of_model) if branch.adds else branch
 

@@ -5,7 +5,7 @@ from typing import ClassVar, get_args
 
 from torch import nn
 
-from common.encoders import Sublayer, embedding_layer_norm, layer_norm
+from common.encoders import Sublayer, embedding_layer_norms, layer_norm
 from common.methods import ByLayer
 
 
@@ -19,7 +19,7 @@ class LnTuning(ByLayer):
     def inject(self, model: nn.Module) -> None:
         """With some layers only, the LayerNorm of the embeddings stays frozen."""
         if self.layers == "all":
-            embedding_layer_norm(model).requires_grad_(True)
+            embedding_layer_norms(model).requires_grad_(True)
         for layer in self.changed(model).values():
             for name in get_args(Sublayer):
                 layer_norm(layer, name).requires_grad_(True)

@@ -184,6 +184,12 @@ def base_models() -> Iterator[Case]:
     def shared(folder: Path) -> None:
         save_checkpoint("albert", folder)
 
+    def convolved(folder: Path) -> None:
+        save_checkpoint("deberta-v2", folder, conv_kernel_size=3)
+
+    def relative(folder: Path) -> None:
+        save_checkpoint("deberta-v2", folder)
+
     tune, own = "lora.tune --checkpoint FOLDER", {"AutoConfig": "code.Own"}
     yield Case("a pooler that the encoder does not have", f"{tune} --pooling pooler", without_pooler)
     yield Case("a hub name that cannot be reached", "lora.tune --checkpoint nobody/no-such-encoder")
@@ -191,6 +197,7 @@ def base_models() -> Iterator[Case]:
     yield Case("a folder without a config.json", tune)
     yield Case("a config that is no JSON", tune, write("config.json", "{"))
     yield Case("an encoder of an unknown kind", tune, changed(model_type="gpt2"))
+    yield Case("a vision model", tune, changed(model_type="vit"))
     yield Case("an encoder that brings code of its own", tune, changed(model_type="own", auto_map=own))
     yield Case("a config that claims sizes beyond all memory", tune, changed(hidden_size=10**9))
     yield Case("an encoder that is a decoder", tune, changed(is_decoder=True))
@@ -204,6 +211,9 @@ def base_models() -> Iterator[Case]:
     yield Case("a config that claims a million layers", tune, changed(num_hidden_layers=10**6))
     yield Case("a config that claims a million groups of layers", tune, changed(num_hidden_groups=10**6))
     yield Case("the second of two runs of one layer", f"{tune} --layers 1", shared)
+    yield Case("a convolution between the layers", tune, convolved)
+    gated = "hybrid.tune --preset unipelt --checkpoint FOLDER"
+    yield Case("a gate on what relative positions are given to", gated, relative)
     yield Case("a config that claims -1 layers", tune, changed(num_hidden_layers=-1))
     yield Case("a config that claims a layer and a half", tune, changed(num_hidden_layers=1.5))
     yield Case("weights that are not there", tune, without("model.safetensors"))

@@ -40,7 +40,7 @@ hypothesis.settings.register_profile("torture", max_examples=100_000, deadline=2
 hypothesis.settings.load_profile("quick")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-KINDS = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert")
+KINDS = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert", "deberta-v2")
 HIDDEN, LAYERS, INTERMEDIATE = 32, 2, 64
 
 
@@ -73,6 +73,9 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, vectors: bool = True
         shape["embedding_size"] = HIDDEN // 2  # smaller than the hidden size, so that there is a projection
     if kind == "mpnet":
         shape["pad_token_id"] = 1  # which its position ids count from, whatever the config says
+    if kind == "deberta-v2":
+        shape |= {"relative_attention": True, "pos_att_type": "p2c|c2p", "share_att_key": True, "position_buckets": 16}
+        shape |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False}  # as in DeBERTa-v3, with fewer buckets
     if kind == "distilbert":
         names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
         names |= {"intermediate_size": "hidden_dim"}

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import KINDS, bert_base, perturbed, random_batch
+from conftest import KINDS, bert_base, perturbed, random_batch, save_checkpoint
 
 from adapters.method import Adapter, Adapters, Dropped
-from common.encoders import layers
+from common.checkpoints import load_model
+from common.encoders import layers, sublayer
 from common.errors import DoesNotFit, InputError
 from common.methods import apply, count_without_head, trainable
 from common.training import train
@@ -66,29 +67,47 @@ def test_a_layer_computes_what_the_paper_says(placement, make_model):
 
 
 COUNTERPARTS = {
-    "attention.self.query": "attention.q_lin",
-    "attention.self.key": "attention.k_lin",
-    "attention.self.value": "attention.v_lin",
-    "attention.output.dense": "attention.out_lin",
-    "attention.output.LayerNorm": "sa_layer_norm",
-    "intermediate.dense": "ffn.lin1",
-    "output.dense": "ffn.lin2",
-    "output.LayerNorm": "output_layer_norm",
+    "distilbert": {
+        "attention.self.query": "attention.q_lin",
+        "attention.self.key": "attention.k_lin",
+        "attention.self.value": "attention.v_lin",
+        "attention.output.dense": "attention.out_lin",
+        "attention.output.LayerNorm": "sa_layer_norm",
+        "intermediate.dense": "ffn.lin1",
+        "output.dense": "ffn.lin2",
+        "output.LayerNorm": "output_layer_norm",
+    },
+    "albert": {
+        "attention.self.query": "attention.query",
+        "attention.self.key": "attention.key",
+        "attention.self.value": "attention.value",
+        "attention.output.dense": "attention.dense",
+        "attention.output.LayerNorm": "attention.LayerNorm",
+        "intermediate.dense": "ffn",
+        "output.dense": "ffn_output",
+        "output.LayerNorm": "full_layer_layer_norm",
+    },
 }
-"""Module of a BERT layer -> its counterpart in DistilBERT."""
+"""Module of a BERT layer -> its counterpart in other encoders."""
 
 
+@pytest.mark.parametrize("kind", COUNTERPARTS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_adapters_in_distilbert_compute_the_same_as_in_bert(placement, make_model):
+def test_adapters_in_distilbert_and_albert_compute_the_same_as_in_bert(placement, kind, make_model, tmp_path):
     """With the same weights, layers of both give the same output, though they sum residuals in different modules."""
-    bert, distil = (perturbed(Adapters(placement=placement), make_model(kind)) for kind in ("bert", "distilbert"))
-    pair = bert_layer, distil_layer = layers(bert)[0], layers(distil)[0]
-    for bert_name, distil_name in COUNTERPARTS.items():
-        distil_layer.get_submodule(distil_name).load_state_dict(bert_layer.get_submodule(bert_name).state_dict())
-    for source, target in zip(*([m for m in x.modules() if isinstance(m, Adapter)] for x in pair), strict=True):
+    bert = perturbed(Adapters(placement=placement), make_model())
+    act = "activation" if kind == "distilbert" else "hidden_act"
+    other = perturbed(
+        Adapters(placement=placement), load_model(str(save_checkpoint(kind, tmp_path, **{act: "gelu"})), 2)
+    )
+    bert_layer, other_layer = layers(bert)[0], layers(other)[0]
+    for bert_name, name in COUNTERPARTS[kind].items():
+        other_layer.get_submodule(name).load_state_dict(bert_layer.get_submodule(bert_name).state_dict())
+    for place in ("attention", "feedforward") if placement == "houlsby" else ("feedforward",):
+        source, target = (sublayer(layer, place).owner.adapters for layer in (bert_layer, other_layer))
         target.load_state_dict(source.state_dict())
     x = torch.randn(1, 6, 32)
-    out = distil_layer(x)
+    out = other_layer(x)
     torch.testing.assert_close(out[0] if isinstance(out, tuple) else out, bert_layer(x))
 
 

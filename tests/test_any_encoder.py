@@ -55,6 +55,12 @@ def shapes(draw):
     sizes = {"hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": layers}
     sizes |= {"num_attention_heads": heads, "hidden_act": activation, "pad_token_id": pad}
     sizes |= {"layer_norm_eps": draw(st.sampled_from((1e-12, 1e-5))), "type_vocab_size": draw(st.integers(2, 3))}
+    if kind == "deberta-v2":
+        sizes |= {"relative_attention": True, "share_att_key": True, "type_vocab_size": draw(st.sampled_from((0, 2)))}
+        sizes |= {"pos_att_type": draw(st.sampled_from(("c2p", "p2c", "p2c|c2p")))}
+        sizes |= {"position_buckets": draw(st.sampled_from((-1, 2, 8, 256))), "max_relative_positions": 20}
+        sizes |= {"norm_rel_ebd": draw(st.sampled_from(("none", "layer_norm")))}
+        sizes |= {"position_biased_input": draw(st.booleans()), "embedding_size": draw(st.sampled_from((HIDDEN, 16)))}
     if kind == "albert":
         sizes["num_hidden_groups"], sizes["inner_group_num"] = draw(st.integers(1, layers)), draw(st.integers(1, 2))
     if kind in ("electra", "albert"):

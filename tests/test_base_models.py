@@ -1,5 +1,6 @@
 """The head of a model is new, its encoder is the one in the checkpoint, and its inputs are those of its tokenizer."""
 
+import importlib.util
 import json
 import shutil
 
@@ -171,17 +172,58 @@ def test_an_adapter_of_peft_beside_the_base_is_not_loaded_in_silence(checkpoints
         load_model(str(tmp_path / "base"), 2)
 
 
-@pytest.mark.parametrize("kind", ["camembert", "xlm-roberta"])
-def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(kind, tmp_path):
+FAIRSEQ = "sentencepiece.bpe.model", {}
+PIECES: dict[str, tuple[str, dict]] = {
+    "camembert": FAIRSEQ,
+    "xlm-roberta": FAIRSEQ,
+    "albert": (
+        "spiece.model",
+        {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "control_symbols": "[CLS],[SEP]"},
+    ),
+    "deberta-v2": (
+        "spm.model",
+        {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
+        | {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"},
+    ),
+}
+"""Kind of encoder -> name of a sentencepiece model, and its special tokens."""
+
+
+@pytest.fixture(params=PIECES)
+def with_pieces(request, tmp_path):
+    """Folder of an encoder whose tokenizer is a sentencepiece model alone."""
     import sentencepiece
 
+    kind, (name, special) = request.param, PIECES[request.param]
     lines = [f"the {look} ruby {n} was in the garden of the fox ." for n in range(50) for look in ("old", "new", "red")]
     (tmp_path / "text").write_text("\n".join(lines))
     folder = save_checkpoint(kind, tmp_path / "base")
     for path in folder.glob("*token*"):
         path.unlink()
     (folder / "vocab.txt").unlink()
-    wanted = {"input": str(tmp_path / "text"), "model_prefix": str(folder / "sentencepiece.bpe"), "vocab_size": 36}
-    sentencepiece.SentencePieceTrainer.train(**wanted, minloglevel=2)
-    tokens = tokens_of(load_tokenizer(str(folder)), None)
+    prefix = str(folder / name.removesuffix(".model"))
+    wanted = {"input": str(tmp_path / "text"), "model_prefix": prefix, "vocab_size": 40}
+    sentencepiece.SentencePieceTrainer.train(**wanted, **special, minloglevel=2)
+    return str(folder)
+
+
+def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(with_pieces):
+    tokenizer = load_tokenizer(with_pieces)
+    tokens = tokens_of(tokenizer, None)
     assert tokens.lengths.tolist()[0] > 5
+    first = tokens.columns["input_ids"][: tokens.lengths[0]]
+    assert (first[0], first[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert tokenizer.decode(first, skip_special_tokens=True).split()[:2] == ["the", "ruby"]
+
+
+def test_without_sentencepiece_a_tokenizer_that_needs_it_is_refused_with_the_install_command(with_pieces, monkeypatch):
+    def missing(*_):
+        raise ImportError("no sentencepiece")
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "sentencepiece" else found(name, *rest)
+    )
+    monkeypatch.setattr("transformers.convert_slow_tokenizer.requires_backends", missing)
+    with pytest.raises(InputError, match=r"its tokenizer is \S+[.]model alone, .*: pip install sentencepiece"):
+        load_tokenizer(with_pieces)

@@ -25,6 +25,7 @@ def test_every_linear_layer_is_found_in_every_kind_of_encoder(kind, make_model):
 def test_the_head_is_all_that_is_outside_the_encoder(make_model):
     heads = {kind: {name.partition(".")[0] for name in head_parameters(make_model(kind))} for kind in KINDS}
     assert heads.pop("distilbert") == {"pre_classifier", "classifier"}
+    assert heads.pop("deberta-v2") == {"pooler", "classifier"}
     assert set(map(frozenset, heads.values())) == {frozenset({"classifier"})}
 
 

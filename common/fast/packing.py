@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.encoders import keys_and_values, layers, runs_of_top_layer, stack
+from common.fast import bias as by_head
+from common.fast import disentangled
 from common.fast.attention import PackedAttention, padded_attention
-from common.fast.bias import of_padded, of_slots
 from common.fast.slots import Slots, grouped
 from common.places import Branch
 
@@ -149,6 +150,7 @@ def packed_attention(
     prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
     text: torch.Tensor | None = None,
     bias: Any = None,
+    relative: Any = None,
     **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention function for transformers. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)
@@ -159,6 +161,7 @@ def packed_attention(
         text: (1, tokens, hidden), hidden states to compute keys and values from if the module got one token of each
             sequence only, so that query, key and value are (1, heads, batch, size).
         bias: added to the scores by head and distance, see bias.py.
+        relative: keys and queries by distance, see disentangled.py.
     """
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
     if text is not None:
@@ -167,7 +170,9 @@ def packed_attention(
     if prefix is None:
         prefix = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
     if q.device.type != "cpu":  # many small products are slow on a GPU
-        added = None if bias is None else of_padded(bias, packing.padded.shape[1], query_at, q.device)
+        added = None if bias is None else by_head.of_padded(bias, packing.padded.shape[1], query_at, q.device)
+        if relative is not None:
+            added = disentangled.of_padded(relative, q, k, packing.padded, scaling, query_at)
         return padded_attention(q, k, v, *prefix, packing.padded, scaling, dropout, added)[None], None
     if prefix[0].ndim == 4:  # as further tokens, whose queries and outputs are not used
         n_prefix = prefix[0].shape[-2]
@@ -175,11 +180,27 @@ def packed_attention(
         k, v = (_inserted(x, p.transpose(1, 2), moved, inserted) for x, p in zip((k, v), prefix, strict=True))
         q = _inserted(q, None, moved, inserted)
         prefix = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
-        biases = () if bias is None else of_slots(bias, longer.slots, None, n_prefix)
+        biases = _biases(bias, relative, q, k, longer, scaling, None, n_prefix)
         out = PackedAttention.apply(q, k, v, *prefix, longer.slots, scaling, dropout, *biases)
         return out[moved][None], None
-    biases = () if bias is None else of_slots(bias, packing.slots, query_at, 0)
+    biases = _biases(bias, relative, q, k, packing, scaling, query_at, 0)
     return PackedAttention.apply(q, k, v, *prefix, packing.slots, scaling, dropout, *biases)[None], None
+
+
+def _biases(
+    bias: Any,
+    relative: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    packing: Packing,
+    scaling: float,
+    query_at: int | None,
+    n_prefix: int,
+) -> tuple[torch.Tensor, ...]:
+    """What is added to the scores of each group; none for most encoders."""
+    if relative is not None:
+        return disentangled.of_slots(relative, query, key, packing, scaling, query_at, n_prefix)
+    return () if bias is None else by_head.of_slots(bias, packing.slots, query_at, n_prefix)
 
 
 def _inserted(x: torch.Tensor, new: torch.Tensor | None, moved: torch.Tensor, inserted: torch.Tensor) -> torch.Tensor:
