@@ -19,7 +19,7 @@ from common.encoders import (
     layers,
     sharing,
     sublayer,
-)  # fmt: skip
+)
 from common.errors import DoesNotFit, check
 from common.methods import ByLayer
 

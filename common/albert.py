@@ -11,6 +11,8 @@ from transformers.models.albert import modeling_albert
 
 
 class AlbertLayer(modeling_albert.AlbertLayer):
+    dropout: Any
+
     def ff_chunk(self, attention_output: torch.Tensor) -> torch.Tensor:
         return self.dropout(super().ff_chunk(attention_output))
 
@@ -19,4 +21,5 @@ def take_places(model: Any) -> None:
     """Put this class in the place of transformers' own, whose `dropout` is not used and so drops nothing here."""
     for module in model.modules():
         if type(module) is modeling_albert.AlbertLayer:
-            module.__class__, module.dropout = AlbertLayer, nn.Identity()
+            layer: Any = module
+            layer.__class__, layer.dropout = AlbertLayer, nn.Identity()

@@ -81,8 +81,9 @@ class DisentangledSelfAttention(modeling_deberta_v2.DisentangledSelfAttention):
         if attention_mask is None:
             kwargs["relative"] = Relative(self, rel_embeddings, kept)
         else:
-            flat, table = (x.flatten(0, 1) for x in (query, key)), self.pos_dropout(rel_embeddings)
-            scores = self.disentangled_attention_bias(*flat, relative_pos, table, n_terms).unflatten(0, (-1, heads))
+            flat_query, flat_key, table = query.flatten(0, 1), key.flatten(0, 1), self.pos_dropout(rel_embeddings)
+            scores = self.disentangled_attention_bias(flat_query, flat_key, relative_pos, table, n_terms)
+            scores = scores.unflatten(0, (-1, heads))
             attention_mask = scores.masked_fill(~attention_mask.bool(), torch.finfo(scores.dtype).min)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         scaling, dropout = (n_terms * size) ** -0.5, self.dropout.p if self.training else 0.0
@@ -123,8 +124,7 @@ class DebertaV2Model(modeling_deberta_v2.DebertaV2Model):
         packing: Any = None,
         **_: Any,
     ) -> Any:
-        """What the encoder returns, which places may have changed: transformers' own takes its last hidden state from
-        elsewhere."""
+        """The output of the encoder, which places may have changed; transformers' own takes its hidden states."""
         found: Any = input_ids if inputs_embeds is None else inputs_embeds
         if packing is None and attention_mask is None:
             attention_mask = torch.ones(found.shape[:2], dtype=torch.long, device=found.device)

@@ -138,7 +138,7 @@ def sublayer(layer: nn.Module, name: Sublayer) -> Place:
     norm = layer_norm(layer, name)
     home = _first(layer, _LAYER_NORMS[name]).rpartition(".")[0]
     if hasattr(layer, "ffn_output"):  # ALBERT's feed-forward sublayer is no module, its attention one the whole of it
-        attention = layer.attention
+        attention: Any = layer.attention
         if name == "attention":
             return BeforeResidual(norm, attention, attention, attention.output_dropout, argument=0)
         return BeforeResidual(norm, layer, layer.ffn, layer.dropout, argument=0)

@@ -8,7 +8,6 @@ from conftest import assert_packed_equals_padded, packed_batch, perturbed, rando
 
 from adapters.method import Adapters
 from baseline.method import Baseline
-from common import methods
 from common.checkpoints import load_model
 from common.encoders import layers
 from common.errors import DoesNotFit, InputError
@@ -50,8 +49,8 @@ def test_outputs_and_all_gradients_are_those_of_transformers_own_model(shape, pa
         torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, **exactly)
 
 
-@pytest.mark.parametrize("method", methods.names())
-def test_with_several_groups_and_layers_packed_equals_padded_for_every_method(method, tmp_path):
+@pytest.mark.parametrize("method", ["lora", "adapters", "prefix", "prompt", "hybrid", "diffpruning"])
+def test_with_several_groups_and_layers_packed_equals_padded(method, tmp_path):
     folder = save_checkpoint("albert", tmp_path, **still("albert"), **GROUPS)
     padded, fast = (perturbed(find(method)(), loaded(folder)) for _ in range(2))
     fast.load_state_dict(padded.state_dict())

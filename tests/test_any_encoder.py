@@ -62,7 +62,8 @@ def shapes(draw):
         sizes |= {"norm_rel_ebd": draw(st.sampled_from(("none", "layer_norm")))}
         sizes |= {"position_biased_input": draw(st.booleans()), "embedding_size": draw(st.sampled_from((HIDDEN, 16)))}
     if kind == "albert":
-        sizes["num_hidden_groups"], sizes["inner_group_num"] = draw(st.integers(1, layers)), draw(st.integers(1, 2))
+        groups, inner = draw(st.sampled_from(((1, 2), (2, 1), (2, 2))))  # two layers at least, of which one is dropped
+        sizes |= {"num_hidden_groups": groups, "inner_group_num": inner}
     if kind in ("electra", "albert"):
         sizes["embedding_size"] = draw(st.sampled_from((HIDDEN, HIDDEN // 2)))
     return kind, sizes

@@ -288,6 +288,16 @@ def test_an_entry_that_is_not_supported_is_refused_by_name(entries, problem, tmp
         load_model(str(folder), 2)
 
 
+def test_what_a_pretraining_leaves_beside_the_embeddings_is_left_out(still_deberta):
+    """microsoft/deberta-v3-base has these two."""
+    from safetensors.torch import load_file, save_file
+
+    path, before = f"{still_deberta}/model.safetensors", loaded(still_deberta).base
+    more = {f"embeddings.{kind}_embeddings._weight": torch.zeros(3, 2) for kind in ("word", "position")}
+    save_file(load_file(path) | more, path, {"format": "pt"})
+    assert loaded(still_deberta).base == before
+
+
 def test_a_gate_on_what_relative_positions_are_given_to_is_refused(make_model):
     with pytest.raises(DoesNotFit, match=r"gates are on, and a part changes queries or keys, .* lora:targets=value"):
         apply(Hybrid(preset="unipelt"), make_model("deberta-v2"))

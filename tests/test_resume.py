@@ -432,7 +432,11 @@ def test_a_checkpoint_with_a_right_digest_and_impossible_contents_is_refused(wha
     assert (folder / CHECKPOINT).read_bytes() == before
 
 
-@pytest.mark.parametrize(("method", "kind"), zip(METHODS, itertools.cycle(KINDS), strict=False), ids=str)
+DEEP = [kind for kind in KINDS if kind != "albert"]
+"""Encoders with several layers, from which random dropping can choose."""
+
+
+@pytest.mark.parametrize(("method", "kind"), zip(METHODS, itertools.cycle(DEEP), strict=False), ids=str)
 def test_of_every_method_and_encoder_each_tensor_of_a_checkpoint_is_held_to_the_run(method, kind, checkpoints, options):
     settings = options(checkpoint=checkpoints[kind], time_limit=1e-9)
     with pytest.raises(Interrupted):
