@@ -13,10 +13,11 @@ from common.encoders import (
     Branch,
     Place,
     Sublayer,
-    embedding_layer_norms,
     embeddings,
     hidden_size,
     layers,
+    norm_first,
+    outer_layer_norms,
     sharing,
     sublayer,
 )
@@ -42,9 +43,15 @@ class Dropped(Branch):
 class Adapter(Branch):
     """s (W_up f(W_down h + b_down) + b_up) of one sublayer, 0 at the start. W_down: (m, hidden), W_up: (hidden, m)."""
 
-    def __init__(self, method: "Adapters", width: int, layer: int, dropped: Dropped | None):
-        """layer: its index, lowest first. dropped: shared by all adapters of a model; None = none is dropped."""
+    def __init__(self, method: "Adapters", width: int, layer: int, dropped: Dropped | None, norm_first: bool = False):
+        """
+        Args:
+            layer: its index, lowest first.
+            dropped: shared by all adapters of a model; None = none is dropped.
+            norm_first: whether the LayerNorm is at the input of the sublayer.
+        """
         super().__init__()
+        self.norm_first = norm_first
         self.down = nn.Linear(width, method.bottleneck_size)
         self.up = nn.Linear(method.bottleneck_size, width)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
@@ -56,13 +63,15 @@ class Adapter(Branch):
         self.layer, self.dropped = layer, (dropped,)  # in a tuple, so that it is not registered with every adapter
 
     def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> torch.Tensor | None:
-        """x: input of the sublayer, out: its output, host: the LayerNorm after it. (..., hidden) -> (..., hidden)"""
+        """x, out: the two terms of the residual sum, host: the sublayer's LayerNorm. (..., hidden) -> (..., hidden)"""
         (dropped,) = self.dropped
         if dropped is not None and self.layer < dropped.n:
             return None
-        h = x if self.placement == "parallel" else out
-        if self.placement == "pfeiffer":
-            h = host(out + x)
+        h = out
+        if self.placement == "parallel":
+            h = host(x) if self.norm_first else x
+        elif self.placement == "pfeiffer":
+            h = out + x if self.norm_first else host(out + x)
         return self.scaling * self.up(self.activation(self.down(h)))
 
 
@@ -116,7 +125,7 @@ class Adapters(ByLayer):
         names: tuple[Sublayer, ...] = ("attention", "feedforward") if self.placement == "houlsby" else ("feedforward",)
         for number, layer in self.with_adapters(model).items():
             for name in names:
-                yield sublayer(layer, name), Adapter(self, hidden_size(model), number, dropped)
+                yield sublayer(layer, name), Adapter(self, hidden_size(model), number, dropped, norm_first(layer))
 
     def inject(self, model: nn.Module) -> None:
         super().inject(model)
@@ -128,7 +137,7 @@ class Adapters(ByLayer):
                 for name in get_args(Sublayer):
                     sublayer(layer, name).host.requires_grad_(True)  # its LayerNorm
             if self.layers == "all" and self.drop_layers == 0:
-                embedding_layer_norms(model).requires_grad_(True)
+                outer_layer_norms(model).requires_grad_(True)
 
     def with_adapters(self, model: nn.Module) -> dict[int, nn.Module]:
         """The layers that get adapters, by number."""

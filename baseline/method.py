@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import Branch, Linear, Place, encoder, layers, linear, pooler, sharing
+from common.encoders import Branch, Linear, Place, encoder, final_layer_norm, layers, linear, pooler, sharing
 from common.errors import DoesNotFit, check
 from common.methods import Method
 
@@ -38,7 +38,7 @@ class Baseline(Method):
     """Fine-tuning of the encoder's own parameters: all, the top layers, or random ones (Devlin et al., 2019)."""
 
     top_k: int | None = None
-    """Train this many layers from the top, and the pooler; 0 = the head alone, None = everything."""
+    """Train this many layers from the top, and a pooler or LayerNorm above; 0 = the head alone, None = everything."""
     random_params: int | None = None
     """Train this many random entries of the linear layers: the control of the BitFit paper."""
     random_seed: int = 0
@@ -72,8 +72,9 @@ class Baseline(Method):
                 has = f"{len(stack)} layers{sharing(model)}"
                 raise DoesNotFit(f"top_k is {k}, but the encoder has {has}: choose at most that")
             stack[-k:].requires_grad_(True)
-            if (pool := pooler(model)) is not None:
-                pool.requires_grad_(True)
+            for above in (pooler(model), final_layer_norm(model)):
+                if above is not None:
+                    above.requires_grad_(True)
 
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
         """n entries of the linear layers, weights and biases, sampled uniformly."""
@@ -81,7 +82,7 @@ class Baseline(Method):
         if n is None:
             return
         found = [linear(layer, name) for layer, name in product(layers(model), get_args(Linear))]
-        sizes = [sum(p.numel() for p in place.host.parameters(recurse=False)) for place in found]
+        sizes = [sum(p.numel() for p in (place.host.weight, place.host.bias) if p is not None) for place in found]
         if n > sum(sizes):
             raise DoesNotFit(f"random_params is {n:,}, but the linear layers have {sum(sizes):,}: choose fewer")
         chosen = np.sort(np.random.default_rng(self.random_seed).choice(sum(sizes), n, replace=False))

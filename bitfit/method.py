@@ -6,8 +6,17 @@ from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
-from common.encoders import Linear, embedding_layer_norms, embedding_projection, layer_norm, linear, pooler
-from common.errors import check
+from common.encoders import (
+    Linear,
+    embedding_layer_norms,
+    embedding_projection,
+    final_layer_norm,
+    layer_norm,
+    linear,
+    pooler,
+    whole_bias,
+)
+from common.errors import DoesNotFit, check
 from common.methods import ByLayer
 
 Group = Literal[Linear, "attention_layernorm", "output_layernorm", "embeddings"]
@@ -44,10 +53,25 @@ class BitFit(ByLayer):
         return [group for term in self.terms for group in SETS.get(term, (term,))]
 
     def inject(self, model: nn.Module) -> None:
-        """With some layers only, what is outside of the layers stays frozen."""
-        for group in self.groups():
-            for module in self.with_bias(model, group):
-                module.bias.requires_grad_(True)
+        """With some layers only, what is outside of the layers stays frozen.
+
+        Raises:
+            DoesNotFit: the encoder has none of these biases, or only a part of one is chosen.
+        """
+        chosen: dict[nn.Parameter, int] = {}
+        for module in (module for group in self.groups() for module in self.with_bias(model, group)):
+            if (bias := whole_bias(module)) is not None:
+                chosen[bias] = chosen.get(bias, 0) + module.bias.numel()
+        terms = f"terms are {' '.join(self.terms)}, and this encoder"
+        if not chosen:
+            raise DoesNotFit(
+                f"{terms} has no such biases, so that only the head would be trained: choose other terms, or lntuning, "
+                "which trains the gains of LayerNorms, or lora"
+            )
+        if any(n < bias.numel() for bias, n in chosen.items()):
+            raise DoesNotFit(f"{terms} has one bias for query, key and value: choose all three or none")
+        for bias in chosen:
+            bias.requires_grad_(True)
         if self.layers == "all" and self.pooler_bias and (pool := pooler(model)) is not None:
             next(p for p in pool.parameters() if p.ndim == 1).requires_grad_(True)
 
@@ -61,3 +85,5 @@ class BitFit(ByLayer):
             return
         for layer in self.changed(model).values():
             yield layer_norm(layer, LAYER_NORMS[group]) if group in LAYER_NORMS else linear(layer, group).host
+        if group == "output_layernorm" and self.layers == "all":
+            yield final_layer_norm(model)  # None but in ModernBERT

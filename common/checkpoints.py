@@ -172,7 +172,7 @@ def _config(source: str, n_outputs: int) -> Any:
     if kind not in KINDS:
         raise InputError(f"{source} is a model of kind {kind}: known are {', '.join(KINDS)}")
     # transformers builds a list as long as these say before anybody can ask how large the model is.
-    for name in ("num_hidden_layers", "n_layers", "num_hidden_groups", "inner_group_num"):
+    for name in ("num_hidden_layers", "n_layers", "num_hidden_groups", "inner_group_num", "global_attn_every_n_layers"):
         value = values.get(name, 1)
         if type(value) is not int or not 1 <= value <= MOST_LAYERS:
             wanted = f"wanted a number from 1 to {MOST_LAYERS:,}"
@@ -217,6 +217,23 @@ def _unsupported(config: Any, values: dict[str, Any]) -> dict[str, bool]:
         f"pad_token_id is {pad}: wanted a token, since positions are counted from it": (
             counts_padding and (pad is None or pad < 0)
         ),
+        **(_unsupported_by_modernbert(config) if config.model_type == "modernbert" else {}),
+    }
+
+
+def _unsupported_by_modernbert(config: Any) -> dict[str, bool]:
+    """As `_unsupported`, for windows and rotary positions."""
+    kinds, window, heads = ("full_attention", "sliding_attention"), config.local_attention, config.num_attention_heads
+    ropes = [config.rope_parameters[kind] for kind in kinds]
+    other = next((kind for kind in config.layer_types if kind not in kinds), None)
+    theta = next((rope["rope_theta"] for rope in ropes if not rope["rope_theta"] > 0), None)
+    scaled = next((rope["rope_type"] for rope in ropes if rope["rope_type"] != "default"), None)
+    return {
+        f"layer_types has {other!r}: wanted {' and '.join(kinds)}": other is not None,
+        f"local_attention is {window}: wanted at least 0": window < 0,
+        f"rope_theta is {theta}: wanted a number above 0": theta is not None,
+        f"rope_type is {scaled!r}: wanted 'default'": scaled is not None,
+        f"num_attention_heads is {heads}: wanted heads of an even size": config.hidden_size / max(heads, 1) % 2 > 0,
     }
 
 

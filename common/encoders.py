@@ -7,41 +7,52 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.places import BeforeResidual, Branch, Input, Place, Weights
+from common.places import BeforeResidual, Branch, Input, Place, Rows, Weights, rows_of
 from common.prepending import Front, KeysValues, Level
 from common.sequences import Sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "albert", "deberta-v2")
+KINDS = (
+    "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "albert", "deberta-v2",
+    "modernbert",
+)  # fmt: skip
 """Supported model types."""
 
 Linear = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
 """The linear layers of a Transformer layer; `intermediate` and `output` are the two of the feed-forward part."""
 Sublayer = Literal["attention", "feedforward"]
-"""The two parts of a Transformer layer. A residual sum and a LayerNorm follow each of them."""
+"""The two parts of a Transformer layer. A residual sum and a LayerNorm follow each; ModernBERT's begin with it."""
 
 # Paths of modules in a layer or an encoder: first those of BERT, RoBERTa and ELECTRA, then those of DistilBERT, then
-# those of MPNet, ALBERT and DeBERTa where they are others.
+# those of MPNet, ALBERT, DeBERTa and ModernBERT where they are others.
 _LINEAR: dict[str, tuple[str, ...]] = {
     "query": (
         "attention.self.query", "attention.q_lin", "attention.attn.q", "attention.query", "attention.self.query_proj",
+        "attn.Wqkv",
     ),
-    "key": ("attention.self.key", "attention.k_lin", "attention.attn.k", "attention.key", "attention.self.key_proj"),
+    "key": (
+        "attention.self.key", "attention.k_lin", "attention.attn.k", "attention.key", "attention.self.key_proj",
+        "attn.Wqkv",
+    ),
     "value": (
         "attention.self.value", "attention.v_lin", "attention.attn.v", "attention.value", "attention.self.value_proj",
+        "attn.Wqkv",
     ),
-    "attention_output": ("attention.output.dense", "attention.out_lin", "attention.attn.o", "attention.dense"),
-    "intermediate": ("intermediate.dense", "ffn.lin1", "ffn"),
-    "output": ("output.dense", "ffn.lin2", "ffn_output"),
+    "attention_output": (
+        "attention.output.dense", "attention.out_lin", "attention.attn.o", "attention.dense", "attn.Wo",
+    ),
+    "intermediate": ("intermediate.dense", "ffn.lin1", "ffn", "mlp.Wi"),
+    "output": ("output.dense", "ffn.lin2", "ffn_output", "mlp.Wo"),
 }  # fmt: skip
 _LAYER_NORMS: dict[Sublayer, tuple[str, ...]] = {
-    "attention": ("attention.output.LayerNorm", "sa_layer_norm", "attention.LayerNorm"),
-    "feedforward": ("output.LayerNorm", "output_layer_norm", "full_layer_layer_norm"),
+    "attention": ("attention.output.LayerNorm", "sa_layer_norm", "attention.LayerNorm", "attn_norm"),
+    "feedforward": ("output.LayerNorm", "output_layer_norm", "full_layer_layer_norm", "mlp_norm"),
 }
-_LAYERS = ("encoder.layer", "transformer.layer", "encoder.albert_layer_groups")
-_SELF_ATTENTION = ("attention.self", "attention.attn", "attention")
+_FUSED = ("query", "key", "value")  # the rows of attn.Wqkv, in this order
+_LAYERS = ("encoder.layer", "transformer.layer", "encoder.albert_layer_groups", "layers")
+_SELF_ATTENTION = ("attention.self", "attention.attn", "attention", "attn")
 
 
 def _first(root: nn.Module, paths: tuple[str, ...]) -> str:
@@ -107,7 +118,7 @@ def sharing(model: nn.Module) -> str:
 
 
 def stack(model: nn.Module) -> nn.Module:
-    """The module that runs all layers, between the embeddings and the pooler or head."""
+    """The module that runs all layers, between the embeddings and the pooler or head; in ModernBERT the encoder."""
     return encoder(model).get_submodule(_first(encoder(model), _LAYERS).rpartition(".")[0])
 
 
@@ -125,28 +136,39 @@ def linear_input(layer: nn.Module, name: Linear) -> Place:
 
 
 def _linear(kind: type[Place], layer: nn.Module, name: Linear) -> Place:
-    place = kind(layer.get_submodule(_first(layer, _LINEAR[name])))
+    """A place at a linear layer, or at the rows of a fused one."""
+    path = _first(layer, _LINEAR[name])
+    found: Any = layer.get_submodule(path)
+    place = kind(rows_of(found, _FUSED, name) if path.endswith("Wqkv") else found)
     place.of_positions = name in ("query", "key") and hasattr(self_attention(layer), "share_att_key")
     return place
 
 
 def sublayer(layer: nn.Module, name: Sublayer) -> Place:
-    """A sublayer's output after its dropout and before the residual sum, (..., hidden); x is its input.
+    """A sublayer's output after its dropout and before the residual sum, (..., hidden); x is the other term of the sum.
 
-    The host is the LayerNorm after the sum.
+    The host is the LayerNorm after the sum, or, if `norm_first`, the one that x goes through into the sublayer.
     """
     norm = layer_norm(layer, name)
+    if norm_first(layer):
+        module = layer.get_submodule({"attention": "attn", "feedforward": "mlp"}[name])
+        return BeforeResidual(norm, module, norm, module)
     home = _first(layer, _LAYER_NORMS[name]).rpartition(".")[0]
     if hasattr(layer, "ffn_output"):  # ALBERT's feed-forward sublayer is no module, its attention one the whole of it
         attention: Any = layer.attention
         if name == "attention":
-            return BeforeResidual(norm, attention, attention, attention.output_dropout, argument=0)
-        return BeforeResidual(norm, layer, layer.ffn, layer.dropout, argument=0)
+            return BeforeResidual(norm, attention, attention, attention.output_dropout)
+        return BeforeResidual(norm, layer, layer.ffn, layer.dropout)
     if not home:  # DistilBERT computes the sum in the layer, so the module's output is the sublayer's
         return Place(norm, layer.get_submodule({"attention": "attention", "feedforward": "ffn"}[name]))
-    whole = home == "attention"  # MPNet's is the whole sublayer, the others only end it
     owner: Any = layer.get_submodule(home)
+    whole = home == "attention"  # MPNet's is the whole sublayer, the others only end it
     return BeforeResidual(norm, owner, owner, owner.dropout, argument=0 if whole else 1)
+
+
+def norm_first(layer: nn.Module) -> bool:
+    """Whether a sublayer's LayerNorm is at its input and not after the residual sum, as in ModernBERT."""
+    return hasattr(layer, "mlp_norm")
 
 
 def hidden(layer: nn.Module) -> Place:
@@ -172,12 +194,14 @@ def keys_values(layer: nn.Module) -> Place:
 
 def front(model: nn.Module, n: int, level: Level = "words") -> Place:
     """n tokens before every sequence: branches return their vectors, (n, features of a word embedding)."""
-    return Front(n, level, encoder(model), stack(model), embedding_module(model), first_position(model))
+    at = encoder(model), stack(model), embedding_module(model), word_embeddings(model)
+    return Front(n, level, *at, first_position(model))
 
 
 def sequences(model: nn.Module) -> Sequences:
     """Means over the tokens of each sequence, for branches inside the layers."""
-    return Sequences(stack(model))
+    runs = stack(model)
+    return Sequences(layers(model)[0] if runs is encoder(model) else runs)  # where the layers' masks are known
 
 
 def weights(model: nn.Module) -> Weights:
@@ -197,7 +221,8 @@ def embedding_module(model: nn.Module) -> Any:
 
 def word_embeddings(model: nn.Module) -> Any:
     """The embeddings of the vocabulary, an nn.Embedding."""
-    return embedding_module(model).word_embeddings
+    found = embedding_module(model)
+    return found.get_submodule(_first(found, ("word_embeddings", "tok_embeddings")))
 
 
 def embedding_projection(model: nn.Module) -> nn.Linear | None:
@@ -206,15 +231,32 @@ def embedding_projection(model: nn.Module) -> nn.Linear | None:
     return ours if ours is not None else getattr(stack(model), "embedding_hidden_mapping_in", None)
 
 
+def whole_bias(module: Any) -> nn.Parameter | None:
+    """The bias of a module, or that of the whole layer if it is rows of a fused one; None if it has none."""
+    return getattr(module.whole[0] if isinstance(module, Rows) else module, "bias", None)
+
+
 def layer_norm(layer: nn.Module, sublayer: Sublayer) -> Any:
-    """The LayerNorm after a sublayer's residual sum."""
+    """The LayerNorm of a sublayer, see `norm_first`; ModernBERT's lowest attention has an nn.Identity instead."""
     return layer.get_submodule(_first(layer, _LAYER_NORMS[sublayer]))
 
 
 def embedding_layer_norms(model: nn.Module) -> nn.ModuleList:
     """The LayerNorms below the lowest layer: that of the embeddings, and in DeBERTa that of its relative positions."""
-    relative = getattr(stack(model), "LayerNorm", None)
-    return nn.ModuleList([embedding_module(model).LayerNorm, *([] if relative is None else [relative])])
+    found, relative = embedding_module(model), getattr(stack(model), "LayerNorm", None)
+    norm = found.get_submodule(_first(found, ("LayerNorm", "norm")))
+    return nn.ModuleList([norm, *([] if relative is None else [relative])])
+
+
+def final_layer_norm(model: nn.Module) -> nn.Module | None:
+    """ModernBERT's LayerNorm after the highest layer; None for other encoders."""
+    return getattr(encoder(model), "final_norm", None)
+
+
+def outer_layer_norms(model: nn.Module) -> nn.ModuleList:
+    """The LayerNorms below and above the layers."""
+    final = final_layer_norm(model)
+    return nn.ModuleList([*embedding_layer_norms(model), *([] if final is None else [final])])
 
 
 def self_attention(layer: nn.Module) -> Any:
@@ -222,8 +264,20 @@ def self_attention(layer: nn.Module) -> Any:
     return layer.get_submodule(_first(layer, _SELF_ATTENTION))
 
 
-def keys_and_values(attention: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values that a self-attention computes from hidden states, each (..., hidden)."""
+def keys_and_values(layer: Any, hidden_states: torch.Tensor, rotation: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values that a layer computes from its input, each (1, tokens, hidden).
+
+    rotation: cosines and sines by token, each (1, tokens, size); None = keys are not rotated.
+    """
+    attention = self_attention(layer)
+    if rotation is not None:
+        from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
+
+        normed = layer.attn_norm.forward(hidden_states)  # without its hooks, which keep what a branch is given
+        _, key, value = attention.Wqkv(normed).chunk(3, dim=-1)
+        key = key.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        _, key = apply_rotary_pos_emb(key[:, :1], key, *rotation)
+        return key.transpose(1, 2).flatten(2), value
     pairs = (("key", "value"), ("k_lin", "v_lin"), ("k", "v"), ("key_proj", "value_proj"))
     names = next(pair for pair in pairs if hasattr(attention, pair[0]))
     key, value = (getattr(attention, name)(hidden_states) for name in names)
@@ -307,6 +361,6 @@ def n_positions(model: Any) -> int:
 
 def first_position(model: nn.Module) -> int:
     """Position of a sequence's first token: 0, but in RoBERTa the one after the padding index."""
-    positions = embedding_module(model).position_embeddings
-    padding = None if positions is None else positions.padding_idx  # DeBERTa has relative positions alone
+    positions = getattr(embedding_module(model), "position_embeddings", None)  # not in ModernBERT, None in DeBERTa
+    padding = None if positions is None else positions.padding_idx
     return 0 if padding is None else padding + 1

@@ -7,6 +7,7 @@ from torch import nn
 
 from common.encoders import Branch
 from common.errors import InputError
+from common.places import Rows
 
 Weights = tuple[torch.Tensor, torch.Tensor | None]
 """Weight, (out, in), and bias, (out,), of a linear layer."""
@@ -49,7 +50,7 @@ def merge(model: nn.Module) -> None:
             if not branch.before:
                 now = host.weight, host.bias
                 branch.before = (now,)
-                _replace(host, *branch.merged(*now, frozen=branches[0].before[0]))
+                _set(host, *branch.merged(*now, frozen=branches[0].before[0]))
 
 
 def unmerge(model: nn.Module) -> None:
@@ -57,7 +58,7 @@ def unmerge(model: nn.Module) -> None:
     for host, branches in _mergeable(model):
         for branch in reversed(branches):
             if branch.before:
-                ((host.weight, host.bias),) = branch.before
+                _set(host, *branch.before[0])
                 branch.before = ()
 
 
@@ -67,15 +68,23 @@ def _mergeable(model: nn.Module) -> list[tuple[Any, list[Mergeable]]]:
     for name, host in model.named_modules():
         branches = [child for child in host.children() if isinstance(child, Branch)]
         can = [branch for branch in branches if isinstance(branch, Mergeable)]
-        if isinstance(host, nn.Linear) and can:
+        if isinstance(host, nn.Linear | Rows) and can:
             if len(can) < len(branches):
                 raise InputError(f"{name} cannot be merged: another branch there depends on the input")
             groups.append((host, sorted(can, key=lambda branch: branch.at_input)))
     return groups
 
 
-def _replace(host: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _set(host: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Give a linear layer, or rows of a fused one, this weight and bias; a Parameter is put back as it is."""
+    layer, rows = (host.whole[0], host.rows) if isinstance(host, Rows) else (host, None)
     for name, new in (("weight", weight), ("bias", bias)):
-        old = getattr(host, name)
-        if new is not None and new is not old:
-            setattr(host, name, nn.Parameter(new.to(old.dtype), requires_grad=old.requires_grad))
+        if new is None:
+            continue
+        old = getattr(layer, name)
+        if rows is not None:
+            of_rows, new = new, old.detach().clone()
+            new[rows] = of_rows
+        if not isinstance(new, nn.Parameter):
+            new = nn.Parameter(new.to(old.dtype), requires_grad=old.requires_grad)
+        setattr(layer, name, new)

@@ -65,7 +65,8 @@ class TuneOptions:
     """Run without the fast path, for checks: plain modules, padded batches, torch's dropout and matrix products."""
     pooling: Pooling | None = None
     """What the head reads. pooler: the first token through BERT's pretrained pooler; trained_pooler: the same, trained
-    with the head; cls: the first token; mean: the mean of the text's tokens; None = the pooler, or without one cls."""
+    with the head; cls: the first token; mean: the mean of the text's tokens; None = the pooler, or without one cls, or
+    what the config of a ModernBERT says."""
     max_length: int | None = None
     """Maximal number of tokens of an input, cutting the longer text of a pair first; None = the encoder's maximum."""
     param_budget: int | None = None

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -61,13 +62,13 @@ def _add_to_output(branch: Branch, host: Any, _module: nn.Module, args: Any, kwa
 
 
 class BeforeResidual(Place):
-    """A sublayer's output before the residual sum: LayerNorm(out + branch(x, out, LayerNorm) + x).
+    """A sublayer's output before the residual sum: out + branch(x, out, LayerNorm) + x.
 
     The sum is computed in the owner, or behind it.
     """
 
-    def __init__(self, host: nn.Module, owner: Any, start: Any, end: Any, argument: int):
-        """start: the module that x is an argument of. end: the module whose output is out. argument: which one x is."""
+    def __init__(self, host: nn.Module, owner: Any, start: nn.Module, end: nn.Module, argument: int = 0):
+        """start: the module that x is an argument of. end: the module whose output, or the first of it, is out."""
         super().__init__(host, owner)
         self.start, self.end, self.argument = start, end, argument
 
@@ -85,9 +86,8 @@ class _AddBeforeResidual:
     def keep(self, _module: nn.Module, args: Any) -> None:
         self.x = args[self.argument]
 
-    def add(self, _end: nn.Module, _args: Any, out: torch.Tensor) -> torch.Tensor | None:
-        added = self.branch(self.x, out, self.norm)
-        return None if added is None else out + added
+    def add(self, end: nn.Module, _args: Any, out: Any) -> Any:
+        return _add_to_output(self.branch, self.norm, end, (self.x,), {}, out)
 
 
 class Weights(Place):
@@ -147,3 +147,48 @@ class Input(Place):
 def _add_to_input(branch: Branch, module: nn.Module, args: Any) -> Any:
     added = branch(args[0], args[0], module)
     return args if added is None else (args[0] + added, *args[1:])
+
+
+class Rows(nn.Module):
+    """Some rows of a fused linear layer, such as those of the queries: a host like a linear layer of its own.
+
+    A hook of the whole layer runs it. Its name, under which it is a part of that layer, is in the names of branches.
+    """
+
+    def __init__(self, whole: nn.Linear, first: int, n: int):
+        super().__init__()
+        self.whole, self.rows = (whole,), slice(first, first + n)  # in a tuple, so that it is no child of its child
+        self.in_features, self.out_features = whole.in_features, n
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(rows, in)"""
+        return self.whole[0].weight[self.rows]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """(rows,)"""
+        bias: torch.Tensor | None = self.whole[0].bias
+        return None if bias is None else bias[self.rows]
+
+    def forward(self, x: torch.Tensor, before: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """x: input with what branches added to it, before: without, (..., in); out: for that, (..., rows)"""
+        return out if x is before else F.linear(x, self.weight, self.bias)
+
+
+def rows_of(whole: nn.Linear, names: tuple[str, ...], name: str) -> Rows:
+    """One of the equal parts that a fused linear layer consists of, in this order."""
+    if not hasattr(whole, name):
+        size = whole.out_features // len(names)
+        for number, each in enumerate(names):
+            whole.add_module(each, Rows(whole, number * size, size))
+        whole.register_forward_hook(_run_rows)
+    return whole.get_submodule(name)  # type: ignore[return-value]
+
+
+def _run_rows(whole: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor | None:
+    rows = [child for child in whole.children() if isinstance(child, Rows)]
+    parts = out.split([each.out_features for each in rows], dim=-1)
+    changed = [each(args[0], args[0], part) for each, part in zip(rows, parts, strict=True)]
+    is_same = all(new is old for new, old in zip(changed, parts, strict=True))
+    return None if is_same else torch.cat(changed, dim=-1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.encoders import encoder, pooler, stack
+from common.encoders import encoder, pooler, sequences, stack
 from common.errors import check
 from common.options import Pooling
 from common.sequences import Sequences
@@ -22,10 +22,13 @@ def set_pooling(model: Any, pooling: Pooling | None) -> None:
     Raises:
         InputError: the encoder has no pooler.
     """
+    config = encoder(model).config
+    if hasattr(config, "classifier_pooling"):  # ModernBERT's own, which knows nothing of packed batches
+        pooling, config.classifier_pooling = pooling or config.classifier_pooling, "cls"
     model.pooling = pooling
     if pooling is None:
         return
-    has_pooler, kind = pooler(model) is not None, encoder(model).config.model_type
+    has_pooler, kind = pooler(model) is not None, config.model_type
     needs_pooler = pooling in ("pooler", "trained_pooler")
     check({f"pooling is {pooling}: {kind} has no pooler, choose cls or mean": needs_pooler and not has_pooler})
     if has_pooler and not needs_pooler:
@@ -33,7 +36,7 @@ def set_pooling(model: Any, pooling: Pooling | None) -> None:
         if hasattr(encoder(model), "pooler_activation"):
             encoder(model).pooler_activation = nn.Identity()
     if pooling == "mean":
-        stack(model).register_forward_hook(_Mean(stack(model)), with_kwargs=True)
+        stack(model).register_forward_hook(_Mean(sequences(model)), with_kwargs=True)
 
 
 class First(nn.Module):
@@ -46,8 +49,8 @@ class First(nn.Module):
 class _Mean:
     """A hook that makes the output of the layers the mean over the text, (batch, 1, hidden)."""
 
-    def __init__(self, stack: nn.Module):
-        self.sequences = Sequences(stack)
+    def __init__(self, of_model: Sequences):
+        self.sequences = of_model
 
     def __call__(self, _stack: nn.Module, _args: Any, _kwargs: dict[str, Any], output: Any) -> Any:
         output.last_hidden_state = self.sequences.mean_of_text(output.last_hidden_state)[:, None]

@@ -94,11 +94,19 @@ class Front(Place):
     after the vocabulary. The word embeddings look up id 0 for them, and the vectors then replace the result.
     """
 
-    def __init__(self, n: int, level: Level, encoder: Any, stack: nn.Module, embeddings: Any, first_position: int):
-        """stack: runs the layers. embeddings: computes the input of the lowest layer. first_position: of a sequence."""
+    def __init__(
+        self, n: int, level: Level, encoder: Any, stack: nn.Module, embeddings: Any, words: Any, first_position: int
+    ):
+        """
+        Args:
+            stack: runs the layers.
+            embeddings: computes the input of the lowest layer.
+            words: the embeddings of the vocabulary.
+            first_position: of a sequence.
+        """
         super().__init__(embeddings)
         self.n, self.level, self.encoder, self.stack = n, level, encoder, stack
-        self.words, self.first_position = embeddings.word_embeddings, first_position
+        self.words, self.first_position = words, first_position
         owners = [getattr(hook, "__self__", None) for hook in self.words._forward_pre_hooks.values()]
         n_others = sum(owner.n for owner in owners if isinstance(owner, _Vectors))
         self.first_id = self.words.num_embeddings + n_others

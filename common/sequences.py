@@ -11,7 +11,7 @@ class Sequences:
     """The sequences of the current batch of a model. They are known in the layers, not in the embeddings."""
 
     def __init__(self, stack: nn.Module):
-        """stack: the module that runs all layers."""
+        """stack: the module that runs all layers, or the lowest layer."""
         self.packing: Any = None
         self.is_token = torch.empty(0)
         stack.register_forward_pre_hook(self.keep, with_kwargs=True)
@@ -22,8 +22,9 @@ class Sequences:
         self.packing, mask = kwargs.get("packing"), kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         if mask is None:
             mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
-        if mask.ndim == 4:  # which keys the first token sees
-            mask = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] == 0
+        if mask.ndim == 4:  # whether a token sees itself: the first one may not see all others
+            seen = (mask if mask.dtype == torch.bool else mask == 0)[:, 0]
+            mask = seen[:, 0] if seen.shape[1] == 1 else seen.diagonal(dim1=1, dim2=2)
         self.is_token = mask.bool()
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:

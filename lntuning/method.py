@@ -5,7 +5,7 @@ from typing import ClassVar, get_args
 
 from torch import nn
 
-from common.encoders import Sublayer, embedding_layer_norms, layer_norm
+from common.encoders import Sublayer, layer_norm, outer_layer_norms
 from common.methods import ByLayer
 
 
@@ -17,9 +17,9 @@ class LnTuning(ByLayer):
     written: ClassVar[str] = "LN tuning"
 
     def inject(self, model: nn.Module) -> None:
-        """With some layers only, the LayerNorm of the embeddings stays frozen."""
+        """With some layers only, the LayerNorms below and above the layers stay frozen."""
         if self.layers == "all":
-            embedding_layer_norms(model).requires_grad_(True)
+            outer_layer_norms(model).requires_grad_(True)
         for layer in self.changed(model).values():
             for name in get_args(Sublayer):
                 layer_norm(layer, name).requires_grad_(True)

@@ -190,8 +190,12 @@ def base_models() -> Iterator[Case]:
     def relative(folder: Path) -> None:
         save_checkpoint("deberta-v2", folder)
 
+    def without_biases(folder: Path) -> None:
+        save_checkpoint("modernbert", folder, norm_bias=False)
+
     tune, own = "lora.tune --checkpoint FOLDER", {"AutoConfig": "code.Own"}
     yield Case("a pooler that the encoder does not have", f"{tune} --pooling pooler", without_pooler)
+    yield Case("biases that the encoder does not have", "bitfit.tune --checkpoint FOLDER", without_biases)
     yield Case("a hub name that cannot be reached", "lora.tune --checkpoint nobody/no-such-encoder")
     yield Case("a folder that is not there", "lora.tune --checkpoint ./nowhere/at/all")
     yield Case("a folder without a config.json", tune)

@@ -40,7 +40,7 @@ hypothesis.settings.register_profile("torture", max_examples=100_000, deadline=2
 hypothesis.settings.load_profile("quick")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-KINDS = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert", "deberta-v2")
+KINDS = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert", "deberta-v2", "modernbert")
 HIDDEN, LAYERS, INTERMEDIATE = 32, 2, 64
 
 
@@ -76,6 +76,9 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, vectors: bool = True
     if kind == "deberta-v2":
         shape |= {"relative_attention": True, "pos_att_type": "p2c|c2p", "share_att_key": True, "position_buckets": 16}
         shape |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False}  # as in DeBERTa-v3, with fewer buckets
+    if kind == "modernbert":  # the second layer sees 4 tokens on each side; only LayerNorms have biases
+        shape |= {"local_attention": 8, "norm_bias": True, "bos_token_id": 2, "eos_token_id": 3}
+        shape |= {"cls_token_id": 2, "sep_token_id": 3}
     if kind == "distilbert":
         names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
         names |= {"intermediate_size": "hidden_dim"}
@@ -153,6 +156,8 @@ def still(kind: str) -> dict[str, float]:
     """The config entries that turn dropout off in an encoder."""
     if kind == "distilbert":
         return {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+    if kind == "modernbert":
+        return {}  # it has none unless its config says so
     head = {"classifier_dropout_prob": 0.0} if kind == "albert" else {}
     return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} | head
 

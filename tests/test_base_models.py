@@ -59,10 +59,11 @@ def test_a_head_in_the_checkpoint_is_replaced_by_the_one_of_a_bare_encoder(kind,
 
 @every_kind
 def test_layers_that_the_config_does_not_name_are_refused(kind, checkpoints, tmp_path):
+    kinds_of_layers = {"layer_types": ["full_attention"]} if kind == "modernbert" else {}
     entry = {"distilbert": "n_layers", "albert": "inner_group_num"}.get(kind, "num_hidden_layers")
     if kind == "albert":
         checkpoints = {kind: save_checkpoint(kind, tmp_path / "two", inner_group_num=2)}
-    folder = copy(checkpoints, kind, tmp_path / "fewer", **{entry: 1})
+    folder = copy(checkpoints, kind, tmp_path / "fewer", **{entry: 1}, **kinds_of_layers)
     with pytest.raises(InputError, match=r"weights that are not in the encoder of its config.json: .*layers?\.1\."):
         load_model(folder, 2)
 
@@ -86,11 +87,11 @@ def test_weights_of_another_shape_are_refused(kind, checkpoints, tmp_path):
 @every_kind
 def test_weights_that_are_not_finite_are_refused(kind, value, checkpoints, tmp_path):
     def spoil(tensors):
-        name = next(name for name in tensors if "word_embeddings" in name)
+        name = next(name for name in tensors if ("word_embeddings" in name or "tok_embeddings" in name))
         tensors[name][7, 3] = value
         return tensors
 
-    with pytest.raises(InputError, match=r"has NaN or infinite weights: .*word_embeddings"):
+    with pytest.raises(InputError, match=r"has NaN or infinite weights: .*(word|tok)_embeddings"):
         load_model(copy(checkpoints, kind, tmp_path / "spoiled", spoil), 2)
 
 

@@ -15,10 +15,13 @@ def test_every_linear_layer_is_found_in_every_kind_of_encoder(kind, make_model):
     sizes = {}
     for layer in layers(make_model(kind)):
         for name in ("query", "key", "value", "attention_output", "intermediate", "output"):
-            sizes[name] = tuple(linear(layer, name).host.weight.shape)
+            host = linear(layer, name).host
+            sizes[name] = tuple(host.weight.shape)
+            assert sizes[name] == (host.out_features, host.in_features)
     square = (HIDDEN, HIDDEN)
     wanted = dict.fromkeys(("query", "key", "value", "attention_output"), square)
-    assert sizes == wanted | {"intermediate": (INTERMEDIATE, HIDDEN), "output": (HIDDEN, INTERMEDIATE)}
+    inner = INTERMEDIATE * (2 if kind == "modernbert" else 1)  # it has a gate too
+    assert sizes == wanted | {"intermediate": (inner, HIDDEN), "output": (HIDDEN, INTERMEDIATE)}
     assert len(layers(make_model(kind))) == (1 if kind == "albert" else LAYERS)  # one layer that runs twice
 
 
@@ -26,6 +29,7 @@ def test_the_head_is_all_that_is_outside_the_encoder(make_model):
     heads = {kind: {name.partition(".")[0] for name in head_parameters(make_model(kind))} for kind in KINDS}
     assert heads.pop("distilbert") == {"pre_classifier", "classifier"}
     assert heads.pop("deberta-v2") == {"pooler", "classifier"}
+    assert heads.pop("modernbert") == {"head", "classifier"}
     assert set(map(frozenset, heads.values())) == {frozenset({"classifier"})}
 
 

@@ -83,7 +83,7 @@ def test_a_gate_of_a_prefix_multiplies_its_keys_and_values(make_model):
     torch.testing.assert_close(gated(**batch).logits, plain(**batch).logits, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "mpnet", "albert"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "mpnet", "albert", "modernbert"])
 @pytest.mark.parametrize(
     "method",
     [

@@ -37,7 +37,7 @@ def changed(method, model):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "mpnet", "albert"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "mpnet", "albert", "modernbert"])
 @pytest.mark.parametrize("name", MERGEABLE)
 def test_a_merged_model_gives_the_same_logits(name, kind, dtype, tolerance, make_model):
     model = changed(MERGEABLE[name], make_model(kind)).to(dtype)

@@ -153,7 +153,7 @@ def test_the_bias_and_its_gradient_are_those_of_each_sequence_alone(lengths, n_p
         query, key, value, prefix_key, prefix_value = inputs
         at = 0 if single else None
         if way == "slots":
-            out = PackedAttention.apply(*inputs, packing.slots, 0.5, 0.0, *of_slots(table, packing.slots, at, 0))
+            out = PackedAttention.apply(*inputs, packing.slots, 0.5, 0.0, None, *of_slots(table, packing.slots, at, 0))
         elif way == "padded":
             bias = of_padded(table, packing.lengths[0], at, torch.device("cpu"))
             out = padded_attention(*inputs, packing.padded, 0.5, 0.0, bias)
@@ -186,7 +186,7 @@ def test_the_backward_pass_with_dropout_is_the_derivative_of_the_forward_pass():
         BITS.seed()
         table.weight, table.kept = F.pad(weight, (0, 0, 396, 396)), {}  # the distances from -3 to 3
         biases = of_slots(table, packing.slots, None, 0)
-        return PackedAttention.apply(*inputs, packing.slots, 0.5, 0.4, *biases)
+        return PackedAttention.apply(*inputs, packing.slots, 0.5, 0.4, None, *biases)
 
     assert torch.autograd.gradcheck(attend, (Table().weight[396:403].detach().requires_grad_(), *states(2, (3, 1, 2))))
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from common.fast.dropout import INTEGERS, keep_masks
-from common.fast.slots import Slots
+from common.fast.slots import Slots, Window
 
 
 class PackedAttention(torch.autograd.Function):
@@ -17,12 +17,13 @@ class PackedAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
-    def forward(ctx, query, key, value, prefix_key, prefix_value, slots, scaling, dropout, *biases):  # type: ignore[no-untyped-def]
+    def forward(ctx, query, key, value, prefix_key, prefix_value, slots, scaling, dropout, window=None, *biases):  # type: ignore[no-untyped-def]
         """query: (tokens, heads, size), or (batch, heads, size): one per sequence, in packed order -> the same shape
 
         key, value: (tokens, heads, size)
         prefix_key, prefix_value: (heads, prefix, size), in front of the keys and values of each sequence; may be empty.
         slots: of the keys.
+        window: of the queries, see slots.py; None = they see all keys of their sequence.
         biases: for each group, added to the scores of the text, (lines, heads, width, width), see bias.py; or none.
         """
         heads, dtype, n_prefix = key.shape[1], value.dtype, prefix_key.shape[1]
@@ -39,7 +40,7 @@ class PackedAttention(torch.autograd.Function):
         ctx.weights = []
         for number, (queries, o, keys, values, keep) in enumerate(zip(*parts, masks, strict=False)):
             keys, values = _prepend(score_prefix, keys), _prepend(prefix_value, values)
-            mask = query_slots.unseen(number, slots, heads, n_prefix, score_dtype)
+            mask = query_slots.unseen(number, slots, heads, n_prefix, score_dtype, window)
             scores = _product(queries, keys.mT, scaling, mask)
             if biases:
                 _of_text(scores, heads, n_prefix).add_(biases[number])
@@ -69,7 +70,7 @@ class PackedAttention(torch.autograd.Function):
             keys, values = _prepend(prefix_key, keys), _prepend(prefix_value, values)
             d = _product(g, values.mT, scaling * keep_scale).mul_(dropped)  # (lines * heads, width, prefix + key width)
             d.addcmul_(weights, d.sum(dim=-1, keepdim=True), value=-1)
-            if ctx.bias_shapes and ctx.needs_input_grad[8 + number]:
+            if ctx.bias_shapes and ctx.needs_input_grad[9 + number]:
                 d_biases[number] = _of_text(d, heads, n_prefix).sum_to_size(ctx.bias_shapes[number]) / scaling
             _product(d, keys, out=to_queries)
             if not n_prefix:
@@ -81,7 +82,7 @@ class PackedAttention(torch.autograd.Function):
                 d_text.copy_(d_both[:, n_prefix:])
                 d_prefix += d_both[:, :n_prefix].unflatten(0, (-1, heads)).sum(0)
         dk, dv = (_from_slots(x, slots, heads, n_keys) for x in (dk, dv))
-        return _from_slots(dq, query_slots, heads, n_queries), dk, dv, *d_prefixes, None, None, None, *d_biases
+        return _from_slots(dq, query_slots, heads, n_queries), dk, dv, *d_prefixes, *(None,) * 4, *d_biases
 
 
 def _of_text(scores: torch.Tensor, heads: int, n_prefix: int) -> torch.Tensor:
@@ -145,10 +146,11 @@ def padded_attention(
     scaling: float,
     dropout: float,
     bias: torch.Tensor | None = None,
+    window: Window | None = None,
 ) -> torch.Tensor:
     """PackedAttention by one fused kernel over padded sequences.
 
-    padded: (batch, longest), as in `Packing`. bias: of the scores, (heads, longest or 1, longest).
+    padded: (batch, longest), as in `Packing`. bias: of the scores, (heads, longest or 1, longest). window: of queries.
     """
     real = padded >= 0
     index = padded.clamp(min=0)
@@ -156,7 +158,11 @@ def padded_attention(
     k, v = (x[index].transpose(1, 2) for x in (key, value))  # (batch, heads, longest, size)
     q = query[index].transpose(1, 2) if all_queries else query[:, :, None]
     k, v = _prepend(prefix_key, k), _prepend(prefix_value, v)
-    mask = F.pad(real, (prefix_key.shape[-2], 0), value=True)[:, None, None]
+    seen = real[:, None]  # (batch, longest or 1, longest)
+    if window is not None:  # padding sees every key: softmax over no key would be NaN
+        far = window.hides(torch.arange(padded.shape[1], device=padded.device))
+        seen = seen & ~(far & real[:, :, None] if all_queries else far)
+    mask = F.pad(seen, (prefix_key.shape[-2], 0), value=True)[:, None]
     if bias is not None:
         bias = F.pad(bias, (prefix_key.shape[-2], 0)).to(q.dtype)
         mask = torch.where(mask, bias, -torch.inf)  # (batch, heads, longest or 1, prefix + longest)

@@ -5,7 +5,7 @@ encoder's own modules: transformers accepts another attention function, and a ho
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from common.encoders import keys_and_values, layers, runs_of_top_layer, stack
 from common.fast import bias as by_head
 from common.fast import disentangled
 from common.fast.attention import PackedAttention, padded_attention
-from common.fast.slots import Slots, grouped
+from common.fast.slots import Slots, Window, grouped
 from common.places import Branch
 
 PACKED = "packed"
@@ -148,9 +148,10 @@ def packed_attention(
     *,
     packing: Packing,
     prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
-    text: torch.Tensor | None = None,
+    text: Any = None,
     bias: Any = None,
     relative: Any = None,
+    sliding_window: int | None = None,
     **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention function for transformers. query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size)
@@ -158,22 +159,24 @@ def packed_attention(
     Args:
         prefix: keys and values in front of every sequence, each (heads, prefix, size); or in front of each sequence,
             (batch, heads, prefix, size), in packed order.
-        text: (1, tokens, hidden), hidden states to compute keys and values from if the module got one token of each
+        text: computes keys and values of all tokens, each (1, tokens, hidden), if the module got one token of each
             sequence only, so that query, key and value are (1, heads, batch, size).
         bias: added to the scores by head and distance, see bias.py.
         relative: keys and queries by distance, see disentangled.py.
+        sliding_window: a query sees only keys of its text at distances below it.
     """
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
     if text is not None:
-        k, v = (x[0].unflatten(-1, q.shape[1:]) for x in keys_and_values(module, text))
+        k, v = (x[0].unflatten(-1, q.shape[1:]) for x in text())
     query_at = packing.n_front if len(q) < len(k) else None
+    window = None if sliding_window is None else Window(sliding_window - 1, query_at)
     if prefix is None:
         prefix = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
     if q.device.type != "cpu":  # many small products are slow on a GPU
         added = None if bias is None else by_head.of_padded(bias, packing.padded.shape[1], query_at, q.device)
         if relative is not None:
             added = disentangled.of_padded(relative, q, k, packing.padded, scaling, query_at)
-        return padded_attention(q, k, v, *prefix, packing.padded, scaling, dropout, added)[None], None
+        return padded_attention(q, k, v, *prefix, packing.padded, scaling, dropout, added, window)[None], None
     if prefix[0].ndim == 4:  # as further tokens, whose queries and outputs are not used
         n_prefix = prefix[0].shape[-2]
         longer, moved, inserted = packing.with_room(n_prefix)
@@ -181,10 +184,11 @@ def packed_attention(
         q = _inserted(q, None, moved, inserted)
         prefix = (q.new_empty(q.shape[1], 0, q.shape[2]),) * 2
         biases = _biases(bias, relative, q, k, longer, scaling, None, n_prefix)
-        out = PackedAttention.apply(q, k, v, *prefix, longer.slots, scaling, dropout, *biases)
+        window = None if window is None else Window(window.size, None, n_prefix)
+        out = PackedAttention.apply(q, k, v, *prefix, longer.slots, scaling, dropout, window, *biases)
         return out[moved][None], None
     biases = _biases(bias, relative, q, k, packing, scaling, query_at, 0)
-    return PackedAttention.apply(q, k, v, *prefix, packing.slots, scaling, dropout, *biases)[None], None
+    return PackedAttention.apply(q, k, v, *prefix, packing.slots, scaling, dropout, window, *biases)[None], None
 
 
 def _biases(
@@ -253,9 +257,13 @@ class _FirstTokens:
     def start(self, _stack: nn.Module, _args: Any) -> None:
         self.left = self.runs  # also after a forward pass that was not finished
 
-    def pick(self, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def pick(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         self.left -= 1
         if self.left:
             return None
-        text = args[0]
-        return (text[:, kwargs["packing"].first_tokens], *args[1:]), kwargs | {"text": text}
+        text, first = args[0], kwargs["packing"].first_tokens
+        rotation = kwargs.get("position_embeddings")
+        kwargs = kwargs | {"text": partial(keys_and_values, layer, text, rotation)}
+        if rotation is not None:
+            kwargs["position_embeddings"] = tuple(each[:, first] for each in rotation)
+        return (text[:, first], *args[1:]), kwargs

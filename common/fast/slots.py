@@ -98,6 +98,24 @@ class Places:
     """Flat indices of the padding slots."""
 
 
+@dataclass(frozen=True)
+class Window:
+    """Which keys of its own sequence a query sees: those that are near."""
+
+    size: int
+    """The largest distance."""
+    query_at: int | None
+    """Position of the only query of each sequence; None = every token has a query."""
+    n_prefix: int = 0
+    """Tokens in front of each sequence that every query sees."""
+
+    def hides(self, keys: torch.Tensor) -> torch.Tensor:
+        """keys: their positions, (..., width) -> whether a query does not see them, (..., width or 1, width)"""
+        queries = keys if self.query_at is None else torch.full_like(keys[..., :1], self.query_at)
+        far = (keys[..., None, :] - queries[..., None]).abs() > self.size
+        return far & (keys >= self.n_prefix)[..., None, :]
+
+
 class Slots:
     """The slots of groups of lines, and the tokens in them."""
 
@@ -163,8 +181,10 @@ class Slots:
             self.kept[heads] = Places(sources.clamp(min=0), rows, (sources < 0).nonzero()[:, 0])
         return self.kept[heads]
 
-    def unseen(self, number: int, text: "Slots", heads: int, first: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """Additive attention mask of a group: minus infinity at padding and at keys of other sequences.
+    def unseen(
+        self, number: int, text: "Slots", heads: int, first: int, dtype: torch.dtype, window: Window | None = None
+    ) -> torch.Tensor | None:
+        """Additive attention mask of a group: minus infinity at padding and at keys of others, or out of the window.
 
         Args:
             number: index of the group.
@@ -172,11 +192,12 @@ class Slots:
             heads: number of heads.
             first: length of the prefix, which every query sees.
             dtype: of the scores, (lines * heads, width, first + width of the keys).
+            window: of the queries; None = they see all keys of their sequence.
 
         Returns:
             (lines * heads, width or 1, first + width of the keys), or None if it would be zero everywhere.
         """
-        key = number, heads, first, dtype
+        key = number, heads, first, dtype, window
         if key not in self.kept:
             lines = len(self.groups[number].lines)
             queries, keys = (x.sequences.split(x.sizes)[number].view(lines, -1) for x in (self, text))
@@ -184,6 +205,10 @@ class Slots:
                 others = (keys < 0)[:, None]
             else:  # padding sees every key: softmax over no key would be NaN
                 others = (queries[:, :, None] != keys[:, None]) & (queries >= 0)[:, :, None]
+            if window is not None:
+                positions = text.positions.split(text.sizes)[number].view(lines, -1)
+                far = window.hides(positions) & (queries >= 0)[:, :, None]
+                others = others | far if far.any() else others
             mask = torch.zeros(*others.shape[:2], first + others.shape[2], dtype=dtype)
             mask[:, :, first:].masked_fill_(others, -torch.inf)
             self.kept[key] = mask.repeat_interleave(heads, dim=0) if others.any() else None
