@@ -355,8 +355,9 @@ def n_token_types(model: nn.Module) -> int | None:
 
 
 def n_positions(model: Any) -> int:
-    """Number of positions that a token can have."""
-    return encoder(model).config.max_position_embeddings - first_position(model)
+    """Number of positions that a token can have, but for those that adapters below take."""
+    below = getattr(model, "positions_below", 0)  # of `loading.add_below`
+    return encoder(model).config.max_position_embeddings - first_position(model) - below
 
 
 def first_position(model: nn.Module) -> int:

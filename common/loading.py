@@ -1,8 +1,10 @@
 """Load a saved adapter. Its files are checked against each other before memory is allocated."""
 
+import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -10,11 +12,12 @@ import torch
 from torch import nn
 
 from common.checkpoints import base_of, load_model, meta_model
+from common.encoders import encoder, head_parameters
 from common.errors import DoesNotFit, InputError
 from common.fitting import apply_on_meta
 from common.methods import Method, apply, find, own_buffers, trainable
-from common.options import Pooling
-from common.runs import ADAPTER, CONFIG, RESUMABLE
+from common.options import Pooling, canonical_text
+from common.runs import ADAPTER, BELOW, CONFIG, RESUMABLE
 from common.runtime import shards
 from common.runtime.files import non_finite, read_json, read_tensors, require
 
@@ -41,6 +44,53 @@ def read_method(folder: Path, config: dict[str, Any]) -> Method:
         raise InputError(f"{folder / CONFIG} is damaged: {error}") from error
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A saved adapter as its adapter.json describes it."""
+
+    folder: Path
+    config: dict[str, Any]
+    method: Method
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """The description of a saved adapter. Raises InputError if it is missing or damaged."""
+    config = read_json(folder / CONFIG)
+    method = read_method(folder, config)
+    require(folder / CONFIG, config, base_checkpoint=str, base_sha256=str, n_outputs=int)
+    pooling, known = config.get("pooling"), (None, *get_args(Pooling))
+    if pooling not in known:
+        raise InputError(f"{folder / CONFIG} is damaged: pooling is {pooling!r}, wanted one of {known}")
+    return Adapter(folder, config, method)
+
+
+def read_stack(folder: Path) -> list[Adapter]:
+    """A saved adapter and, before it, those that it was trained on top of, the lowest first.
+
+    Raises:
+        InputError: one of them is missing or damaged, or is not the one that this adapter was trained on.
+    """
+    top, below = read_adapter(folder), folder / BELOW
+    if "below" not in top.config:
+        return [top]
+    found, wanted = digest_of(below), top.config["below"]
+    if found != wanted:
+        raise InputError(f"{below} has SHA-256 {found[:12]}..., wanted {str(wanted)[:12]}...: restore it")
+    return [*read_stack(below), top]
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 of a saved adapter: its tensors, its method and what is below it. Raises InputError if it is missing."""
+    adapter, path = read_adapter(folder), folder / ADAPTER
+    try:
+        with path.open("rb") as file:
+            tensors = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    facts = [tensors, adapter.method.name, adapter.method.options(), adapter.config.get("below")]
+    return hashlib.sha256(canonical_text(facts).encode()).hexdigest()
+
+
 def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["PreTrainedModel", Method]:
     """The model with a saved adapter, in evaluation mode, and its method.
 
@@ -51,41 +101,83 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
     Raises:
         InputError: a file is missing or damaged, or the adapter was trained on another base model.
     """
-    folder = Path(folder)
-    config = read_json(folder / CONFIG)
-    method = read_method(folder, config)
-    require(folder / CONFIG, config, base_checkpoint=str, base_sha256=str, n_outputs=int)
-    pooling, known = config.get("pooling"), (None, *get_args(Pooling))
-    if pooling not in known:
-        raise InputError(f"{folder / CONFIG} is damaged: pooling is {pooling!r}, wanted one of {known}")
-    # Compare the tensors in the file with those in its config before allocating memory.
-    path = folder / ADAPTER
-    found, n_scalars = _contents(path)
-    if not 1 <= config["n_outputs"] <= n_scalars:
-        raise InputError(f"{path} does not fit {CONFIG} beside it: n_outputs is {config['n_outputs']}")
+    *below, top = read_stack(Path(folder))
+    config = top.config
+    if not 1 <= config["n_outputs"] <= _contents(top.folder / ADAPTER)[1]:
+        raise InputError(f"{top.folder / ADAPTER} does not fit {CONFIG} beside it: n_outputs is {config['n_outputs']}")
     checkpoint = checkpoint or config["base_checkpoint"]
-    meta = meta_model(checkpoint, config["n_outputs"], pooling)
-    try:
-        wanted = shapes_of(_loaded_by(method, apply_on_meta(method, meta)))
-    except DoesNotFit as error:
-        raise InputError(f"{folder / CONFIG} does not fit {checkpoint}: {error}") from error
-    new_names = {name: _current_name(name, method) if name not in wanted else name for name in found}
-    if wrong := misfit({new_names[name]: shape for name, shape in found.items()}, wanted):
-        raise InputError(f"{path} does not fit {CONFIG} beside it: {wrong}")
+    # On the meta device first, to compare all tensors with their configs before allocating memory.
+    for load in (meta_model, load_model):
+        model = load(checkpoint, config["n_outputs"], config.get("pooling"))
+        try:
+            add_below(below, model)
+            add(top.method, model)
+        except DoesNotFit as error:
+            raise InputError(f"{top.folder / CONFIG} does not fit {checkpoint}: {error}") from error
+        check_base(top, model)
+        fill(top, model, with_head=True)
+    return model.eval(), top.method
 
-    model = load_model(checkpoint, config["n_outputs"], pooling)
-    base = base_of(model)
-    if base.sha256 != config["base_sha256"]:
+
+def add(method: Method, model: nn.Module) -> None:
+    """Apply a method to a model, which may be on the meta device. Raises DoesNotFit if it does not fit there."""
+    (apply_on_meta if _is_meta(model) else apply)(method, model)
+
+
+def add_below(adapters: Sequence[Adapter], model: Any) -> None:
+    """Add saved adapters with their values, the lowest first, all frozen by the next method that is applied.
+
+    What they take of the encoder's positions is noted as `model.positions_below`.
+
+    Raises:
+        InputError: the model has another base than they had, or a file is damaged.
+        DoesNotFit: they do not fit this encoder.
+    """
+    for adapter in adapters:
+        check_base(adapter, model)
+        add(adapter.method, model)
+        fill(adapter, model, with_head=False)
+        model.positions_below = getattr(model, "positions_below", 0) + adapter.method.positions()
+
+
+def check_base(adapter: Adapter, model: nn.Module) -> None:
+    """Raise InputError if an adapter was trained on another base model; on the meta device nothing is known."""
+    base, config = base_of(model), adapter.config
+    if not _is_meta(model) and base.sha256 != config["base_sha256"]:
         raise InputError(
-            f"{folder} was trained on another base model ({config['base_checkpoint']}, SHA-256 "
+            f"{adapter.folder} was trained on another base model ({config['base_checkpoint']}, SHA-256 "
             f"{config['base_sha256'][:12]}...) than {base.checkpoint} ({base.sha256[:12]}...)"
         )
-    apply(method, model)
+
+
+def fill(adapter: Adapter, model: nn.Module, with_head: bool) -> None:
+    """Copy the values of an adapter into a model with its method; on the meta device, compare the shapes alone.
+
+    with_head: whether the head is the adapter's too, or one of another task.
+
+    Raises:
+        InputError: the file is damaged, or has other tensors than its method has in this model.
+    """
+    path, method = adapter.folder / ADAPTER, adapter.method
+    found, wanted = _contents(path)[0], shapes_of(_loaded_by(method, model))
+    names = {name: _current_name(name, method) if name not in wanted else name for name in found}
+    if not with_head:  # a trained pooler is in the encoder
+        inside = tuple(f"{name}." for name, child in model.named_children() if child is encoder(model))
+        head = {name for name in head_parameters(model) if not name.startswith(inside)}
+        names = {name: new for name, new in names.items() if new not in head}
+        wanted = {name: shape for name, shape in wanted.items() if name not in head}
+    if wrong := misfit({new: found[name] for name, new in names.items()}, wanted):
+        raise InputError(f"{path} does not fit {CONFIG} beside it: {wrong}")
+    if _is_meta(model):
+        return
     tensors, _ = read_tensors(path)
     if bad := non_finite(tensors):
         raise InputError(f"{path} is damaged: {bad[0]} has NaN or infinite values ({len(bad)} tensors): train again")
-    copy_into(model, {new_names[name]: tensor for name, tensor in tensors.items()})
-    return model.eval(), method
+    copy_into(model, {new: tensors[name] for name, new in names.items()})
+
+
+def _is_meta(model: nn.Module) -> bool:
+    return next(model.parameters()).is_meta
 
 
 def _contents(path: Path) -> tuple[dict[str, str], int]:

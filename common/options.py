@@ -67,6 +67,11 @@ class TuneOptions:
     """What the head reads. pooler: the first token through BERT's pretrained pooler; trained_pooler: the same, trained
     with the head; cls: the first token; mean: the mean of the text's tokens; None = the pooler, or without one cls, or
     what the config of a ModernBERT says."""
+    on: str | None = None
+    """Folder of a finished run, such as one on MNLI: begin with the values that it trained, if it has the same method,
+    and else add the method on top of its model, which is frozen. The head is always new. None = the encoder alone."""
+    stack: bool = False
+    """Add the method on top of the frozen model of --on, also if that has the same method."""
     max_length: int | None = None
     """Maximal number of tokens of an input, cutting the longer text of a pair first; None = the encoder's maximum."""
     param_budget: int | None = None
@@ -117,6 +122,7 @@ class TuneOptions:
                 f"time_limit is {self.time_limit}: choose a number above 0": (
                     self.time_limit is not None and not self.time_limit > 0
                 ),
+                "stack is given without on: give the folder of a run with --on": self.stack and self.on is None,
                 "reference and frozen_dtype bfloat16: leave one of them out": (
                     self.reference and self.frozen_dtype == "bfloat16"
                 ),
@@ -161,7 +167,7 @@ class PredictOptions:
 
 def spelled(values: Mapping[str, Any]) -> dict[str, str]:
     """The paths among these options, or of a result, in one spelling, so that a folder is one however it was typed."""
-    names = {"checkpoint": ("minilm", "mpnet"), "data": ("hub", "demo"), "output_dir": None, "run": None}
+    names = {"checkpoint": ("minilm", "mpnet"), "data": ("hub", "demo"), "output_dir": None, "run": None, "on": ()}
     return {
         option: os.path.expanduser(values[option]) if others is None else one_spelling(values[option], *others)
         for option, others in names.items()

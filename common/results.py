@@ -172,7 +172,8 @@ def summary(result: dict[str, Any]) -> str:
     )
     held_out = f", with the score {result['best_score']:.4f} on held-out examples"
     return plain(
-        f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}: {scores}; "
+        f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}"
+        f"{', after ' * ('after' in result)}{result.get('after', '')}: {scores}; "
         f"epoch {result['best_epoch']} of {result['n_epochs']}"
         f"{held_out if result.get('select') == 'holdout' else ''}"
         f"{', which gives the same answer for all examples' if result.get('best_collapsed') else ''}; "

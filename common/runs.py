@@ -23,6 +23,8 @@ from common.runtime.locks import LOCK
 ADAPTER = "adapter.safetensors"
 CONFIG = "adapter.json"
 RESUMABLE = "resumable"
+BELOW = "below"
+"""Folder in that of an adapter: the adapter that it was trained on top of."""
 RESULT = "result.json"
 CHECKPOINT = "checkpoint.safetensors"
 PREDICTIONS = "predictions.safetensors"
@@ -56,7 +58,8 @@ def find_runs(folder: Path) -> tuple[list[Path], list[Path]]:
         InputError: it holds no run.
     """
     marks = {RESULT, CHECKPOINT, CONFIG, LOCK}
-    found = sorted({path.parent for path in folder.rglob("*") if path.name in marks} - {*folder.rglob(RESUMABLE)})
+    parts = {path for name in (RESUMABLE, BELOW) for path in folder.rglob(name)}
+    found = sorted({path.parent for path in folder.rglob("*") if path.name in marks} - parts)
     if not found:
         raise InputError(f"{folder} holds no run: give the folder of a run, or one with runs in it, such as outputs")
     return [run for run in found if (run / RESULT).is_file()], [run for run in found if not (run / RESULT).is_file()]
@@ -109,7 +112,7 @@ _NOT_DECISIVE = (
     "output_dir", "report_to", "resume", "checkpoint_every", "time_limit", "max_bad_steps", "overwrite", "debug",
 )  # fmt: skip
 # Options that earlier versions did not have. At their defaults they are left out, so that runs keep their names.
-_LATER = {"pooling": None, "schedule": "linear"}
+_LATER = {"pooling": None, "schedule": "linear", "on": None, "stack": False}
 
 
 def decisive(options: TuneOptions) -> dict[str, Any]:

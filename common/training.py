@@ -16,12 +16,13 @@ from common import loading, runs, saving
 from common.checkpointing import Progress, TrainingState
 from common.checkpoints import base_of
 from common.classification import find
+from common.earlier import Start, find_start
 from common.encoders import encoder, layers
 from common.errors import Diverged, InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
 from common.evaluation import COLLAPSED, evaluate
 from common.fast import prepare
 from common.fitting import check_fit, fit_to_budget
-from common.methods import Method, apply, count, count_by_kind, count_without_head, own_buffers, trainable
+from common.methods import Method, count, count_by_kind, count_without_head, own_buffers, trainable
 from common.metrics import mean_score
 from common.options import TuneOptions, parse
 from common.results import iso_time, provenance, read_result, summary
@@ -78,14 +79,15 @@ def train(
         Interrupted: the run received SIGTERM, SIGUSR1 or Ctrl-C or reached `options.time_limit`, and was saved.
         Pruned: `after_epoch` ended the run, which can be resumed.
     """
-    task, options = find(options.task_name), options.for_method(method)
+    task, (start, options) = find(options.task_name), find_start(method, options.for_method(method))
     if options.param_budget is not None:
-        method = fit_to_budget(method, options.param_budget, task.meta(options.checkpoint, options.pooling))
+        method = fit_to_budget(method, options.param_budget, start.meta(task, options))
+    start.check(method)
     folder = run_folder(method, options)
 
     if task_data is None or not task_data.serves(options):
         task_data = TaskData(task, options)
-    if finished := finished_result(folder, options, task_data):
+    if finished := finished_result(folder, options, task_data, start):
         clean_finished(folder)
         return folder, finished
     home = Path(options.output_dir)
@@ -94,14 +96,13 @@ def train(
 
     # Data first, since most bad input is there and is found fast. Then the checks that need only the encoder's shapes.
     task_data.read()
-    meta = task.meta(options.checkpoint, options.pooling)
-    max_length = check_fit(method, options, meta, task_data.tokenizer, task_data.n_texts)
+    max_length = check_fit(method, options, start.meta(task, options), task_data.tokenizer, task_data.n_texts)
 
     with files.confined_to(home), locks.lock_folder(folder):
-        if finished := finished_result(folder, options, task_data):  # another process finished it in the meantime
+        if finished := finished_result(folder, options, task_data, start):  # another process finished it meanwhile
             return folder, finished
         try:
-            run = prepare_run(method, options, folder, task_data, max_length, label)
+            run = prepare_run(method, options, folder, task_data, start, max_length, label)
             loop(run, after_epoch)
             return folder, finish(run)
         except Exception as error:
@@ -115,19 +116,20 @@ def train(
             ) from error
 
 
-def finished_result(folder: Path, options: TuneOptions, task_data: TaskData) -> dict[str, Any] | None:
+def finished_result(folder: Path, options: TuneOptions, task_data: TaskData, start: Start) -> dict[str, Any] | None:
     """The result of a finished run that is not to be repeated, else None; says when it was finished.
 
     Raises:
-        InputError: the data or the encoder has changed since, so that it is the result of another run.
+        InputError: data, encoder or the earlier run has changed since, so that it is the result of another run.
     """
     if options.overwrite or not broadcast_from_main(lambda: runs.is_finished(folder)):
         return None
     result = read_result(folder)
     when = result.get("finished_at") or iso_time((folder / RESULT).stat().st_mtime)  # earlier results have no date
     names = {"data_sha256": f"data {options.data}", "checkpoint_digest": f"encoder {options.checkpoint}"}
-    found = task_data.digests
-    changed = [name for key, name in names.items() if result.get(key) not in (None, found[key])]
+    names["on_sha256"] = f"run {options.on}"
+    found = task_data.digests | start.facts
+    changed = [name for key, name in names.items() if result.get(key) not in (None, found.get(key))]
     if changed:
         raise InputError(
             f"{folder} was finished on {when}, and {' and '.join(changed)} changed since: repeat it with --overwrite, "
@@ -181,12 +183,20 @@ class Run:
     """The state of one run, and what happens around its training steps."""
 
     def __init__(
-        self, method: Method, options: TuneOptions, folder: Path, task_data: TaskData, max_length: int, label: str
+        self,
+        method: Method,
+        options: TuneOptions,
+        folder: Path,
+        task_data: TaskData,
+        start: Start,
+        max_length: int,
+        label: str,
     ):
         from accelerate.utils import set_seed
 
         self.method, self.options, self.folder, self.task = method, options, folder, task_data.task
-        self.max_length, self.label, self.digests = max_length, label, task_data.digests
+        self.max_length, self.label, self.start = max_length, label, start
+        self.digests = task_data.digests | start.facts
         self.n_beside = share_cores()
         release_memory()
         self.accelerator = accelerator = make_accelerator(method, options, folder)
@@ -195,7 +205,7 @@ class Run:
         set_seed(options.seed)
         model: Any = self.task.load(options.checkpoint, options.pooling)
         self.total_params = encoder(model).num_parameters()  # without the method
-        apply(method, model)
+        start.apply(method, model)
         choices = options.frozen_dtype, accelerator.mixed_precision, options.padding, options.reference
         self.prepared = prepare(model, accelerator.device, *choices)
 
@@ -224,15 +234,9 @@ class Run:
         self.stop: Any = None
         facts = {"base_sha256": base_of(self.model).sha256, "train_examples": len(self.tokens)}
         facts |= {"n_steps": self.n_steps, "n_processes": n_processes} | self.digests
+        lengths = self.n_steps, self.steps_per_epoch
         self.state = TrainingState(
-            self.model,
-            self.optimizer,
-            self.recent,
-            accelerator,
-            facts,
-            self.n_steps,
-            self.steps_per_epoch,
-            self.task.metrics,
+            self.model, self.optimizer, self.recent, accelerator, facts, *lengths, self.task.metrics
         )
 
     def settle_buckets(self) -> None:
@@ -360,7 +364,7 @@ class Run:
     def save_best(self, outputs: dict[str, Any]) -> None:
         """Write the adapter and, if the development set selects, the predictions on it."""
         facts = {"task_name": self.task.name, "data": self.options.data, "max_length": self.max_length}
-        facts |= {"seed": self.options.seed, "frozen_dtype": self.prepared.frozen_dtype}
+        facts |= {"seed": self.options.seed, "frozen_dtype": self.prepared.frozen_dtype} | self.start.facts
         saving.save_adapter(self.folder, self.model, self.method, self.accelerator.is_main_process, **facts)
         if self.accelerator.is_main_process and not self.dev_splits:
             write_predictions(self.folder, outputs, {split: self.splits[split].labels for split in outputs})
@@ -395,10 +399,10 @@ def make_optimizer(model: nn.Module, options: TuneOptions) -> torch.optim.AdamW:
 
 
 def prepare_run(
-    method: Method, options: TuneOptions, folder: Path, task_data: TaskData, max_length: int, label: str
+    method: Method, options: TuneOptions, folder: Path, task_data: TaskData, start: Start, max_length: int, label: str
 ) -> Run:
     """Set up a run: print what it is, resume from a checkpoint or else empty the folder, open the trackers."""
-    run = Run(method, options, folder, task_data, max_length, label)
+    run = Run(method, options, folder, task_data, start, max_length, label)
     accelerator = run.accelerator
     accelerator.print(opening(run))
     if run.n_beside >= accelerator.num_processes:
@@ -420,6 +424,8 @@ def prepare_run(
     if accelerator.is_main_process:
         clean(folder)
         clear(folder, "events.out.*" if resumed else "*")
+        if not resumed:
+            start.save_below(folder)
     accelerator.wait_for_everyone()
     trackers.start(accelerator, folder.name, run.settings)
     for point in run.progress.scalars:  # logged again, so that the curves have no gaps and no duplicates after a kill
@@ -436,7 +442,7 @@ def clean_finished(folder: Path) -> None:
 
 
 def opening(run: Run) -> str:
-    """What is trained on what, in five lines."""
+    """What is trained on what, in five lines, or six with an earlier run."""
     accelerator, options, tokens, own = run.accelerator, run.options, run.tokens, run.method.positions()
     n = accelerator.num_processes
     device = f"{device_name(accelerator.device)}{f', {n} processes' if n > 1 else ''}"
@@ -446,14 +452,15 @@ def opening(run: Run) -> str:
     unit = "an example" if tokens.n_sequences == 1 else "each choice"
     kinds = ", ".join(f"{kind} {size:,}" for kind, size in count_by_kind(run.model).items() if size)
     return "\n".join(
-        (
+        [
             f"device   {device}; mixed precision {accelerator.mixed_precision}, frozen {run.prepared.frozen_dtype}",
             f"examples {len(tokens):,} train, {rows}",
             f"tokens   {int(tokens.lengths.sum()):,} in an epoch, at most {run.max_length} in {unit}"
             f"{f' ({own} more positions are those of {run.method.name})' if own else ''}; {padding}",
             f"run      {run.folder}",
             f"trained  {count(trainable(run.model)):,} parameters: {kinds}",
-        )
+            *([f"begins   {run.start}"] if run.start.facts else []),
+        ]
     )
 
 

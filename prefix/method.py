@@ -92,7 +92,7 @@ class PrefixTuning(ByLayer):
             return self, trainable(model)
         kept: dict[str, torch.Tensor] = dict(trainable(model))
         for name, prefix in model.named_modules():
-            if isinstance(prefix, Prefix):
+            if isinstance(prefix, Prefix) and prefix.mlp is not None:  # not one of an earlier run, which is frozen
                 kept = {n: tensor for n, tensor in kept.items() if not n.startswith(f"{name}.")}
                 kept[f"{name}.embedding"] = prefix.table()
         return dataclasses.replace(self, hidden_dim=0), kept

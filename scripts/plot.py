@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 def name(setting: Setting) -> str:
     """File name of a setting: a readable part and a digest of all its fields."""
-    variant = setting.variant.partition(" ")[0]
+    variant = re.split("[ ,]", setting.variant)[0]
     words = f"{setting.task_name}-{Path(setting.checkpoint).name}-{variant}-{setting.select}"[:80]
-    return re.sub(r"[^\w.+-]", "_", words) + "-" + hashlib.sha256(repr(setting).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{setting!r}{setting.after}".encode()).hexdigest()
+    return re.sub(r"[^\w.+-]", "_", words) + "-" + digest[:8]
 
 
 def draw(args: argparse.Namespace) -> "dict[str, Figure]":

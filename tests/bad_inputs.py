@@ -87,6 +87,8 @@ def options() -> Iterator[Case]:
         ("more epochs than fit into a number", f"--n_epochs {10**30}"),
         ("a padding that there is not", "--padding left"),
         ("a pooling that there is not", "--pooling max"),
+        ("to stack on no run", "--stack"),
+        ("an earlier run that is not there", "--on ./gone"),
         ("a type that there is not", "--frozen_dtype float8"),
         ("the reference in bfloat16", "--reference --frozen_dtype bfloat16"),
         ("more tokens than the encoder takes", "--max_length 65"),
@@ -440,6 +442,14 @@ def runs() -> Iterator[Case]:
     yield Case("a length that is a text", answer, config(max_length="64"))
     yield Case("a length that leaves no token of the text", answer, config(max_length=2))
     yield Case("a type that there is not", answer, config(frozen_dtype="float8"))
+    begin = "lora.tune --rank 2 --on FOLDER"
+    yield Case("an earlier run that is not finished", begin, finished(lambda folder: (folder / "result.json").unlink()))
+    yield Case("an earlier run whose adapter is cut short", begin, finished(cut))
+    yield Case("an earlier run whose adapter has another tensor", begin, tensors(lambda t: {"x" + n: t[n] for n in t}))
+    yield Case("an earlier run of another rank", "lora.tune --on FOLDER", finished(lambda folder: None))
+    yield Case("an earlier run of another pooling", begin + " --pooling mean", finished(lambda folder: None))
+    yield Case("an earlier run on another base model", begin + " --checkpoint FOLDER/other", finished(other))
+    yield Case("an adapter below that is gone", answer, config(below="0" * 64))
     yield Case("a damaged result", "scripts.collect FOLDER --out FOLDER/rows", finished(write("result.json", "{}")))
 
 

@@ -5,7 +5,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,16 @@ class Setting:
     """What selected the configuration; dev if the row does not have it."""
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
+    after: str = field(default="", repr=False)  # not in the digest of names that settings had before there was --on
+    """What was trained before, with --on: mnli (7,000 examples)."""
 
     @property
     def variant(self) -> str:
-        """full, or subset with its sizes."""
+        """full, or subset with its sizes; and what was trained before."""
         limits = {"max_train_samples": self.max_train_samples, "max_eval_samples": self.max_eval_samples}
         sizes = [f"{name} {value:,}" for name, value in limits.items() if value is not None]
-        return f"subset ({', '.join(sizes)})" if sizes else "full"
+        variant = f"subset ({', '.join(sizes)})" if sizes else "full"
+        return f"{variant}, after {self.after}" if self.after else variant
 
     def without_task(self) -> "Setting":
         """What the tasks of one GLUE average must share."""
@@ -131,6 +134,7 @@ def check(path: Path, row: Row) -> None:
     numbers += [on_dev(row, "score")]
     files.require(path, row, **dict.fromkeys(ints, int), **dict.fromkeys(numbers, float))
     facts: dict[str, type] = {"git_dirty": bool, "git_commit": str, "mixed_precision": str, "n_processes": int}
+    facts |= {"after": str, "on": str}
     files.require(path, row, **{name: kind for name, kind in facts.items() if row.get(name) is not None})
     describe(row)  # raises for an unknown method
 
@@ -139,22 +143,25 @@ def group(rows: Iterable[Row]) -> Tables:
     """Settings in the order of the tasks -> configurations, by method, with the best mean score first.
 
     Raises:
-        InputError: an unknown method, two runs of one configuration with one seed, or runs on data that has changed.
+        InputError: an unknown method, two runs of one configuration with one seed, or runs on data or on an earlier run
+            that has changed.
     """
-    sources: dict[Setting, Row] = {}
+    sources: dict[tuple[Setting, str, Any], Row] = {}
     groups: dict[Setting, dict[tuple[str, str, str, str], dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         known: Row = {field.name: row.get(field.name) for field in dataclasses.fields(Setting)}
         known |= {"select": str(row.get("select", "dev")), "base_sha256": str(row.get("base_sha256"))}
+        known["after"] = row.get("after") or ""
         setting = Setting(**known)
         other = groups[setting][describe(row)].setdefault(row["seed"], row)
         if other is not row:
             raise InputError(f"{row['run']} and {other['run']} have the same configuration and seed: give one of them")
         # Rows of earlier versions do not say what they read.
-        other = sources.setdefault(setting, row) if "data_sha256" in row else row
-        if other.get("data_sha256") != row.get("data_sha256"):
-            both = f"{other['run']} and {row['run']}"
-            raise InputError(f"{both} read different data under the name {setting.data}: give one of them")
+        for key, what, name in (("data_sha256", "data", setting.data), ("on_sha256", "runs", row.get("on"))):
+            other = sources.setdefault((setting, key, name), row) if key in row else row
+            if other.get(key) != row.get(key):
+                both = f"{other['run']} and {row['run']}"
+                raise InputError(f"{both} read different {what} under the name {name}: give one of them")
     found = {}
     for setting in sorted(groups, key=lambda setting: (list(tasks.TASKS).index(setting.task_name), str(setting))):
         seeds_of = groups[setting].items()

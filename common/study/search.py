@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from common import fitting, training
 from common.classification import find
+from common.earlier import Start, find_start
 from common.errors import Busy, DoesNotFit, InputError, Interrupted, Pruned, is_out_of_memory, plain
 from common.experiments import WAIT
 from common.fitting import fit_to_budget
@@ -201,7 +202,7 @@ def _is_of_machine(error: BaseException | None) -> bool:
     return isinstance(error, OSError | torch.AcceleratorError) or _is_of_machine(error.__cause__)
 
 
-def check_first(method: Method, options: TuneOptions) -> TaskData:
+def check_first(method: Method, options: TuneOptions, start: Start) -> TaskData:
     """Read the data of all trials and check the options, before anything is written.
 
     Raises:
@@ -214,9 +215,10 @@ def check_first(method: Method, options: TuneOptions) -> TaskData:
         )
     material = TaskData(find(options.task_name), options)
     material.read()
-    meta_model = material.task.meta(options.checkpoint, options.pooling)
+    meta_model = start.meta(material.task, options)
     if options.param_budget is not None:
-        fit_to_budget(method, options.param_budget, meta_model)
+        method = fit_to_budget(method, options.param_budget, meta_model)
+    start.check(method)
     with contextlib.suppress(DoesNotFit):  # other values may fit
         fitting.check_fit(method, options, meta_model, material.tokenizer, material.n_texts)
     rows = run_folder(method, options).parent / ROWS
@@ -273,8 +275,8 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
         InputError: unusable options, data, checkpoint or storage; a full disk; or no trial has a score.
         Interrupted: as in `train`.
     """
-    options = options.for_method(method)
-    material = check_first(method, options)
+    start, options = find_start(method, options.for_method(method))
+    material = check_first(method, options, start)
     space = space_of(method, options, settings, given)
     if all(isinstance(what, Same | Computed) for what in space.values()):
         raise InputError("every option is given, so that nothing is left to search: use tune, or give fewer options")

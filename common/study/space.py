@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.classification import find
+from common.earlier import find_start
 from common.encoders import layers
 from common.errors import check, check_types
 from common.fitting import fit_to_budget
@@ -105,12 +106,14 @@ def own_space(name: str, options: TuneOptions) -> Space:
 def space_of(method: Method, options: TuneOptions, search: SearchOptions, given: set[str]) -> Space:
     """The search space: learning rate, epochs, batch size and the method's own space, without the given options.
 
-    With a parameter budget, the method's size is not searched either, since the budget decides it.
+    With a parameter budget, the method's size is not searched either, since the budget decides it. A method that begins
+    with the values of an earlier run has the options of that run.
     """
     default_lr = type(method).default_lr
     lr_range = search.lr_range or (default_lr / 10, default_lr * 10)
     loop = {"lr": Range(*lr_range, log=True), "n_epochs": Range(*search.n_epochs_range)}
-    every: Space = {**loop, "batch_size": search.batch_sizes, **own_space(method.name, options)}
+    own: Space = own_space(method.name, options) if options.on is None or options.stack else {}
+    every: Space = {**loop, "batch_size": search.batch_sizes, **own}
     decided = given | ({str(method.size)} if options.param_budget is not None else set())
     return {name: what for name, what in every.items() if name not in decided}
 
@@ -143,7 +146,7 @@ def configuration(
     method = dataclasses.replace(method, **{name: value for name, value in values.items() if name in vars(method)})
     options = dataclasses.replace(options, **{name: value for name, value in values.items() if name in vars(options)})
     if options.param_budget is not None:
-        meta_model = find(options.task_name).meta(options.checkpoint, options.pooling)
+        meta_model = find_start(method, options)[0].meta(find(options.task_name), options)
         method = fit_to_budget(method, options.param_budget, meta_model)
     for name, what in space.items():
         if isinstance(what, Same):
