@@ -97,7 +97,7 @@ def find_start(method: Method, options: TuneOptions) -> tuple[Start, TuneOptions
     result = read_result(folder)
     require(folder / RESULT, result, train_examples=int)
     *below, top = read_stack(folder)
-    pooling = top.config.get("pooling")
+    pooling = result.get("pooling")  # the option; the adapter has what it means for the encoder
     if pooling != options.pooling:
         wanted = "leave --pooling out" if pooling is None else f"give --pooling {pooling}"
         raise InputError(f"pooling is {options.pooling}, and was {pooling} in {folder}: {wanted}")
