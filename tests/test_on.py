@@ -25,7 +25,7 @@ from common.methods import find, names, trainable
 from common.options import PredictOptions, TuneOptions
 from common.results import summary
 from common.runs import ADAPTER, BELOW, CONFIG, RESULT, decisive, find_runs, run_folder
-from common.study import aggregation, report
+from common.study import aggregation, report, tables
 from common.study.curves import read_curves
 from common.study.search import search
 from common.study.space import SearchOptions
@@ -187,7 +187,15 @@ def test_a_third_run_stands_on_two_and_one_that_begins_with_its_values_does_too(
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"frozen_dtype": "bfloat16"}, {"padding": "batch"}, {"reference": True}], ids=str
+    "changes",
+    [
+        {},
+        {"frozen_dtype": "bfloat16"},
+        {"select": "holdout", "max_train_samples": 99},
+        {"padding": "batch"},
+        {"reference": True},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("method", [Lora(rank=2), Adapters(4)], ids=str)
 def test_a_run_predicts_what_it_did_in_training_though_the_earlier_one_is_gone(
@@ -283,10 +291,11 @@ def test_the_positions_of_a_frozen_prompt_are_left_to_it(make, earlier):
 
 def test_the_earlier_run_is_recorded_and_decides_which_run_it_is(make, earlier, tmp_path):
     run = earlier(Lora(rank=2))
-    folder, result = train(Lora(rank=2), make(on=run))
+    settings = make(on=run)  # in which the path has its one spelling
+    folder, result = train(Lora(rank=2), settings)
     config = json.loads((folder / CONFIG).read_text())
     for values in (result, config):
-        assert (values["on"], values["after"]) == (run, "mnli (24 examples)")
+        assert (values["on"], values["after"]) == (settings.on, "mnli (24 examples)")
         assert values["on_sha256"] == digest_of(Path(run))
     assert "after mnli (24 examples): accuracy" in summary(result)
     assert "after" not in summary(json.loads((Path(run) / RESULT).read_text()))
@@ -298,7 +307,7 @@ def test_the_earlier_run_is_recorded_and_decides_which_run_it_is(make, earlier, 
 
 
 def test_the_opening_lines_say_what_a_run_begins_with(make, earlier, capsys):
-    run = earlier(Lora(rank=2))
+    run = make(on=earlier(Lora(rank=2))).on
     capsys.readouterr()
     train(Lora(rank=2), make(on=run, seed=7))
     assert f"begins   with the values of {run}, after mnli (24 examples)\n" in capsys.readouterr().out
@@ -327,7 +336,7 @@ def test_a_run_is_not_shown_or_resumed_if_the_earlier_one_has_changed(own, monke
         train(Lora(rank=2), dataclasses.replace(settings, seed=7))
     tensors = {name: tensor + 1 for name, tensor in load_file(run / ADAPTER).items()}
     training.files.write_tensors(run / ADAPTER, tensors)
-    with pytest.raises(InputError, match=rf"and run {run} changed since: repeat it with --overwrite"):
+    with pytest.raises(InputError, match=rf"and run {settings.on} changed since: repeat it with --overwrite"):
         train(Lora(rank=2), settings)
     with pytest.raises(InputError, match="belongs to another run: on_sha256 was"):
         train(Lora(rank=2), dataclasses.replace(settings, seed=7))
@@ -405,6 +414,8 @@ def test_runs_after_another_task_have_a_table_of_their_own_in_which_methods_are_
     assert all(f"on {each.rows[0]['on']}" in each.training for each in after[1])
     words = report.command(after[1][0].rows[0]).split()
     assert words[words.index("--on") + 1] == after[1][0].rows[0]["on"]
+    lines = [line for line in tables.runs_table(rows).splitlines() if "after mnli (24 examples) |" in line]
+    assert len(lines) == 4
     changed = [row | {"on_sha256": "0"} if row["seed"] == 2 else row for row in rows]
     with pytest.raises(InputError, match=r"read different runs under the name .*mnli"):
         aggregation.group(changed)

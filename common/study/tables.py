@@ -347,6 +347,7 @@ def runs_table(rows: list[dict[str, Any]]) -> str:
         settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs of batches of {row['batch_size']}"
         settings += ", frozen in bfloat16" if row.get("frozen_dtype") == "bfloat16" else ""
         settings += ", padded" if row.get("padding") == "batch" else ""
+        settings += plain(f", after {row['after']}") if row.get("after") else ""
         method = plain(aggregation.describe(row)[1])
         lines.append(
             f"| {method} | {row['task_name']} | {settings} | {row['seed']} | {scores} "
