@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import data, metrics, tasks
+from common import data, metrics, own_data, tasks
 from common.checkpoints import load_model, meta_model
 from common.evaluation import COLLAPSED, predict_logits
-from common.options import Pooling
+from common.options import Pooling, TuneOptions
 from common.tokens import Tokens, tokenize
 
 if TYPE_CHECKING:
@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 
 def find(name: str) -> "TextClassification":
     """The task with this name. Raises InputError for an unknown name."""
-    task = tasks.find(name)
+    return by_description(tasks.find(name))
+
+
+def by_description(task: tasks.GlueTask) -> "TextClassification":
+    """The task for an entry of the table of tasks, or for one's own."""
     return MultipleChoice(task) if task.questions else TextClassification(task)
+
+
+def of(options: TuneOptions) -> "TextClassification":
+    """The task of a run: the one with its name or, for one's own data, the one that they make; they are read now."""
+    return find(options.task_name) if options.label_field is None else OwnClassification(own_data.load(options))
 
 
 class TextClassification:
@@ -31,6 +40,7 @@ class TextClassification:
     def __init__(self, glue: tasks.GlueTask):
         self.glue, self.name, self.metrics, self.validations = glue, glue.name, glue.metrics, glue.validations
         self.n_texts = glue.n_texts
+        self.facts: dict[str, Any] = {}
 
     def load(self, checkpoint: str, pooling: Pooling | None = None) -> nn.Module:
         return load_model(checkpoint, self.glue.n_outputs, pooling)
@@ -59,8 +69,12 @@ class TextClassification:
         """The official metrics, and whether all answers are the same; and the logits, (examples, outputs)."""
         logits = predict_logits(model, tokens, batch_size, accelerator)
         answers = self.glue.targets.answers(logits)
-        values = self.metric.compute(predictions=answers, references=tokens.labels.numpy())
+        values = self.measure(logits, tokens.labels.numpy())
         return values | {COLLAPSED: float(np.ptp(answers) < 1e-3)}, logits  # the range of equal scores is not exactly 0
+
+    def measure(self, logits: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        """The metrics by name. logits: (examples, outputs), references: (examples,)"""
+        return self.metric.compute(predictions=self.glue.targets.answers(logits), references=references)
 
     def floor(self, train: Tokens, validation: Tokens) -> dict[str, float]:
         """The metrics of always answering the majority class, or the mean score."""
@@ -93,3 +107,20 @@ class MultipleChoice(TextClassification):
     def loss(self, model: nn.Module, batch: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
         """Sum over the examples of a batch, each with the logits of its choices; each example is one target."""
         return self.glue.targets.losses(model(**batch).logits.view(len(labels), -1), labels).sum()
+
+
+class OwnClassification(TextClassification):
+    """A `task_data.Task` for one's own data, which have been read."""
+
+    def __init__(self, own: own_data.OwnData):
+        super().__init__(own.task)
+        self.own, self.facts = own, own.task.facts | {"validation_from": own.validation_from}
+
+    def read(self, split: str, source: str) -> data.Examples:
+        return self.own.splits[split]
+
+    def is_there(self, split: str, source: str) -> bool:
+        return split in self.own.splits
+
+    def measure(self, logits: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return metrics.measure(self.glue, logits, references)

@@ -23,7 +23,7 @@ from common.tasks import TASKS, GlueTask, Source
 
 LONGEST_LINE = 1_000_000
 """Maximal number of characters of a line; the longest line of GLUE has a few thousand."""
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """What an escape of JSON can spell and no tokenizer takes: NUL and halves of characters."""
 
 
@@ -124,20 +124,25 @@ def _writable_cache(cache: Path) -> Iterator[str]:
         yield folder
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises InputError if it is not UTF-8 or has NUL characters."""
-    # The official files have no quoting, so the csv module would join lines at a single quotation mark, and
-    # str.splitlines would cut sentences at Unicode's other line ends. utf-8-sig drops the byte order mark of MRPC.
+def read_text(path: Path) -> str:
+    """The text of a file, without a byte order mark. Raises InputError if it is not UTF-8 or has NUL characters."""
     content = path.read_bytes()
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")  # MRPC has a byte order mark
     except UnicodeDecodeError as error:
         at = content[: error.start].count(b"\n") + 1
         raise InputError(f"{path}, line {at}: not UTF-8 ({error.reason}): convert it, or download it again") from error
     if "\0" in text:
         at = text[: text.index("\0")].count("\n") + 1
         raise InputError(f"{path}, line {at}: a NUL character, not allowed in text: download the file again")
-    lines = text.split("\n")
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises InputError as `read_text`."""
+    # The official files have no quoting, so the csv module would join lines at a single quotation mark, and
+    # str.splitlines would cut sentences at Unicode's other line ends.
+    lines = read_text(path).split("\n")
     if lines and lines[-1] == "":
         lines.pop()
     return lines
@@ -216,7 +221,7 @@ def _texts_and_label(task: GlueTask, line: str, labelled: bool) -> dict[str, Any
     for name in task.texts:
         if not isinstance(row[name], str):
             raise ValueError(f"{name} is {json.dumps(row[name])[:40]}, wanted a text in quotation marks")
-        if found := _NO_TEXT.search(row[name]):
+        if found := NO_TEXT.search(row[name]):
             raise ValueError(f"{name} has the character U+{ord(found[0]):04X}, which is not allowed in text")
     if task.questions and row[task.texts[1]] not in task.questions:
         known = ", ".join(task.questions)

@@ -20,7 +20,6 @@ from common.options import TuneOptions, command_line, non_default
 from common.results import read_result
 from common.runs import ADAPTER, BELOW, CONFIG, RESULT, RESUMABLE, is_finished
 from common.runtime.files import require, write_atomically
-from common.task_data import Task
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,8 @@ class Start:
     """For result.json and adapter.json. on: the earlier run; on_sha256: digest of its adapter; after: what was trained
     before; below: digest of the uppermost adapter below."""
 
-    def meta(self, task: Task, options: TuneOptions) -> nn.Module:
-        """The model on the meta device, before the method is applied. Raises InputError as `loading.add_below`."""
-        model = task.meta(options.checkpoint, options.pooling)
+    def put_below(self, model: nn.Module, options: TuneOptions) -> nn.Module:
+        """Put what is below into a model on the meta device. Raises InputError as `loading.add_below`."""
         try:
             add_below(self.below, model)
         except InputError as error:

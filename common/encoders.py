@@ -155,10 +155,10 @@ def sublayer(layer: nn.Module, name: Sublayer) -> Place:
         return BeforeResidual(norm, module, norm, module)
     home = _first(layer, _LAYER_NORMS[name]).rpartition(".")[0]
     if hasattr(layer, "ffn_output"):  # ALBERT's feed-forward sublayer is no module, its attention one the whole of it
-        attention: Any = layer.attention
+        parts: Any = layer
         if name == "attention":
-            return BeforeResidual(norm, attention, attention, attention.output_dropout)
-        return BeforeResidual(norm, layer, layer.ffn, layer.dropout)
+            return BeforeResidual(norm, parts.attention, parts.attention, parts.attention.output_dropout)
+        return BeforeResidual(norm, layer, parts.ffn, parts.dropout)
     if not home:  # DistilBERT computes the sum in the layer, so the module's output is the sublayer's
         return Place(norm, layer.get_submodule({"attention": "attention", "feedforward": "ffn"}[name]))
     owner: Any = layer.get_submodule(home)

@@ -77,7 +77,7 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
     diverged: list[Diverged] = []
     waiting = list(product(range(len(methods)), seeds))
     n_runs = len(waiting)
-    task_data = TaskData(classification.find(options.task_name), options)  # read once, for all runs
+    task_data = TaskData(classification.of(options), options)  # read once, for all runs
     while waiting:
         busy = []
         for number, seed in waiting:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import nn
 
+from common import own_task
 from common.checkpoints import base_of, load_model, meta_model
 from common.encoders import encoder, head_parameters
 from common.errors import DoesNotFit, InputError
@@ -95,7 +96,7 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
     """The model with a saved adapter, in evaluation mode, and its method.
 
     Args:
-        folder: with adapter.safetensors and adapter.json.
+        folder: with adapter.safetensors and adapter.json. If this names classes, so does the model's config.
         checkpoint: the base model, if it has moved since training; None = as in training.
 
     Raises:
@@ -103,6 +104,10 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
     """
     *below, top = read_stack(Path(folder))
     config = top.config
+    own = own_task.of(config) if config.get("label_field") is not None else None
+    if own is not None and own.n_outputs != config["n_outputs"]:
+        wanted = f"n_outputs is {config['n_outputs']}, wanted {own.n_outputs}"
+        raise InputError(f"{top.folder / CONFIG} is damaged: {wanted}")
     if not 1 <= config["n_outputs"] <= _contents(top.folder / ADAPTER)[1]:
         raise InputError(f"{top.folder / ADAPTER} does not fit {CONFIG} beside it: n_outputs is {config['n_outputs']}")
     checkpoint = checkpoint or config["base_checkpoint"]
@@ -116,6 +121,9 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
             raise InputError(f"{top.folder / CONFIG} does not fit {checkpoint}: {error}") from error
         check_base(top, model)
         fill(top, model, with_head=True)
+    if own is not None and own.labels:
+        model.config.id2label = dict(enumerate(own.labels))
+        model.config.label2id = {name: index for index, name in enumerate(own.labels)}
     return model.eval(), top.method
 
 

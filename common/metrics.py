@@ -41,6 +41,16 @@ def f1_macro(predictions: np.ndarray, references: np.ndarray) -> float:
     return float(f1_score(references, predictions, average="macro", zero_division=0))
 
 
+def roc_auc(margins: np.ndarray, references: np.ndarray) -> float:
+    """Area under the ROC curve of class 1 against class 0; 0.5 if the references have only one class.
+
+    margins: the logit of class 1 minus that of class 0, (examples,), or constant answers.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    return 0.5 if _constant(references) else float(roc_auc_score(references, margins))
+
+
 def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
     """Matthews' correlation coefficient; 0 if predictions or references have only one class."""
     from sklearn.metrics import matthews_corrcoef
@@ -71,8 +81,19 @@ def _constant(*arrays: np.ndarray) -> bool:
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    metric.__name__: metric for metric in (accuracy, f1, f1_macro, matthews_correlation, pearson, spearmanr)
+    metric.__name__: metric for metric in (accuracy, f1, f1_macro, matthews_correlation, roc_auc, pearson, spearmanr)
 }
+OF_SCORES = ("pearson", "spearmanr")
+"""The metrics of a regression; the others are of classes."""
+OF_TWO = ("f1", "roc_auc")
+"""The metrics of two classes, of which the second is the positive one."""
+
+
+def measure(task: GlueTask, logits: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """The metrics of a task, by name. logits: (examples, outputs). Raises Diverged if they are not finite."""
+    answers = task.targets.answers(logits)
+    margins = logits[:, -1] - logits[:, 0]
+    return {name: METRICS[name](margins if name == "roc_auc" else answers, references) for name in task.reported}
 
 
 def load(task: GlueTask) -> "evaluate.Metric":

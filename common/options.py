@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
+from common import metrics, own_task
 from common.errors import InputError, all_at_once, check, check_types, one_line_errors
 from common.runtime.files import one_spelling, read_json
 from common.tasks import TESTED, TRAINED
@@ -20,6 +21,8 @@ from common.tasks import TESTED, TRAINED
 TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # computed from the table of tasks
 TestedTask = Literal[TESTED]  # type: ignore[valid-type]
 Pooling = Literal["pooler", "trained_pooler", "cls", "mean"]
+METRICS = tuple(metrics.METRICS)
+Metric = Literal[METRICS]  # type: ignore[valid-type]
 MANY = 10**8
 """Larger counts are a mistake. Products of two of them still fit into 64 bits."""
 MANY_SEEDS = 10**4
@@ -31,10 +34,18 @@ class TuneOptions:
 
     checkpoint: str = "bert-base-uncased"
     """Pretrained encoder: a hub name, a local folder, minilm (comes with the requirements) or mpnet (make mpnet)."""
-    task_name: TrainedTask = "mrpc"
-    """Task of GLUE or SuperGLUE."""
+    task_name: TrainedTask | str = "mrpc"
+    """Task of GLUE or SuperGLUE; a name of your choice for your own data, otherwise that of their file or folder."""
     data: str = "hub"
-    """hub (nyu-mll/glue, aps/super_glue), a folder with the official download, or demo (synthetic)."""
+    """hub (nyu-mll/glue, aps/super_glue), a folder with the official download, demo (synthetic), or your own file or
+    folder."""
+    text_fields: tuple[str, ...] = ()
+    """Columns of the text or the two texts in your own data; default: text."""
+    label_field: str | None = None
+    """Column of the labels in your own data; must be given for them."""
+    metric: tuple[Metric, ...] = ()
+    """Metrics for your own data, whose mean selects the best epoch; default: accuracy and f1 (of two classes) or
+    f1_macro, or for labels that are floats pearson and spearmanr."""
     lr: float | None = None
     """Peak learning rate of AdamW; None = the method's default."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -106,6 +117,7 @@ class TuneOptions:
     def __post_init__(self) -> None:
         check_types(self)
         _spell_paths(self)
+        _settle_own_data(self)
         at_least_one = ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "n_epochs", "max_bad_steps")
         optional = ("max_length", "param_budget", "max_train_samples", "max_eval_samples", "checkpoint_every")
         counts = {name: getattr(self, name) for name in (*at_least_one, *optional)}
@@ -141,14 +153,15 @@ class TuneOptions:
 class PredictOptions:
     """Options of prediction on a test set."""
 
-    task_name: TestedTask | None = None
-    """Task of GLUE or SuperGLUE; uses its run with the best validation score. mnli = mnli-m, mnli-mm and ax."""
+    task_name: TestedTask | str | None = None
+    """Task of GLUE or SuperGLUE, or name of the task of your own data; uses its run with the best validation score.
+    mnli = mnli-m, mnli-mm and ax."""
     run: str | None = None
     """Folder of the run to use instead."""
     checkpoint: str | None = None
     """Base model: a hub name, a local folder, minilm or mpnet; None = as in training."""
     data: str | None = None
-    """hub, a folder, or demo; None = as in training."""
+    """hub, a folder, or demo, or your own file or folder; None = as in training."""
     select: Literal["dev", "holdout"] | None = None
     """Choose among the runs with this value of --select only."""
     batch_size: int = 64
@@ -178,6 +191,45 @@ def spelled(values: Mapping[str, Any]) -> dict[str, str]:
 def _spell_paths(options: Any) -> None:
     for option, path in spelled(vars(options)).items():
         object.__setattr__(options, option, path)  # the dataclass is frozen for everybody else
+
+
+def _settle_own_data(options: TuneOptions) -> None:
+    """Check the options of one's own data, and set those of them that are left open."""
+    fields, label, metric, name = options.text_fields, options.label_field, options.metric, options.task_name
+    if label is None:
+        unknown = f"unknown task {name!r}: choose one of {', '.join(TRAINED)}, or name the columns of your own data"
+        check(
+            {f"{unknown} with --label_field": name not in TRAINED}
+            | {
+                f"{option} is given without label_field: both are for your own data": bool(value)
+                for option, value in {"text_fields": fields, "metric": metric}.items()
+            }
+            | {
+                f"data {options.data} is a file: name its columns with --text_fields and --label_field": (
+                    os.path.isfile(options.data)
+                )
+            }
+        )
+        return
+    fields = fields or ("text",)
+    if name == TuneOptions.task_name:
+        path = Path(os.path.abspath(options.data))
+        name = re.sub(r"[^\w.+-]", "_", path.stem if path.is_file() else path.name)[:100]
+    check(
+        {
+            f"data is {options.data}: label_field is for your own file or folder": options.data in ("hub", "demo"),
+            f"text_fields are {' '.join(fields)}: name one or two different columns, and not the label's": (
+                len({*fields, label}) != len(fields) + 1 or len(fields) > 2
+            ),
+            f"metric is {' '.join(metric)}: name each once": len(set(metric)) < len(metric),
+            f"metric is {' '.join(metric)}: {' and '.join(metrics.OF_SCORES)} are for scores, the others for classes": (
+                0 < len(set(metric) & set(metrics.OF_SCORES)) < len(set(metric))
+            ),
+            f"{name!r} cannot be the name of your own task: choose another --task_name": not own_task.is_name(name),
+        }
+    )
+    object.__setattr__(options, "text_fields", fields)  # the dataclass is frozen for everybody else
+    object.__setattr__(options, "task_name", name)
 
 
 @dataclass(frozen=True)

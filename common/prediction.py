@@ -1,9 +1,13 @@
 """Predict test sets with a trained model and write submission files for the leaderboard."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from common import classification, data, loading, runs, tasks
+import numpy as np
+
+from common import classification, data, loading, metrics, own_data, own_task, runs, tasks
 from common.checkpoints import load_tokenizer
 from common.encoders import longest_input, n_outputs, shortest_input
 from common.errors import Diverged, InputError, one_line_errors
@@ -12,6 +16,7 @@ from common.fast import prepare
 from common.fitting import positions_left
 from common.methods import Method, names
 from common.options import PredictOptions, parse
+from common.own_task import OwnTask
 from common.results import candidates, choice, find_run
 from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
@@ -42,15 +47,11 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
         print(choice(candidates(method, options)))
     config = files.read_json(folder / runs.CONFIG)
     files.require(folder / runs.CONFIG, config, task_name=str, data=str, max_length=int, frozen_dtype=str)
-    trained, found = config["task_name"], str(config.get("method"))
+    found = str(config.get("method"))
     if found != method:
         action = f"use {found}.test" if found in names() else f"known methods are {', '.join(names())}"
         raise InputError(f"{folder} holds an adapter of {found}, not of {method}: {action}")
-    tests = tasks.held_out(options.task_name or trained)
-    if trained not in (tests[0].name, tests[0].trained_as):
-        raise InputError(f"{folder} was trained on {trained}: it cannot predict {options.task_name}")
-    source = options.data or config["data"]
-    examples = [data.read(task, "test", source) for task in tests]
+    tests, examples = _read_tests(folder, config, options)
 
     from accelerate import Accelerator
     from tqdm import tqdm
@@ -67,20 +68,47 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     prepared = prepare(model, accelerator.device, config["frozen_dtype"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     total = sum(map(len, examples))
-    lines = []
-    with tqdm(total=total, desc=f"{method} {trained} test", disable=not accelerator.is_main_process) as bar:
+    lines, scores = [], []
+    with tqdm(total=total, desc=f"{method} {config['task_name']} test", disable=not accelerator.is_main_process) as bar:
         for task, texts in zip(tests, examples, strict=True):
-            tokens = classification.find(task.name).encode(texts, tokenizer, config["max_length"])
+            tokens = classification.by_description(task).encode(texts, tokenizer, config["max_length"])
             tokens = tokens.with_layout(prepared.layout)
             outputs = predict_logits(model, tokens, options.batch_size, accelerator, bar.update)
             try:
                 lines.append(submission_lines(task, outputs, texts.ids))
+                scores += _scores(task, outputs, texts)
             except Diverged as error:
                 raise InputError(f"{folder} cannot predict {task.name}: {error}; train it again") from error
     paths = []
     if accelerator.is_main_process:
         with files.confined_to(Path(options.run or options.output_dir)):
             paths = [write_submission(folder, *each) for each in zip(tests, lines, map(len, examples), strict=True)]
-    if source == "demo":
+    for line in scores:
+        accelerator.print(line)
+    if (options.data or config["data"]) == "demo":
         accelerator.print("synthetic data: do not submit these files to the leaderboard")
     return paths
+
+
+def _read_tests(
+    folder: Path, config: dict[str, Any], options: PredictOptions
+) -> tuple[list[tasks.GlueTask], list[data.Examples]]:
+    """The test sets of a run and their examples: those of its task in the table, or one of one's own data."""
+    task, source = own_task.of(config), options.data or config["data"]
+    wanted = options.task_name or task.name
+    tests: list[tasks.GlueTask] = [task] if isinstance(task, OwnTask) else tasks.held_out(wanted)
+    if task.name not in (wanted, tests[0].trained_as):
+        raise InputError(f"{folder} was trained on {task.name}: it cannot predict {wanted}")
+    if not isinstance(task, OwnTask):
+        return tests, [data.read(each, "test", source) for each in tests]
+    examples, name = own_data.read_test(task, source, whole=options.data is not None)
+    return [replace(task, submission=f"predictions-{name}.tsv")], [examples]
+
+
+def _scores(task: tasks.GlueTask, outputs: np.ndarray, examples: data.Examples) -> list[str]:
+    """The metrics of a test set with labels, in one line; nothing without labels."""
+    if examples.labels is None:
+        return []
+    values = metrics.measure(task, outputs, np.array(examples.labels))
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return [f"{task.name}: {shown} on {len(examples):,} examples ({task.submission})"]

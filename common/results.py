@@ -10,7 +10,7 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-from common import tasks
+from common import own_task, tasks
 from common.errors import InputError, plain
 from common.methods import REPOSITORY
 from common.options import PredictOptions, spelled
@@ -37,12 +37,19 @@ def candidates(method: str, options: PredictOptions) -> dict[Path, dict[str, Any
     Raises:
         InputError: no such run, or the options do not say which of several data sets, encoders or selections is meant.
     """
-    task = tasks.find(options.task_name or "")
-    home = Path(options.output_dir) / method / (task.trained_as or task.name)
+    name = options.task_name or ""
+    if not own_task.is_name(name):
+        name = tasks.find(name).trained_as or name
+    home = Path(options.output_dir) / method / name
+    if name not in tasks.TASKS and not home.is_dir():
+        known = ", ".join(tasks.TASKS)
+        raise InputError(f"unknown task {name!r}: choose one of {known}, or one of your own data with runs, as {home}")
     results = {folder: read_result(folder) for folder in sorted(home.glob("*")) if is_finished(folder)}
     found = {run: result | spelled(result) for run, result in results.items()}  # old ones have paths as they were typed
     if options.data is not None:
-        found = {run: result for run, result in found.items() if result["data"] == options.data}
+        same = {run: result for run, result in found.items() if result["data"] == options.data}
+        # Of one's own data it may also be a file to predict.
+        found = same or {run: result for run, result in found.items() if result.get("label_field") is not None}
     if options.checkpoint is not None:
         found = {run: result for run, result in found.items() if result["checkpoint"] == options.checkpoint}
     if options.select is not None:
@@ -51,13 +58,13 @@ def candidates(method: str, options: PredictOptions) -> dict[Path, dict[str, Any
         filters = {"data": options.data, "base": options.checkpoint, "select": options.select}
         wanted = "".join(f", {name} {value}" for name, value in filters.items() if value)
         raise InputError(
-            f"no finished {method} run for {task.name}{wanted} under {home}: train one with {method}.tune, "
+            f"no finished {method} run for {name}{wanted} under {home}: train one with {method}.tune, "
             "or give a folder with --run"
         )
     used = sorted({str(result["data"]) for result in found.values()})
     if len(used) > 1:
         raise InputError(
-            f"the runs under {home} were trained on different data ({', '.join(used)}): choose with --data"
+            f"the runs under {home} were trained on different data ({', '.join(used)}): choose with --data or --run"
         )
     encoders = encoders_of(found.values())
     if len(encoders) > 1:
@@ -65,6 +72,8 @@ def candidates(method: str, options: PredictOptions) -> dict[Path, dict[str, Any
             f"the runs under {home} have different encoders ({', '.join(encoders.values())}): choose with --checkpoint "
             "or --run"
         )
+    if len({(task.texts, task.file_label, task.metrics) for task in map(own_task.of, found.values())}) > 1:
+        raise InputError(f"the runs under {home} have different columns or metrics: choose one with --run")
     if len({result.get("select", "dev") for result in found.values()}) > 1:
         raise InputError(f"the runs under {home} were selected on dev and on holdout: choose with --select")
 
@@ -97,7 +106,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     require(path, result, **dict.fromkeys(("seed", "n_epochs", "best_epoch", "validation_examples"), int))
     require(path, result, **dict.fromkeys(("trainable_params_without_head", "trainable_params", "total_params"), int))
     require(path, result, **dict.fromkeys(("best_score", "majority_score", "examples_per_second"), float))
-    reported = tasks.find(result["task_name"]).reported
+    reported = own_task.of(result).reported
     scores = [f"{kind}_{name}" for name in reported for kind in ("best", "majority")]
     scores += [on_dev(result, name) for name in ("score", *reported)]
     require(path, result, **dict.fromkeys(scores, float))
@@ -165,7 +174,7 @@ def _git(*words: str) -> str | None:
 
 def summary(result: dict[str, Any]) -> str:
     """A run in one line: scores on the development set, what selected the epoch, trained parameters and speed."""
-    task = tasks.find(result["task_name"])
+    task = own_task.of(result)
     scores = ", ".join(
         f"{name} {result[on_dev(result, name)]:.4f} (majority class {majority_text(result, name)})"
         for name in task.reported

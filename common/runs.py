@@ -112,7 +112,10 @@ _NOT_DECISIVE = (
     "output_dir", "report_to", "resume", "checkpoint_every", "time_limit", "max_bad_steps", "overwrite", "debug",
 )  # fmt: skip
 # Options that earlier versions did not have. At their defaults they are left out, so that runs keep their names.
-_LATER = {"pooling": None, "schedule": "linear", "on": None, "stack": False}
+_LATER = {
+    "pooling": None, "schedule": "linear", "on": None, "stack": False, "text_fields": (), "label_field": None,
+    "metric": (),
+}  # fmt: skip
 
 
 def decisive(options: TuneOptions) -> dict[str, Any]:

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 
 from common.errors import Diverged
 
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.I)
+"""A number in a file. float() also reads the digits of other scripts, 1_0 and spaces."""
+
 
 def _finite(logits: np.ndarray) -> np.ndarray:
     """The same logits. Raises Diverged if some are NaN or infinite: they are no answer, and argmax would take one."""
@@ -69,6 +72,8 @@ class Score:
 
     low: float = 0.0
     high: float = 5.0
+    digits: str = ".3f"
+    """Format of an answer in a file."""
 
     has_classes = False
     dtype = "float32"
@@ -79,13 +84,12 @@ class Score:
         return f"a number from {self.low:g} to {self.high:g}"
 
     def parse(self, text: str) -> float | None:
-        # float() also reads the digits of other scripts, 1_0 and spaces.
-        score = float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.I) else math.nan
+        score = float(text) if NUMBER.fullmatch(text) else math.nan
         return score if self.low <= score <= self.high else None
 
     def format(self, answer: float) -> str:
         """An answer as the text in a file, clipped to the range."""
-        return f"{min(max(answer, self.low), self.high):.3f}"
+        return f"{min(max(answer, self.low), self.high):{self.digits}}"
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Squared error. logits: (batch, 1), labels: (batch,) -> (batch,)"""

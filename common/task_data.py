@@ -34,6 +34,8 @@ class Task(Protocol):
     """Names of the validation splits."""
     n_texts: int
     """Texts of a sequence: 1, or 2 for a pair."""
+    facts: dict[str, Any]
+    """What result and adapter record of the task besides its name; `labels`, if there are any, names the classes."""
 
     def load(self, checkpoint: str, pooling: Pooling | None) -> nn.Module:
         """A pretrained model with a new head. Everything outside the encoder is trained."""
@@ -66,7 +68,10 @@ HOLDOUT = "holdout"
 """Name of the split of held-out training examples that select the best epoch instead of the validation splits."""
 TOKENS = "tokens"
 """Folder in the output_dir for the token ids of all runs."""
-DECISIVE = ("checkpoint", "task_name", "data", "select", "max_train_samples", "max_eval_samples", "output_dir")
+DECISIVE = (
+    "checkpoint", "task_name", "data", "text_fields", "label_field", "metric",
+    "select", "max_train_samples", "max_eval_samples", "output_dir",
+)  # fmt: skip
 """The options that the data of a run depends on."""
 
 
@@ -134,11 +139,14 @@ class TaskData:
     def digests(self) -> dict[str, str | None]:
         """What tells whether data or encoder have changed under their names. Raises InputError if they are not there.
 
-        data_sha256: of all texts and labels that the run reads. checkpoint_digest: see `files_digest`.
+        data_sha256: of all texts and labels that the run reads, and of the names of the classes where the data have
+        them. checkpoint_digest: see `files_digest`.
         """
         digest = hashlib.sha256()
         for split, examples in sorted(self.rows.items()):
             digest.update(json.dumps([split, examples.texts, examples.labels]).encode())
+        if names := self.task.facts.get("labels"):
+            digest.update(json.dumps(names).encode())
         return {"data_sha256": digest.hexdigest(), "checkpoint_digest": files_digest(self.options.checkpoint)}
 
     @cached_property

@@ -45,7 +45,7 @@ class GlueTask:
     """Class names in the hub's order; empty for a regression."""
     metrics: tuple[str, ...]
     """Official metrics; the score of a run is their mean, as in the GLUE average."""
-    splits: dict[str, Source]
+    splits: dict[str, Source] = field(hash=False)
     """`train`, one or more `validation...` (the first one selects the best epoch), `test`."""
     synthetic: str
     """Generator of the demo data, see common/synthetic.py."""
@@ -64,7 +64,7 @@ class GlueTask:
     benchmark: Benchmark = GLUE
     also: tuple[str, ...] = ()
     """Further metrics that are reported. They are not part of the score."""
-    questions: Mapping[str, str] = field(default_factory=dict)
+    questions: Mapping[str, str] = field(default_factory=dict, hash=False)
     """For multiple choice: word in the second text column -> the question about the first one that it stands for. The
     columns after it are the choices; empty for other tasks."""
 

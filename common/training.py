@@ -15,7 +15,7 @@ from torch import nn
 from common import loading, runs, saving
 from common.checkpointing import Progress, TrainingState
 from common.checkpoints import base_of
-from common.classification import find
+from common.classification import of
 from common.earlier import Start, find_start
 from common.encoders import encoder, layers
 from common.errors import Diverged, InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
@@ -79,14 +79,16 @@ def train(
         Interrupted: the run received SIGTERM, SIGUSR1 or Ctrl-C or reached `options.time_limit`, and was saved.
         Pruned: `after_epoch` ended the run, which can be resumed.
     """
-    task, (start, options) = find(options.task_name), find_start(method, options.for_method(method))
+    start, options = find_start(method, options.for_method(method))
+    if task_data is None or not task_data.serves(options):
+        task_data = TaskData(of(options), options)
+    task = task_data.task
     if options.param_budget is not None:
-        method = fit_to_budget(method, options.param_budget, start.meta(task, options))
+        shapes = start.put_below(task.meta(options.checkpoint, options.pooling), options)
+        method = fit_to_budget(method, options.param_budget, shapes)
     start.check(method)
     folder = run_folder(method, options)
 
-    if task_data is None or not task_data.serves(options):
-        task_data = TaskData(task, options)
     if finished := finished_result(folder, options, task_data, start):
         clean_finished(folder)
         return folder, finished
@@ -96,7 +98,8 @@ def train(
 
     # Data first, since most bad input is there and is found fast. Then the checks that need only the encoder's shapes.
     task_data.read()
-    max_length = check_fit(method, options, start.meta(task, options), task_data.tokenizer, task_data.n_texts)
+    shapes = start.put_below(task.meta(options.checkpoint, options.pooling), options)
+    max_length = check_fit(method, options, shapes, task_data.tokenizer, task_data.n_texts)
 
     with files.confined_to(home), locks.lock_folder(folder):
         if finished := finished_result(folder, options, task_data, start):  # another process finished it meanwhile
@@ -364,7 +367,8 @@ class Run:
     def save_best(self, outputs: dict[str, Any]) -> None:
         """Write the adapter and, if the development set selects, the predictions on it."""
         facts = {"task_name": self.task.name, "data": self.options.data, "max_length": self.max_length}
-        facts |= {"seed": self.options.seed, "frozen_dtype": self.prepared.frozen_dtype} | self.start.facts
+        facts |= {"seed": self.options.seed, "frozen_dtype": self.prepared.frozen_dtype}
+        facts |= self.task.facts | self.start.facts
         saving.save_adapter(self.folder, self.model, self.method, self.accelerator.is_main_process, **facts)
         if self.accelerator.is_main_process and not self.dev_splits:
             write_predictions(self.folder, outputs, {split: self.splits[split].labels for split in outputs})
@@ -499,6 +503,7 @@ def result_of(run: Run, dev_scores: dict[str, float] | None) -> dict[str, Any]:
         "method": run.method.name,
         "run": run.folder.name,
         **run.settings,
+        **run.task.facts,
         **{f"best_{name}": value for name, value in best.items()},
         **{f"last_{name}": value for name, value in history[-1].items()},
         **{f"majority_{name}": value for name, value in majority.items()},

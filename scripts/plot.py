@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 def name(setting: Setting) -> str:
     """File name of a setting: a readable part and a digest of all its fields."""
     variant = re.split("[ ,]", setting.variant)[0]
+    about = f"{setting!r}{setting.after}" + (repr(setting.own) if setting.own else "")
     words = f"{setting.task_name}-{Path(setting.checkpoint).name}-{variant}-{setting.select}"[:80]
-    digest = hashlib.sha256(f"{setting!r}{setting.after}".encode()).hexdigest()
-    return re.sub(r"[^\w.+-]", "_", words) + "-" + digest[:8]
+    return re.sub(r"[^\w.+-]", "_", words) + "-" + hashlib.sha256(about.encode()).hexdigest()[:8]
 
 
 def draw(args: argparse.Namespace) -> "dict[str, Figure]":

@@ -312,6 +312,119 @@ def json_lines() -> Iterator[Case]:
         write("BoolQ/train.jsonl", boolq + "\n"))  # fmt: skip
 
 
+def own_data() -> Iterator[Case]:
+    """Files of one's own that are damaged or not what they say, and options that do not fit them."""
+    lines = ["text,label", "a good film,yes", "a bad film,no", "a fine film,yes", "a poor film,no"]
+    good = "\n".join(lines) + "\n"
+    train = "lora.tune --data FOLDER/mine.csv --label_field label"
+
+    def changed(old: str, new: str) -> str:
+        assert old in good
+        return good.replace(old, new)
+
+    yield Case("a file whose columns are not named", "lora.tune --data FOLDER/mine.csv", write("mine.csv", good))
+    yield Case("a label's column without data", "lora.tune --label_field label")
+    yield Case("text columns without a label's column", "lora.tune --data FOLDER --text_fields text")
+    for what, words in (
+        ("three text columns", "--text_fields a b c"),
+        ("a text column named twice", "--text_fields text text"),
+        ("the label's column as text", "--text_fields label"),
+        ("a metric that there is not", "--metric bleu"),
+        ("a metric named twice", "--metric accuracy accuracy"),
+        ("metrics of classes and of scores", "--metric accuracy pearson"),
+        ("a GLUE task's name for one's own data", "--task_name rte"),
+        ("a path for the name of one's own task", "--task_name ../mine"),
+        ("correlation with labels in words", "--metric pearson"),
+    ):
+        yield Case(what, f"{train} {words}", write("mine.csv", good))
+    yield Case("a file that is not there", train)
+    yield Case("a file in another format", train.replace("csv", "xlsx"), write("mine.xlsx", "PK"))
+    yield Case("a sweep of one's own data under two names", "scripts.grid tune lora --tasks a b --label_field label")
+    for what, content in (
+        ("an empty CSV", ""),
+        ("a CSV with a header alone", lines[0]),
+        ("a CSV without the label's column", changed("label", "class")),
+        ("a CSV with another spelling of the text's column", changed("text", " Text")),
+        ("a CSV with a column twice", changed("text,label\n", "text,label,label\n").replace("film,", "film,no,")),
+        ("a CSV with semicolons", good.replace(",", ";")),
+        ("a CSV row with too many fields", changed("a bad film", "a bad, long film")),
+        ("a CSV with a quotation mark that is not closed", changed("a bad film", '"a bad film')),
+        ("a CSV with quotation marks that are not doubled", changed("a bad film", '"a "bad" film"')),
+        ("a CSV with a line of 10 MB", changed("a bad film", "a" * 10**7)),
+        ("a CSV in Latin-1", changed("a bad film", "caf\xe9").encode("latin-1")),
+        ("a CSV in UTF-16", good.encode("utf-16")),
+        ("a CSV with a NUL", changed("a bad film", "a b\0d film")),
+        ("a CSV row without a text", changed("a bad film", "")),
+        ("a CSV row without a label", changed("a bad film,no", "a bad film,")),
+        ("the same label in all rows of a CSV", good.replace("no", "yes")),
+        ("a label that occurs once, to be split", changed("a bad film,no", "a bad film,maybe")),
+        ("two rows to be split", "\n".join(lines[:3])),
+        ("words among labels that are numbers", good.replace("yes", "1").replace("a bad film,no", "a bad film,2")),
+        ("labels of which two differ in a space", changed("a bad film,no", "a bad film,no ")),
+        ("a label with a line end", changed("a bad film,no", 'a bad film,"n\no"')),
+        ("labels that look like ids", "text,label\n" + "".join(f"a film,{n}\n" for n in range(101))),
+        ("labels beyond float32", good.replace("yes", "0.5").replace("no", "1e39")),
+    ):
+        yield Case(what, train, write("mine.csv", content))
+    three = good + "a long film,maybe\na short film,maybe\n"
+    yield Case("the F1 of two classes with three", f"{train} --metric f1", write("mine.csv", three))
+    tabs = good.replace(",", "\t") + "a long film\n"
+    yield Case("a TSV row with too few fields", train.replace("csv", "tsv"), write("mine.tsv", tabs))
+    yield from own_rows()
+    yield from own_folders()
+
+
+def own_rows() -> Iterator[Case]:
+    """The same as JSON lines and Parquet."""
+    train = "lora.tune --data FOLDER/mine.jsonl --label_field label"
+    row = json.dumps({"text": "a good film", "label": "yes"}) + "\n"
+    for what, line in (
+        ("one's own JSON line cut short", row[:-9]),
+        ("a JSON list among one's own objects", '["a film", "yes"]'),
+        ("a number for a text", json.dumps({"text": 5, "label": "no"})),
+        ("null for a text", json.dumps({"text": None, "label": "no"})),
+        ("a text of spaces", json.dumps({"text": " ", "label": "no"})),
+        ("half of a character in a text", json.dumps({"text": "\ud83d", "label": "no"})),
+        ("a JSON object without the label", json.dumps({"text": "a bad film"})),
+        ("a list for a label", json.dumps({"text": "a bad film", "label": ["no", "bad"]})),
+        ("NaN for a label", '{"text": "a bad film", "label": NaN}'),
+    ):
+        yield Case(what, train, write("mine.jsonl", row + line + "\n"))
+    whole = json.dumps([{"text": "a film", "label": "yes"}] * 2, indent=1)
+    yield Case("one's own rows as one JSON array", train.replace("jsonl", "json"), write("mine.json", whole))
+    yield Case("an empty file of one's own JSON lines", train, write("mine.jsonl", "\n"))
+    parquet = train.replace("jsonl", "parquet")
+    yield Case("a CSV that is called Parquet", parquet, write("mine.parquet", "text,label\na film,yes\n"))
+
+
+def own_folders() -> Iterator[Case]:
+    """The same as a folder of splits, and as folders of text files."""
+    train = "lora.tune --data FOLDER --label_field label"
+    good = "text,label\na good film,yes\na bad film,no\n"
+
+    def several(**files: str | bytes) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            for name, content in files.items():
+                write(name.replace("__", "/").replace("_", "."), content)(folder)
+
+        return make
+
+    yield Case("a folder without a training set", train, several(mine_csv=good))
+    yield Case("two training sets in a folder", train, several(train_csv=good, train_jsonl="{}"))
+    yield Case("a training set in another format", train, several(train_txt=good))
+    label = good.replace("yes", "maybe")
+    yield Case("a label that only the validation set has", train, several(train_csv=good, dev_csv=label))
+    yield Case("a validation set without the label", train, several(train_csv=good, dev_csv="text\na film\n"))
+    yield Case("one's own validation rows that are the training rows", train, several(train_csv=good, dev_csv=good))
+    yield Case("a damaged folder of datasets", train, several(train__state_json="{"))
+    yield Case(
+        "a folder of a class without text files", train, several(train__pos__0_txt="good", train__neg__0_md="bad")
+    )
+    yield Case("an empty text file", train, several(train__pos__0_txt="good", train__neg__0_txt=""))
+    yield Case("a text file in Latin-1", train, several(train__pos__0_txt="good", train__neg__0_txt=b"caf\xe9"))
+    yield Case("text files without a folder for each class", train, several(train__0_txt="good", train__1_txt="bad"))
+
+
 def folders() -> Iterator[Case]:
     """Output folders and runs in the way."""
 
@@ -502,6 +615,7 @@ SECTIONS = {
     "Options": options,
     "Base models": base_models,
     "Data": data,
+    "Data of your own": own_data,
     "Folders": folders,
     "Runs and adapters": runs,
     "Searches": searches,

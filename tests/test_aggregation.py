@@ -47,7 +47,9 @@ def row(task="rte", method="lora", seed=42, score=0.6, **changes):
     values = {"method": method, "task_name": task, "seed": seed, "checkpoint": "minilm", "data": "glue", "lr": 1e-3}
     values |= {"n_epochs": 3, "batch_size": 32, "train_examples": 2490, "validation_examples": 277}
     values |= {"trainable_params_without_head": 1000, "train_seconds": 10.0, "peak_memory_mib": 99.0, "max_length": 512}
-    values |= {f"best_{name}": score for name in (*aggregation.measures(task), *tasks.find(task).also, "score")}
+    values |= {
+        f"best_{name}": score for name in (*aggregation.measures(tasks.find(task)), *tasks.find(task).also, "score")
+    }
     values |= {f"majority_{name}": 0.5 for name in (*metrics, "score")} | {"device": "CPU", "base_sha256": "ab" * 32}
     values |= changes
     return values | {"run": changes.get("run", "-".join(f"{k}{v}" for k, v in values.items() if k != "device"))}

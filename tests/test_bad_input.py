@@ -66,7 +66,7 @@ def test_a_wrong_option_is_one_line_in_a_terminal_of_any_encoding(encoding, smal
         cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": encoding},
     )  # fmt: skip
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: invalid choice 'glue' for argument '--task_name'")
+    assert done.stderr.startswith("error: unknown task 'glue': choose one of cola")
     assert not set(done.stderr) & set("+|─│╭")
 
 

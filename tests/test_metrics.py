@@ -43,6 +43,13 @@ def test_further_metrics_are_computed_too():
     assert found["accuracy"] == 0.75
 
 
+def test_roc_auc_is_the_share_of_pairs_in_the_right_order_and_half_for_one_class():
+    # of the pairs (1 and 0): .9 > .1, .9 > .6, .4 > .1, but .4 < .6; a tie counts half
+    assert metrics.roc_auc(np.array([0.9, 0.1, 0.4, 0.6]), np.array([1, 0, 1, 0])) == pytest.approx(3 / 4)
+    assert metrics.roc_auc(np.array([0.5, 0.5]), np.array([1, 0])) == 0.5
+    assert metrics.roc_auc(np.array([0.9, 0.1]), np.array([1, 1])) == 0.5
+
+
 def test_correlations_are_those_computed_by_hand():
     # deviations (-1.5, -.5, .5, 1.5) and (-1, 0, -1, 2) times 1: 4 / sqrt(5 * 6); ranks of the second (1.5, 3, 1.5, 4)
     found = compute("stsb", [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 1.0, 4.0])

@@ -47,7 +47,7 @@ def test_a_run_without_a_learning_rate_is_trained_and_recorded_with_the_methods_
         (lambda: TuneOptions(checkpoint=5), "checkpoint is 5: wanted str"),
         (lambda: TuneOptions(report_to="none"), "report_to is 'none': wanted tuple"),
         (lambda: TuneOptions(betas=0.9), "betas is 0.9: wanted tuple"),
-        (lambda: TuneOptions(task_name="glue"), "task_name is 'glue': wanted Literal"),
+        (lambda: TuneOptions(task_name="glue"), "unknown task 'glue': choose one of cola"),
         (lambda: TuneOptions(lr="1e-3"), "lr is '1e-3': wanted float"),
         (lambda: PredictOptions(batch_size=None), "batch_size is None: wanted int"),
         (lambda: SweepOptions(sizes="64"), "sizes is '64': wanted tuple"),

@@ -75,10 +75,13 @@ def _flush(path: Path) -> None:
 def one_spelling(path: str, *names: str) -> str:
     """The path of a folder, without links: relative below the working directory or beside it, else absolute.
 
-    So results of equal runs are equal in any copy of the repository. `names`, and text that is no folder (a hub name),
-    stay as they are.
+    So results of equal runs are equal in any copy of the repository. `names`, and text that is neither folder nor file
+    (a hub name), stay as they are. A file keeps its name, whose suffix says its format, and its folder is spelled.
     """
     path = os.path.expanduser(path)
+    if path not in names and os.path.isfile(path):
+        folder, name = os.path.split(path)
+        return os.path.normpath(os.path.join(one_spelling(folder or "."), name))
     if path in names or not os.path.isdir(path):
         return path
     whole, here = Path(path).resolve(), Path.cwd().resolve()

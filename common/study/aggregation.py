@@ -5,17 +5,18 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common import metrics, tasks
+from common import metrics, own_task, tasks
 from common.errors import InputError
 from common.methods import Method, find
 from common.metrics import mean_score
 from common.options import TuneOptions, canonical, canonical_text
+from common.own_task import OwnTask
 from common.results import on_dev
 from common.runs import PREDICTIONS, read_predictions, read_rows
 from common.runtime import files
@@ -37,8 +38,16 @@ class Setting:
     """What selected the configuration; dev if the row does not have it."""
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
-    after: str = field(default="", repr=False)  # not in the digest of names that settings had before there was --on
+    after: str = dataclasses.field(
+        default="", repr=False
+    )  # not in the digest of names that settings had before there was --on
     """What was trained before, with --on: mnli (7,000 examples)."""
+    own: OwnTask | None = dataclasses.field(default=None, repr=False)
+    """The task, if it is one of one's own data."""
+
+    @property
+    def task(self) -> tasks.GlueTask:
+        return self.own or tasks.find(self.task_name)
 
     @property
     def variant(self) -> str:
@@ -83,9 +92,8 @@ class Configuration:
 Tables = Mapping[Setting, list[Configuration]]
 
 
-def measures(name: str) -> list[str]:
-    """Names of the official metrics of a task as in rows; those of further validation splits have a suffix."""
-    task = tasks.find(name)
+def measures(task: tasks.GlueTask) -> list[str]:
+    """Names of the metrics of a task as in rows; those of further validation splits have a suffix."""
     return [metric + task.suffix(split) for split in task.validations for metric in task.metrics]
 
 
@@ -123,14 +131,14 @@ def _result(row: Row) -> Row:
 def check(path: Path, row: Row) -> None:
     """Raise InputError if a row of the file `path` lacks what tables, figures and reports read, or has it otherwise."""
     files.require(path, row, **dict.fromkeys(("method", "task_name", "run", "checkpoint", "data"), str))
-    metrics = tasks.find(row["task_name"]).reported
+    task = own_task.of(row)
     ints = ["seed", "n_epochs", "batch_size", "train_examples", "validation_examples", "trainable_params_without_head"]
     optional = ("max_train_samples", "max_eval_samples", "search_trials")
     ints += [name for name in optional if row.get(name) is not None]
     numbers = ["lr", "train_seconds", "best_score", "majority_score"]
     numbers += [name for name in ("peak_memory_mib", "examples_per_second") if row.get(name) is not None]
-    numbers += [f"{kind}_{metric}" for kind in ("best", "majority") for metric in metrics]
-    numbers += [key for name in measures(row["task_name"]) if (key := on_dev(row, name)) in row]
+    numbers += [f"{kind}_{metric}" for kind in ("best", "majority") for metric in task.reported]
+    numbers += [key for name in measures(task) if (key := on_dev(row, name)) in row]
     numbers += [on_dev(row, "score")]
     files.require(path, row, **dict.fromkeys(ints, int), **dict.fromkeys(numbers, float))
     facts: dict[str, type] = {"git_dirty": bool, "git_commit": str, "mixed_precision": str, "n_processes": int}
@@ -151,7 +159,8 @@ def group(rows: Iterable[Row]) -> Tables:
     for row in rows:
         known: Row = {field.name: row.get(field.name) for field in dataclasses.fields(Setting)}
         known |= {"select": str(row.get("select", "dev")), "base_sha256": str(row.get("base_sha256"))}
-        known["after"] = row.get("after") or ""
+        task = own_task.of(row)
+        known |= {"after": row.get("after") or "", "own": task if isinstance(task, OwnTask) else None}
         setting = Setting(**known)
         other = groups[setting][describe(row)].setdefault(row["seed"], row)
         if other is not row:
@@ -163,7 +172,8 @@ def group(rows: Iterable[Row]) -> Tables:
                 both = f"{other['run']} and {row['run']}"
                 raise InputError(f"{both} read different {what} under the name {name}: give one of them")
     found = {}
-    for setting in sorted(groups, key=lambda setting: (list(tasks.TASKS).index(setting.task_name), str(setting))):
+    order = {name: number for number, name in enumerate(tasks.TASKS)}
+    for setting in sorted(groups, key=lambda setting: (order.get(setting.task_name, len(order)), str(setting))):
         seeds_of = groups[setting].items()
         some = [Configuration(name, label, how, tuple(seeds.values())) for (name, label, how, _), seeds in seeds_of]
         found[setting] = sorted(some, key=lambda each: (each.method, -each.mean("score")))
@@ -175,7 +185,7 @@ def describe(row: Row) -> tuple[str, str, str, str]:
     method = find(row["method"])()
     usual = vars(method)
     own = {name: row.get(name, value) for name, value in usual.items()}
-    elsewhere = {"seed", *(field.name for field in dataclasses.fields(Setting))}
+    elsewhere = {"seed", "text_fields", "label_field", "metric", *(field.name for field in dataclasses.fields(Setting))}
     launch = {field.name: field.default for field in dataclasses.fields(TuneOptions) if field.name not in elsewhere}
     launch |= {"frozen_dtype": "float32", "mixed_precision": "no", "n_processes": 1}  # rows have auto resolved
     used = {name: row.get(name, value) for name, value in launch.items()}
@@ -249,12 +259,15 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
         InputError: they are missing or damaged, or their score is not that of the row.
     """
     rows = configuration.rows
-    task = tasks.find(rows[0]["task_name"])
+    task = own_task.of(rows[0])
     split, names = task.validations[0], task.metrics
     for other in task.validations:
         for name in task.reported:
             if metric == name + task.suffix(other):
                 split, names = other, (name,)
+
+    if "roc_auc" in names:
+        raise InputError("roc_auc is not a metric of answers: compare by example with --by and another metric")
 
     def measure(answers: np.ndarray, labels: np.ndarray) -> float:
         return mean_score(metrics.METRICS[name](answers, labels) for name in names)
@@ -281,7 +294,7 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
 
 def glue_missing(scores: Mapping[str, Sequence[float]]) -> list[str]:
     """Tasks and metrics that are missing for a GLUE average."""
-    lengths = {name: (len(scores.get(name, ())), len(measures(name))) for name in tasks.AVERAGED}
+    lengths = {name: (len(scores.get(name, ())), len(measures(tasks.find(name)))) for name in tasks.AVERAGED}
     return [name if not n else f"{name} ({n} of {of} metrics)" for name, (n, of) in lengths.items() if n != of]
 
 
@@ -309,6 +322,8 @@ def glue_scores(tables: Tables) -> dict[Setting, dict[str, dict[str, list[float]
     found: dict[Setting, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
     for (setting, task), configurations in pools.items():
         for method, chosen in best(configurations, "score").items():
-            names = [name for name in measures(task) if all(on_dev(row, name) in row for row in chosen.rows)]
+            names = [
+                name for name in measures(tasks.find(task)) if all(on_dev(row, name) in row for row in chosen.rows)
+            ]
             found[setting][method][task] = [chosen.mean(name) for name in names]
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from common import methods, tasks
+from common import methods
 from common.errors import InputError, check, plain
 from common.results import majority_on_dev
 from common.runtime import files
@@ -254,7 +254,7 @@ def draw(
 
 def measure(setting: Setting, metric: str) -> str:
     """Label of the score axis."""
-    names = tasks.find(setting.task_name).metrics if metric == "score" else (metric,)
+    names = setting.task.metrics if metric == "score" else (metric,)
     of = f"mean of {' and '.join(names)}" if len(names) > 1 else names[0]
     return of.replace("_", " ")
 

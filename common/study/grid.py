@@ -32,16 +32,23 @@ def commands(
         InputError: unknown method or task, an argument without an option, or an option that is set twice.
         SystemExit: a value is wrong; it is reported in one line.
     """
-    kind, known = find(method), tasks.TESTED if verb == "test" else tasks.TRAINED
-    names = task_names or tasks.AVERAGED  # test expands mnli to its three test sets
-    for name in names:
-        if name not in known:
-            raise InputError(f"no task {name!r} to {verb}: there are {', '.join(known)}")
+    kind = find(method)
     for folder in checkpoints:
         if " " in folder and not Path(folder).is_dir():
             raise InputError(f"no folder {folder!r}: name several checkpoints without quotation marks around all")
     fixed, varied = _read_options(verb, kind, further)
-    listed = {"task_name": ("tasks", True), "checkpoint": ("checkpoints", bool(checkpoints))}
+    own = "label_field" in fixed  # one task, whose name may be that of the data
+    if not own:
+        known = tasks.TESTED if verb == "test" else tasks.TRAINED
+        home = Path(*fixed.get("output_dir", ["outputs"]), method)
+        for name in task_names:
+            if name not in known and not (verb == "test" and (home / name).is_dir()):
+                own_too = "" if verb == "test" else "; your own data need --label_field"
+                raise InputError(f"no task {name!r} to {verb}: there are {', '.join(known)}{own_too}")
+    elif len(task_names) > 1:
+        raise InputError(f"your own data are one task, and --tasks names {len(task_names)}: name one, or none")
+    names = task_names or ([] if own else tasks.AVERAGED)  # test expands mnli to its three test sets
+    listed = {"task_name": ("tasks", not own or bool(names)), "checkpoint": ("checkpoints", bool(checkpoints))}
     listed |= dict.fromkeys(("seed", "n_seeds"), ("seeds", bool(seeds)))
     for option, (plural, is_given) in listed.items():
         if is_given and option in {**fixed, **varied}:
@@ -49,7 +56,7 @@ def commands(
     given = [word for option, words in fixed.items() for word in (f"--{option}", *words)]
     every = {option: [[f"--{option}", *words] for words in values] for option, values in varied.items()}
     choices = {
-        "task": [["--task_name", name] for name in names],
+        "task": [["--task_name", name] for name in names] or [[]],
         "checkpoint": [["--checkpoint", checkpoint] for checkpoint in checkpoints] or [[]],
         **every,
         "seed": _seeds(verb, seeds),
@@ -153,5 +160,5 @@ def plan(verb: str, lines: Sequence[list[str]]) -> str:
     if not seconds:
         return f"{text}; no finished run tells how long one takes"
     usual = fmean(value for values in seconds.values() for value in values)
-    total = sum(fmean(seconds.get(words[2], [usual])) for words in lines)  # words[2] is the task
+    total = sum(fmean(seconds.get(words[2], [usual])) for words in lines)  # words[2] is the task, if it is named
     return f"{text}, about {datetime.timedelta(seconds=round(total))} if each takes as long as the finished runs"

@@ -23,7 +23,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from common import fitting, training
-from common.classification import find
+from common.classification import of
 from common.earlier import Start, find_start
 from common.errors import Busy, DoesNotFit, InputError, Interrupted, Pruned, is_out_of_memory, plain
 from common.experiments import WAIT
@@ -213,9 +213,9 @@ def check_first(method: Method, options: TuneOptions, start: Start) -> TaskData:
             "a search trains in one process: start it without accelerate launch, once per device; "
             "all these processes share its trials"
         )
-    material = TaskData(find(options.task_name), options)
+    material = TaskData(of(options), options)
     material.read()
-    meta_model = start.meta(material.task, options)
+    meta_model = start.put_below(material.task.meta(options.checkpoint, options.pooling), options)
     if options.param_budget is not None:
         method = fit_to_budget(method, options.param_budget, meta_model)
     start.check(method)

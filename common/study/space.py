@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from common.classification import find
+from common.checkpoints import meta_model
 from common.earlier import find_start
 from common.encoders import layers
 from common.errors import check, check_types
@@ -100,7 +100,7 @@ def own_space(name: str, options: TuneOptions) -> Space:
     It may be a function of the number of layers of the encoder.
     """
     space = getattr(importlib.import_module(f"{name}.experiment"), "SPACE", {})
-    return space(len(layers(find(options.task_name).meta(options.checkpoint)))) if callable(space) else space
+    return space(len(layers(meta_model(options.checkpoint, n_outputs=2)))) if callable(space) else space
 
 
 def space_of(method: Method, options: TuneOptions, search: SearchOptions, given: set[str]) -> Space:
@@ -146,8 +146,8 @@ def configuration(
     method = dataclasses.replace(method, **{name: value for name, value in values.items() if name in vars(method)})
     options = dataclasses.replace(options, **{name: value for name, value in values.items() if name in vars(options)})
     if options.param_budget is not None:
-        meta_model = find_start(method, options)[0].meta(find(options.task_name), options)
-        method = fit_to_budget(method, options.param_budget, meta_model)
+        shapes = meta_model(options.checkpoint, 2, options.pooling)
+        method = fit_to_budget(method, options.param_budget, find_start(method, options)[0].put_below(shapes, options))
     for name, what in space.items():
         if isinstance(what, Same):
             followed = getattr(method, what.option)

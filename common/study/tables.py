@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common import tasks
+from common import own_task, tasks
 from common.errors import InputError, plain
 from common.results import majority_text, on_dev
 from common.study import aggregation, significance
@@ -82,19 +82,19 @@ def having(tables: Tables, metric: str) -> Tables:
     found = {
         setting: some
         for setting, some in tables.items()
-        if metric in ("score", *aggregation.measures(setting.task_name), *tasks.find(setting.task_name).also)
+        if metric in ("score", *aggregation.measures(setting.task), *setting.task.also)
         and all(on_dev(row, metric) in row for each in some for row in each.rows)
     }
     if not found:
-        names = {name for setting in tables for name in aggregation.measures(setting.task_name)}
-        names |= {name for setting in tables for name in tasks.find(setting.task_name).also}
+        names = {name for setting in tables for name in aggregation.measures(setting.task)}
+        names |= {name for setting in tables for name in setting.task.also}
         raise InputError(f"no rows have the metric {metric!r}: choose score, {', '.join(sorted(names))}")
     return found
 
 
 def of_task(setting: Setting, configurations: list[Configuration], metric: str) -> Table:
     """Table of one task: a line per configuration, over its seeds."""
-    metrics = tasks.find(setting.task_name).metrics
+    metrics = setting.task.metrics
     of = f"score, the mean of {' and '.join(metrics)}" if len(metrics) > 1 else metrics[0]
     devices = sorted({str(row.get("device", "unknown")) for each in configurations for row in each.rows})
     notes = [
@@ -132,7 +132,8 @@ def by_task(tables: Tables, metric: str) -> Iterator[Table]:
             cells = methods.setdefault(method, {})
             cells[setting.task_name] = max(best, cells.get(setting.task_name, best), key=lambda c: c.selecting(metric))
     for setting, methods in groups.items():
-        names = [name for name in tasks.TRAINED if any(name in cells for cells in methods.values())]
+        there = {name for cells in methods.values() for name in cells}
+        names = [*(name for name in tasks.TRAINED if name in there), *sorted(there.difference(tasks.TRAINED))]
         lines: list[Cells] = []
         for method, chosen in methods.items():
             labels = {each.label for each in chosen.values()}
@@ -276,7 +277,7 @@ def _compare_pair(
     p, (low, high) = significance.paired_bootstrap(first.answers, second.answers, first.labels, first.metric, n)
     seeds = sorted(first.seeds.keys() & second.seeds.keys())
     mcnemar = None
-    if tasks.find(setting.task_name).targets.has_classes and seeds:
+    if setting.task.targets.has_classes and seeds:
         sides = (each.answers[each.seeds[seeds[0]]] == each.labels for each in (first, second))
         mcnemar = significance.mcnemar(*sides)
     cells: Cells = (
@@ -342,7 +343,7 @@ def runs_table(rows: list[dict[str, Any]]) -> str:
     rows = sorted(rows, key=lambda row: (row["task_name"], row["method"], str(row.get("frozen_dtype")), row["seed"]))
     for row in rows:
         scores = ", ".join(
-            f"{name} {score(row, name)} ({majority_text(row, name)})" for name in tasks.find(row["task_name"]).reported
+            f"{name} {score(row, name)} ({majority_text(row, name)})" for name in own_task.of(row).reported
         )
         settings = f"lr {row['lr']:g}, {row['n_epochs']} epochs of batches of {row['batch_size']}"
         settings += ", frozen in bfloat16" if row.get("frozen_dtype") == "bfloat16" else ""

@@ -1,0 +1,60 @@
+"""A task of one's own data, as options name it and result rows and adapters describe it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.errors import InputError
+from common.metrics import METRICS
+from common.targets import Classes, Score
+from common.tasks import TASKS, GlueTask, Source, find
+
+
+@dataclass(frozen=True)
+class OwnTask(GlueTask):
+    """A task of one's own files, with one validation split."""
+
+    splits: dict[str, Source] = field(default_factory=dict, hash=False)
+    synthetic: str = ""
+
+    @property
+    def targets(self) -> Classes | Score:
+        """Classes, or scores of any size that float32 holds."""
+        return Classes(self.labels) if self.labels else Score(-3e38, 3e38, ".6g")
+
+    @property
+    def validations(self) -> tuple[str, ...]:
+        return ("validation",)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What describes it in a result row or an adapter's config, see `of`."""
+        return {
+            "text_fields": self.texts,
+            "label_field": self.file_label,
+            "labels": self.labels,
+            "metrics": self.metrics,
+        }
+
+
+def is_name(name: str) -> bool:
+    """Whether a text can be the name of a task of one's own data, which is also the name of a folder."""
+    return name not in TASKS and re.fullmatch(r"\w[\w.+-]{0,99}", name) is not None
+
+
+def of(row: Mapping[str, Any]) -> GlueTask:
+    """The task of a result row or of an adapter's config: one of the table, or one's own, which the row describes.
+
+    Raises:
+        InputError: an unknown or impossible name, or a damaged description.
+    """
+    name, label = str(row.get("task_name")), row.get("label_field")
+    if label is None:
+        return find(name)
+    lists = {key: row.get(key) for key in ("text_fields", "labels", "metrics")}
+    texts, labels, metrics = (tuple(each) if isinstance(each, list | tuple) else (None,) for each in lists.values())
+    are_texts = all(isinstance(word, str) for word in (label, *texts, *labels, *metrics))
+    if not (are_texts and is_name(name) and len(texts) in (1, 2) and metrics and set(metrics) <= set(METRICS)):
+        raise InputError(f"the description of the task {name!r} is damaged: {lists | {'label_field': label}}")
+    return OwnTask(name, texts, labels, metrics, file_label=str(label))
