@@ -20,6 +20,7 @@ from common.options import TuneOptions, command_line, non_default
 from common.results import read_result
 from common.runs import ADAPTER, BELOW, CONFIG, RESULT, RESUMABLE, is_finished
 from common.runtime.files import require, write_atomically
+from common.task_data import Task
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Start:
     facts: dict[str, Any] = field(default_factory=dict)
     """For result.json and adapter.json. on: the earlier run; on_sha256: digest of its adapter; after: what was trained
     before; below: digest of the uppermost adapter below."""
+
+    def meta(self, task: Task, options: TuneOptions) -> nn.Module:
+        """The model on the meta device, before the method is applied. Raises InputError as `put_below`."""
+        return self.put_below(task.meta(options.checkpoint, options.pooling), options)
 
     def put_below(self, model: nn.Module, options: TuneOptions) -> nn.Module:
         """Put what is below into a model on the meta device. Raises InputError as `loading.add_below`."""

@@ -49,12 +49,13 @@ def of(row: Mapping[str, Any]) -> GlueTask:
     Raises:
         InputError: an unknown or impossible name, or a damaged description.
     """
-    name, label = str(row.get("task_name")), row.get("label_field")
+    name: Any = row.get("task_name")
+    label: Any = row.get("label_field")
     if label is None:
-        return find(name)
+        return find(str(name))
     lists = {key: row.get(key) for key in ("text_fields", "labels", "metrics")}
     texts, labels, metrics = (tuple(each) if isinstance(each, list | tuple) else (None,) for each in lists.values())
-    are_texts = all(isinstance(word, str) for word in (label, *texts, *labels, *metrics))
+    are_texts = all(isinstance(word, str) for word in (name, label, *texts, *labels, *metrics))
     if not (are_texts and is_name(name) and len(texts) in (1, 2) and metrics and set(metrics) <= set(METRICS)):
         raise InputError(f"the description of the task {name!r} is damaged: {lists | {'label_field': label}}")
-    return OwnTask(name, texts, labels, metrics, file_label=str(label))
+    return OwnTask(name, texts, labels, metrics, file_label=label)

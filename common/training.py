@@ -82,10 +82,8 @@ def train(
     start, options = find_start(method, options.for_method(method))
     if task_data is None or not task_data.serves(options):
         task_data = TaskData(of(options), options)
-    task = task_data.task
     if options.param_budget is not None:
-        shapes = start.put_below(task.meta(options.checkpoint, options.pooling), options)
-        method = fit_to_budget(method, options.param_budget, shapes)
+        method = fit_to_budget(method, options.param_budget, start.meta(task_data.task, options))
     start.check(method)
     folder = run_folder(method, options)
 
@@ -98,8 +96,7 @@ def train(
 
     # Data first, since most bad input is there and is found fast. Then the checks that need only the encoder's shapes.
     task_data.read()
-    shapes = start.put_below(task.meta(options.checkpoint, options.pooling), options)
-    max_length = check_fit(method, options, shapes, task_data.tokenizer, task_data.n_texts)
+    max_length = check_fit(method, options, start.meta(task_data.task, options), task_data.tokenizer, task_data.n_texts)
 
     with files.confined_to(home), locks.lock_folder(folder):
         if finished := finished_result(folder, options, task_data, start):  # another process finished it meanwhile

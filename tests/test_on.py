@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -441,7 +442,7 @@ def test_an_experiment_skips_the_sizes_that_the_earlier_run_does_not_have(make, 
     sweep([Lora(rank=1, alpha=1), Lora(rank=2, alpha=2)])
     said = capsys.readouterr().out
     assert "configuration 1 of 2 skipped: " in said
-    assert "(rank was 2 and is 1, alpha was 2.0 and is 1)" in said
+    assert re.search(r"\(rank was 2 and is 1, alpha was 2(\.0)? and is 1\)", said)
     assert said.splitlines()[-2].startswith("lora: 512 parameters")
 
 

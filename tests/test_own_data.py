@@ -13,6 +13,7 @@ from test_aggregation import row as glue_row
 
 from common import own_data, own_task
 from common.classification import of
+from common.earlier import Start
 from common.errors import InputError
 from common.experiments import run_all
 from common.loading import load_adapter
@@ -339,7 +340,7 @@ def test_two_columns_are_a_pair_and_an_experiment_reads_them_once(options, tmp_p
 
 
 def test_a_search_reads_ones_own_data_first(mine, capsys):
-    material = check_first(Lora(), mine("a", "b", param_budget=600))
+    material = check_first(Lora(), mine("a", "b", param_budget=600), Start())
     assert len(material.rows["train"]) == 29
     assert "mine: 29 train examples" in capsys.readouterr().out
 

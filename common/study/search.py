@@ -215,7 +215,7 @@ def check_first(method: Method, options: TuneOptions, start: Start) -> TaskData:
         )
     material = TaskData(of(options), options)
     material.read()
-    meta_model = start.put_below(material.task.meta(options.checkpoint, options.pooling), options)
+    meta_model = start.meta(material.task, options)
     if options.param_budget is not None:
         method = fit_to_budget(method, options.param_budget, meta_model)
     start.check(method)
