@@ -147,9 +147,12 @@ def test_a_branch_before_the_residual_sum_is_given_the_other_term_also_where_the
     assert_packed_equals_padded(padded, fast)
 
 
+TOKENS = {"one_group": (3, 7, 3, 9, 7, 1, 3), "groups": (300, 40, 290, 38, 5), "padding": (5,)}
+
+
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("n_prefix", [0, 2])
-@pytest.mark.parametrize("lengths", [(3, 7, 3, 9, 7, 1, 3), (300, 40, 290, 38, 5)], ids=["one_group", "groups"])
+@pytest.mark.parametrize("lengths", TOKENS.values(), ids=TOKENS)
 def test_a_query_sees_the_keys_in_its_window_and_every_prefix(lengths, n_prefix, single):
     """On CPUs and in the variant for GPUs, forward and backward, as each sequence alone."""
     packing, at = packed(sequences_of(lengths))["packing"], 1 if single else None
