@@ -242,6 +242,7 @@ def _unsupported_positions(config: Any) -> dict[str, bool]:
     given = {name: getattr(config, name, None) for name in ("relative_attention", "share_att_key", "conv_kernel_size")}
     types, width = config.pos_att_type or [], config.hidden_size
     pooled, heads = config.pooler_hidden_size, config.num_attention_heads
+    embedded = getattr(config, "embedding_size", width)
     size = getattr(config, "attention_head_size", width // max(heads, 1))
     return {
         f"relative_attention is {given['relative_attention']}: wanted true": given["relative_attention"] is not True,
@@ -255,6 +256,7 @@ def _unsupported_positions(config: Any) -> dict[str, bool]:
             bool(given["conv_kernel_size"])
         ),
         f"pooler_hidden_size is {pooled}: wanted {width}, the hidden size": pooled != width,
+        f"embedding_size is {embedded}: wanted {width}, the hidden size": embedded != width,
         f"attention_head_size is {size} with {heads} heads: wanted hidden_size, {width}, divided by them": (
             size * heads != width
         ),

@@ -65,7 +65,7 @@ def shapes(draw):
         sizes |= {"pos_att_type": draw(st.sampled_from(("c2p", "p2c", "p2c|c2p")))}
         sizes |= {"position_buckets": draw(st.sampled_from((-1, 2, 8, 256))), "max_relative_positions": 20}
         sizes |= {"norm_rel_ebd": draw(st.sampled_from(("none", "layer_norm")))}
-        sizes |= {"position_biased_input": draw(st.booleans()), "embedding_size": draw(st.sampled_from((HIDDEN, 16)))}
+        sizes |= {"position_biased_input": draw(st.booleans())}
     if kind == "albert":
         groups, inner = draw(st.sampled_from(((1, 2), (2, 1), (2, 2))))  # two layers at least, of which one is dropped
         sizes |= {"num_hidden_groups": groups, "inner_group_num": inner}

@@ -274,6 +274,7 @@ def test_the_base_shape_gets_the_expected_number_of_trained_parameters(method, w
         ({"share_att_key": False}, "share_att_key is False: wanted true"),
         ({"pos_att_type": "c2p|p2p"}, r"pos_att_type is c2p\|p2p: wanted c2p, p2c or both"),
         ({"conv_kernel_size": 3}, "conv_kernel_size is 3: wanted no convolution"),
+        ({"embedding_size": 16}, "embedding_size is 16: wanted 32"),
         ({"pooler_hidden_size": 16}, "pooler_hidden_size is 16: wanted 32"),
         (
             {"attention_head_size": 16},
