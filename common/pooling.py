@@ -39,6 +39,11 @@ def set_pooling(model: Any, pooling: Pooling | None) -> None:
         stack(model).register_forward_hook(_Mean(sequences(model)), with_kwargs=True)
 
 
+def is_read_as_usual(model: Any) -> bool:
+    """Whether the head reads what transformers' own model gives it, so that its weights alone are enough elsewhere."""
+    return model.pooling != "mean" and not isinstance(getattr(encoder(model), "pooler", None), First)
+
+
 class First(nn.Module):
     """In place of the pooler: the first token. (batch, length, hidden), ALBERT: (batch, hidden) -> (batch, hidden)"""
 

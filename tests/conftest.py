@@ -28,6 +28,7 @@ from common import tasks, training
 from common.checkpoints import load_model
 from common.classification import TextClassification
 from common.encoders import first_position, n_token_types
+from common.exchange import to_peft
 from common.fast import prepare
 from common.fast.packing import Layout
 from common.methods import apply, trainable
@@ -253,28 +254,18 @@ def _as_rank(variables: dict, work: Callable, arguments: tuple):
         return work(*arguments)
 
 
-def copy_head_to_peft(ours, theirs) -> None:
-    """Copy the weights of our head into peft's trained copy of the head."""
-    theirs.base_model.classifier.modules_to_save["default"].load_state_dict(ours.classifier.state_dict())
-
-
-def assert_equals_peft(ours, theirs, counterpart) -> None:
+def assert_equals_peft(method, ours, theirs) -> None:
     """Assert that our model and peft's have the same logits, loss and gradients, to 1e-6 in float32.
 
-    counterpart: name of our parameter -> peft's. All parameters trained on either side are compared, after their values
-    have been perturbed and copied to peft's, in its shapes.
+    All parameters trained on either side are compared, after their values have been perturbed and copied to peft's as
+    an export would write them.
     """
+    import peft
+
     perturb(trainable(ours).values())
-    mine, trained = trainable(ours), {n: p for n, p in theirs.named_parameters() if p.requires_grad}
-
-    def name_of(name: str) -> str:
-        name = name.replace("classifier", "classifier.modules_to_save.default", 1)
-        return f"base_model.model.{counterpart(name)}"
-
-    assert {name_of(name) for name in mine} == set(trained)
-    with torch.no_grad():
-        for name, parameter in mine.items():
-            trained[name_of(name)].copy_(parameter.view_as(trained[name_of(name)]))
+    mine = to_peft(method, ours).tensors
+    assert mine.keys() == peft.get_peft_model_state_dict(theirs).keys()
+    peft.set_peft_model_state_dict(theirs, mine)
     batch, labels = random_batch(ours), torch.tensor([0, 1, 1, 0, 1])
     logits, losses = [], []
     for model in (ours.eval(), theirs.eval()):
@@ -283,9 +274,12 @@ def assert_equals_peft(ours, theirs, counterpart) -> None:
         losses[-1].backward()
     torch.testing.assert_close(logits[0], logits[1], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=1e-6)
-    for name, parameter in mine.items():
-        gradient = trained[name_of(name)].grad.view_as(parameter)
-        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-6)
+    of_mine = to_peft(method, ours, {name: parameter.grad for name, parameter in trainable(ours).items()}).tensors
+    trained = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.requires_grad}
+    of_theirs = peft.get_peft_model_state_dict(theirs, state_dict=trained)
+    assert of_mine.keys() == of_theirs.keys()
+    for name, gradient in of_mine.items():
+        torch.testing.assert_close(gradient, of_theirs[name], atol=1e-6, rtol=1e-6)
 
 
 @pytest.fixture

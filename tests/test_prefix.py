@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from conftest import KINDS, assert_packed_equals_padded, bert_base, copy_head_to_peft, perturbed, random_batch
+from conftest import KINDS, assert_packed_equals_padded, bert_base, perturbed, random_batch
 
 from common.errors import InputError
+from common.exchange import to_peft
 from common.loading import load_adapter
 from common.methods import apply, count, count_without_head, trainable
 from common.saving import save_adapter
@@ -24,9 +25,7 @@ def peft_twin(ours, plain, length):
     peft = pytest.importorskip("peft")
     config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=length)
     theirs = peft.get_peft_model(plain, config).eval()
-    with torch.no_grad():
-        theirs.prompt_encoder["default"].embedding.weight.copy_(ours.get_parameter("bert.embeddings.prefix.embedding"))
-    copy_head_to_peft(ours, theirs)
+    peft.set_peft_model_state_dict(theirs, to_peft(PrefixTuning(length), ours).tensors)
     return theirs
 
 

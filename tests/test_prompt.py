@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from conftest import KINDS, assert_packed_equals_padded, bert_base, copy_head_to_peft, perturbed, random_batch
+from conftest import KINDS, assert_packed_equals_padded, bert_base, perturbed, random_batch
 
 from common.checkpoints import load_tokenizer
 from common.encoders import encoder
 from common.errors import InputError
+from common.exchange import to_peft
 from common.methods import apply, count_without_head
 from common.training import train
 from prompt.method import PromptTuning
@@ -38,9 +39,7 @@ def test_equals_peft_except_for_the_token_that_is_classified(make_model):
     ours = perturbed(PromptTuning(5), make_model())
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5)
     theirs = peft.get_peft_model(make_model(), config).eval()
-    with torch.no_grad():
-        theirs.prompt_encoder["default"].embedding.weight.copy_(prompt_of(ours))
-    copy_head_to_peft(ours, theirs)
+    peft.set_peft_model_state_dict(theirs, to_peft(PromptTuning(5), ours).tensors)
     batch = random_batch(ours)
     mine, my_logits = hidden_states(ours, batch)
     seen = []
