@@ -12,10 +12,11 @@ from torch import nn
 
 from common.encoders import Branch, Linear, Place, encoder, final_layer_norm, layers, linear, pooler, sharing
 from common.errors import DoesNotFit, check
+from common.merging import Mergeable, Weights
 from common.methods import Method
 
 
-class SparseUpdate(Branch):
+class SparseUpdate(Mergeable):
     """D x + e beside W x + b, where a few entries of D and e are trained and the others are 0."""
 
     places: torch.Tensor
@@ -26,11 +27,19 @@ class SparseUpdate(Branch):
         self.delta = nn.Parameter(torch.zeros(len(places)))
         self.register_buffer("places", places, persistent=False)
 
-    def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Linear) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Linear) -> torch.Tensor | None:
         """x: (..., in) -> (..., out)"""
-        size = host.weight.numel()
-        flat = self.delta.new_zeros(size + host.out_features).scatter(0, self.places, self.delta)
-        return F.linear(x, flat[:size].view_as(host.weight), flat[size:])
+        return None if self.is_merged() else F.linear(x, *self.dense(host.weight))
+
+    def dense(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """D, (out, in), and e, (out,), of a layer with this weight."""
+        size = weight.numel()
+        flat = self.delta.new_zeros(size + len(weight)).scatter(0, self.places, self.delta)
+        return flat[:size].view_as(weight), flat[size:]
+
+    def merged(self, weight: torch.Tensor, bias: torch.Tensor | None, frozen: Weights) -> Weights:
+        d, e = self.dense(weight)
+        return weight + d, e if bias is None else bias + e
 
 
 @dataclass(frozen=True)

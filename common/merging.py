@@ -7,7 +7,7 @@ from torch import nn
 
 from common.encoders import Branch
 from common.errors import InputError
-from common.places import Rows
+from common.places import Rows, fold_weights
 
 Weights = tuple[torch.Tensor, torch.Tensor | None]
 """Weight, (out, in), and bias, (out,), of a linear layer."""
@@ -60,6 +60,25 @@ def unmerge(model: nn.Module) -> None:
             if branch.before:
                 _set(host, *branch.before[0])
                 branch.before = ()
+
+
+def fold(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of the model as it was before a method, with which it computes the same as now.
+
+    They include trained ones of its own. The model itself must not be used any more.
+
+    Raises:
+        InputError: it has branches that do more than other weights would.
+    """
+    folded = fold_weights(model)  # first, since branches of a linear layer see its weight with what is added
+    branches = {branch: name for name, branch in model.named_modules() if isinstance(branch, Branch)}
+    if any(isinstance(branch, Mergeable) for branch in branches):
+        merge(model)
+    left = [name for branch, name in branches.items() if branch not in folded and not getattr(branch, "before", ())]
+    if left:
+        raise InputError(f"{left[0]} is more than a change of weights, so that no plain model computes the same")
+    inside = tuple(f"{name}." for name in branches.values())
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
 
 
 def _mergeable(model: nn.Module) -> list[tuple[Any, list[Mergeable]]]:

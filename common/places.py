@@ -136,6 +136,21 @@ def with_added_weights(model: nn.Module) -> set[nn.Module]:
     return {module for owner in owners if isinstance(owner, _AddToWeights) for module, _ in owner.named}
 
 
+@torch.no_grad()
+def fold_weights(model: nn.Module) -> set[Branch]:
+    """Write what branches add to weights into new weights; returns these branches, which would add it again."""
+    folded = set()
+    for host in model.modules():
+        for hook in host._forward_pre_hooks.values():
+            weights = getattr(hook, "__self__", None)
+            if isinstance(weights, _AddToWeights):
+                weights.add(host, None)
+                weights.before = [nn.Parameter(getattr(module, name)) for module, name in weights.named]
+                weights.undo(host, None, None)
+                folded.add(weights.branch)
+    return folded
+
+
 class Input(Place):
     """The input of a module: y = host(x + branch(x, x, host))."""
 

@@ -7,6 +7,7 @@ import torch
 from conftest import perturb, random_batch
 
 from adapters.method import Adapters
+from baseline.method import Baseline
 from common.encoders import layers, linear
 from common.errors import InputError
 from common.merging import merge, unmerge
@@ -26,6 +27,7 @@ MERGEABLE = {
     "loha": Loha(rank=2, alpha=6, targets=ALL),
     "loha_by_product": Loha(rank=6, alpha=3, targets=ALL),
     "ia3": Ia3(outputs=ALL, inputs=ALL),
+    "baseline": Baseline(random_params=2_000),
 }
 PAIRS = [pair for pair in itertools.permutations(MERGEABLE, 2) if "loha" not in pair or "loha_by_product" not in pair]
 
