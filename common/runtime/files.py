@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -49,6 +50,26 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         if isinstance(error, OSError) or refused:
             reason = refused[1] if refused else getattr(error, "strerror", None) or error
             raise InputError(f"cannot write {path}: {reason}; the previous content is unchanged") from error
+        raise
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise InputError unless a folder is new or empty."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} is there already: remove it, or choose another folder")
+
+
+def write_folder_atomically(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary folder beside `folder` and rename it. Raises InputError as `refuse_existing`."""
+    refuse_existing(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".part"))
+    try:
+        write(part)
+        os.chmod(part, 0o777 & ~_umask())
+        os.replace(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
 
