@@ -107,6 +107,7 @@ def test_where_peft_computes_otherwise_the_note_says_so_and_the_lines_of_the_car
     torch.testing.assert_close(load_in_peft(tmp_path / "out", remedy)(**batch).logits, wanted, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_export_to_peft_needs_no_peft(bert, tmp_path):
     """peft is not among the requirements of a run."""
     saved(Lora(), bert, tmp_path / "run")
