@@ -83,6 +83,7 @@ def _constant(*arrays: np.ndarray) -> bool:
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     metric.__name__: metric for metric in (accuracy, f1, f1_macro, matthews_correlation, roc_auc, pearson, spearmanr)
 }
+NAMES = tuple(METRICS)
 OF_SCORES = ("pearson", "spearmanr")
 """The metrics of a regression; the others are of classes."""
 OF_TWO = ("f1", "roc_auc")

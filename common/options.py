@@ -21,8 +21,7 @@ from common.tasks import TESTED, TRAINED
 TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # computed from the table of tasks
 TestedTask = Literal[TESTED]  # type: ignore[valid-type]
 Pooling = Literal["pooler", "trained_pooler", "cls", "mean"]
-METRICS = tuple(metrics.METRICS)
-Metric = Literal[METRICS]  # type: ignore[valid-type]
+Metric = Literal[metrics.NAMES]  # type: ignore[valid-type]
 MANY = 10**8
 """Larger counts are a mistake. Products of two of them still fit into 64 bits."""
 MANY_SEEDS = 10**4

@@ -21,6 +21,8 @@ UNLABELLED = "unsup"
 """Folder of IMDb's texts without a label."""
 Contents = tuple[list[str], list[tuple[str, dict[str, Any]]], tuple[str, ...]]
 """Names of the columns; each row, after its place in the file; and the classes in order, if they are declared."""
+Reader = Callable[[Path, Sequence[str]], Contents]
+"""Reads a path, of which only the given columns are needed."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ def read(path: Path, fields: Sequence[str], label: str, labelled: bool = True) -
     Raises:
         InputError: it cannot be read, or a column or text is missing or cannot be used; the message names the line.
     """
+    reader: Reader
     if path.is_dir():
-        reader: Callable[..., Contents] = _arrow if (path / SAVED).is_file() else _text_files
+        reader = _arrow if (path / SAVED).is_file() else _text_files
     elif path.suffix.lower() in READERS:
         reader = READERS[path.suffix.lower()]
     else:
@@ -100,8 +103,8 @@ def _checked(text: Any, place: str, name: str) -> str:
         raise InputError(f"{place}: {name!r} is empty: wanted a text, or leave the row out")
     if len(text) > LONGEST_LINE:
         raise InputError(f"{place}: {name!r} has {len(text):,} characters, wanted at most {LONGEST_LINE:,}")
-    if wrong := NO_TEXT.search(text):
-        raise InputError(f"{place}: {name!r} has the character U+{ord(wrong[0]):04X}, which is not allowed in text")
+    if bad := NO_TEXT.search(text):
+        raise InputError(f"{place}: {name!r} has the character U+{ord(bad[0]):04X}, which is not allowed in text")
     return text
 
 
@@ -194,7 +197,7 @@ def _text_files(path: Path, fields: Sequence[str]) -> Contents:
     return ["text", "label"] if classes else ["text"], rows, ()
 
 
-READERS: dict[str, Callable[[Path, Sequence[str]], Contents]] = {
+READERS: dict[str, Reader] = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".jsonl": _json_lines,

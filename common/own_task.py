@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import InputError
-from common.metrics import METRICS
+from common.metrics import NAMES
 from common.targets import Classes, Score
 from common.tasks import TASKS, GlueTask, Source, find
 
@@ -56,6 +56,6 @@ def of(row: Mapping[str, Any]) -> GlueTask:
     lists = {key: row.get(key) for key in ("text_fields", "labels", "metrics")}
     texts, labels, metrics = (tuple(each) if isinstance(each, list | tuple) else (None,) for each in lists.values())
     are_texts = all(isinstance(word, str) for word in (name, label, *texts, *labels, *metrics))
-    if not (are_texts and is_name(name) and len(texts) in (1, 2) and metrics and set(metrics) <= set(METRICS)):
+    if not (are_texts and is_name(name) and len(texts) in (1, 2) and metrics and set(metrics) <= set(NAMES)):
         raise InputError(f"the description of the task {name!r} is damaged: {lists | {'label_field': label}}")
     return OwnTask(name, texts, labels, metrics, file_label=label)

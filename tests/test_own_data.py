@@ -20,7 +20,7 @@ from common.loading import load_adapter
 from common.options import PredictOptions, TuneOptions, parse
 from common.prediction import answer
 from common.results import find_run, summary
-from common.runs import read_predictions, run_folder
+from common.runs import decisive, read_predictions, run_folder
 from common.study import aggregation, report, tables
 from common.study.grid import commands
 from common.study.search import check_first
@@ -235,7 +235,7 @@ def test_what_decides_a_run_of_ones_own_data_decides_its_folder(tmp_path, read):
     assert len(set(folders)) == 4
     assert {folder.parent for folder in folders} == {tmp_path / "lora" / "mine"}
     assert dataclasses.replace(usual, task_name="reviews").task_name == "reviews"
-    assert "label_field" not in str(run_folder(Lora(), TuneOptions(output_dir=str(tmp_path))))
+    assert not {"text_fields", "label_field", "metric"} & decisive(TuneOptions()).keys()  # other runs keep their names
 
 
 def test_other_names_of_the_classes_are_other_data(read, options, tmp_path):
@@ -247,11 +247,14 @@ def test_other_names_of_the_classes_are_other_data(read, options, tmp_path):
     assert TaskData(of(settings), settings).digests["data_sha256"] != before["data_sha256"]
 
 
-def test_a_link_to_a_file_keeps_its_name_and_so_its_format(tmp_path, read):
+def test_a_file_is_the_same_however_its_folder_is_written_and_a_link_keeps_its_name_and_so_its_format(tmp_path, read):
     to_csv(tmp_path / "mine.csv", labelled("a", "b"))
     (tmp_path / "blobs").mkdir()
     (tmp_path / "mine.csv").rename(tmp_path / "blobs" / "5f3a")
     (tmp_path / "mine.csv").symlink_to(tmp_path / "blobs" / "5f3a")
+    (tmp_path / "link").symlink_to(tmp_path)
+    paths = [tmp_path / "mine.csv", tmp_path / "link" / "mine.csv", tmp_path / "blobs" / ".." / "mine.csv"]
+    assert len({TuneOptions(data=str(path), label_field="label").data for path in paths}) == 1
     assert read("mine.csv").task.labels == ("a", "b")
 
 
