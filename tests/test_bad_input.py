@@ -72,13 +72,13 @@ def test_a_wrong_option_is_one_line_in_a_terminal_of_any_encoding(encoding, smal
 
 def test_a_narrow_terminal_puts_no_spaces_into_a_value(capfd, small, monkeypatch):
     monkeypatch.setenv("COLUMNS", "50")
-    said = exits_with_one_line(capfd, *small, "--task_name", "x" * 100, program=lambda: tune(Lora))
+    said = exits_with_one_line(capfd, *small, "--padding", "x" * 100, program=lambda: tune(Lora))
     assert "x" * 100 in said
     assert os.environ["COLUMNS"] == "50"
 
 
 def test_an_error_line_is_short_however_long_the_value_is(capfd, small):
-    said = exits_with_one_line(capfd, *small, "--task_name", "x" * 10**6, program=lambda: tune(Lora))
+    said = exits_with_one_line(capfd, *small, "--padding", "x" * 10**6, program=lambda: tune(Lora))
     assert len(said) < 2100
     assert said.startswith("error: ")
     assert said.endswith("(--help lists the options)")
@@ -100,6 +100,7 @@ def test_the_same_from_a_shell(small):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_a_full_disk_in_a_launched_run_is_one_line_and_leaves_what_was_saved(small, tmp_path):
     """No file may grow above 16 KiB, which the checkpoint with the optimizer's state is the first to reach."""
     limited = "import resource, runpy, sys; sys.argv[:] = sys.argv[1:]\n"

@@ -434,6 +434,7 @@ def test_no_weight_is_prepacked_that_is_never_used(make_model):
     assert all(getattr(module, "reordered", None) is None for module in layers(model).modules())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_compute_the_model_of_one(options, tmp_path):
     """Without dropout. Both draw the same gates; with this epsilon a step depends on the scale of the gradient."""

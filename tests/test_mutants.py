@@ -40,6 +40,7 @@ def test_a_line_that_is_gone_or_a_change_that_is_no_python_is_stale(line, new, m
         Mutant("code.py", (), "return y", "pass").mutated(CODE + "    return y\n")
 
 
+@pytest.mark.long
 def test_a_change_is_seen_if_a_test_fails_and_missing_tests_are_stale(tmp_path):
     root = tmp_path / "repository"
     root.mkdir()

@@ -82,6 +82,7 @@ def read_by_head(model) -> torch.Tensor:
     return seen[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_every_method_begins_with_the_values_of_the_earlier_run(method, make, earlier):
     run = earlier(method)
@@ -110,6 +111,7 @@ def test_a_pooler_that_was_trained_with_the_head_is_kept(make, earlier):
     assert all(torch.allclose(after[name], tensor, atol=1e-20) for name, tensor in before.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stack", [False, True])
 def test_every_encoder_can_begin_from_an_earlier_run(kind, stack, make, earlier):
@@ -128,6 +130,7 @@ def assert_stands_on(later: Path, run: str) -> None:
     assert digest_of(later / BELOW) == digest_of(Path(run)) == json.loads((later / CONFIG).read_text())["below"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", UNDER, ids=str)
 def test_a_method_stands_on_the_frozen_model_of_every_other(method, make, earlier):
     run = earlier(method)
@@ -138,6 +141,7 @@ def test_a_method_stands_on_the_frozen_model_of_every_other(method, make, earlie
     assert result["trainable_params_without_head"] == 2 * 2 * 2 * 3 * 32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ON_TOP, ids=str)
 def test_every_method_stands_on_a_frozen_one(method, make, earlier):
     run = earlier(Adapters(8))
@@ -249,6 +253,7 @@ def test_what_was_trained_and_not_what_was_stored_is_resumed_from(method, make, 
     assert outcome(train(method, make(**settings, output_dir=str(tmp_path / "cut")))[0]) == outcome(whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", [Lora(rank=2), Adapters(8)], ids=str)
 def test_two_processes_begin_from_an_earlier_run(method, make, earlier, tmp_path):
     run = earlier(Lora(rank=2))

@@ -78,6 +78,7 @@ def test_two_processes_report_bad_input_once():
     assert done.returncode != 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("first", "second", "status", "told"),
     [
@@ -235,6 +236,7 @@ def test_dropped_adapters_a_prefix_network_and_the_largest_seed_train_on_two_pro
     assert trainable(loading.load_adapter(folder)[0])
 
 
+@pytest.mark.long
 def test_ctrl_c_in_the_terminal_of_a_launch_saves_once_and_the_same_command_resumes(checkpoints, tmp_path):
     words = f"--checkpoint {checkpoints['bert']} --data demo --task_name sst2 --n_epochs 100000 --max_train_samples 45"
     words += f" --max_eval_samples 6 --batch_size 4 --output_dir {tmp_path}"

@@ -25,6 +25,7 @@ FOUR_CORES = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "chosen", "wanted"),

@@ -56,7 +56,7 @@ def test_training_changes_no_frozen_tensor(options, monkeypatch):
         models.append((apply(method, model), {n: p.clone() for n, p in model.state_dict().items()}))
         return model
 
-    monkeypatch.setattr("common.training.apply", keep)
+    monkeypatch.setattr("common.earlier.apply", keep)
     train(Lora(rank=2), options())
     model, before = models[-1]
     trained = set(trainable(model))
