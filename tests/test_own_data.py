@@ -419,6 +419,8 @@ def test_a_sweep_of_ones_own_data_is_one_task_whose_name_can_be_that_of_the_file
         assert line == ["lora.tune", *words, "--checkpoint", "minilm", *data, *fixed]
         (options, _) = parse("lora.tune", line[1:], options=TuneOptions(), method=Lora())
         assert (options.task_name, options.text_fields) == (names[0] if names else "my_file", ("my text",))
+    (line,) = commands("tune", "lora", [], [], [], [*data, *fixed, "--task_name", "mine"])
+    assert line[-2:] == ["--task_name", "mine"]
     (tmp_path / "lora" / "mine").mkdir(parents=True)
     (line,) = commands("test", "lora", ["mine"], [], [], ["--output_dir", str(tmp_path)])
     assert line == ["lora.test", "--task_name", "mine", "--output_dir", str(tmp_path)]
