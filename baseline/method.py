@@ -39,7 +39,7 @@ class SparseUpdate(Mergeable):
 
     def merged(self, weight: torch.Tensor, bias: torch.Tensor | None, frozen: Weights) -> Weights:
         d, e = self.dense(weight)
-        return weight + d, e if bias is None else bias + e
+        return weight + d, None if bias is None else bias + e
 
 
 @dataclass(frozen=True)

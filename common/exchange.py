@@ -20,6 +20,7 @@ from common.errors import DoesNotFit, InputError
 from common.fitting import apply_on_meta
 from common.loading import copy_into, misfit, shapes_of
 from common.methods import REPOSITORY, Method, Tensors, apply, find, names, ranges
+from common.places import Rows
 from common.pooling import is_read_as_usual
 from common.runtime.files import non_finite, read_json
 
@@ -65,6 +66,12 @@ def to_peft(method: Method, model: Any, tensors: Mapping[str, torch.Tensor] | No
         raise InputError(
             f"the head was trained on what --pooling {model.pooling} gives, and transformers' model gives it the "
             "encoder's usual output: train without --pooling, or with trained_pooler, to use the adapter elsewhere"
+        )
+    fused = [name for name, module in model.named_modules() if isinstance(module, Rows)]
+    if any(name.startswith(f"{rows}.") for rows in fused for name in tensors):
+        raise InputError(
+            f"{used.name} has its own part in query, key or value, which are one layer of {model.config.model_type}, "
+            "and peft has one for the whole layer: try --to merged"
         )
     head = head_parameters(model)
     found = exchange.to_peft(used, model, {n: tensor for n, tensor in tensors.items() if n not in head})

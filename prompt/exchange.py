@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from common.encoders import encoder, layers, n_heads, stack, word_embeddings
+from common.encoders import encoder, layers, n_heads, pooler, stack, word_embeddings
 from common.errors import InputError
 from common.exchange import IN_FRONT, Peft
 from common.methods import Tensors
 from prompt.method import PromptTuning
 
 REMEDY = """
-def drop_prompt(layers, args, output):  # so that the head reads [CLS] in place of the first vector of the prompt
+def drop_prompt(module, args, output):  # so that the head reads [CLS] in place of the first vector of the prompt
     output.last_hidden_state = output.last_hidden_state[:, {length}:]
     return output
 
-model.get_base_model().base_model.{stack}.register_forward_hook(drop_prompt)
+model.get_base_model().base_model{read}.register_forward_hook(drop_prompt)
 """
 
 
@@ -30,6 +30,8 @@ def to_peft(method: PromptTuning, model: Any, tensors: Tensors) -> Peft:
         "num_layers": len(layers(model)),
         "num_transformer_submodules": 1,
     }
-    name = next(name for name, module in encoder(model).named_modules() if module is stack(model))
+    # A pooler inside the encoder reads what the layers give; heads outside read what the encoder gives.
+    read = stack(model) if pooler(model) is not None else encoder(model)
+    name = next(f".{name}" * (name != "") for name, module in encoder(model).named_modules() if module is read)
     difference = "peft's head reads the first vector of the prompt, and ours [CLS], which gives other logits"
-    return Peft(settings, {IN_FRONT: vectors}, difference, REMEDY.format(length=method.prompt_length, stack=name))
+    return Peft(settings, {IN_FRONT: vectors}, difference, REMEDY.format(length=method.prompt_length, read=name))

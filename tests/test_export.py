@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 
 import pytest
 import torch
@@ -45,14 +46,14 @@ ALL = ("query", "key", "value", "attention_output", "intermediate", "output")
 SAME_IN_PEFT = {
     "lora": Lora(rank=4, alpha=6, dropout=0.1),
     "rslora": Lora(rank=4, alpha=6, rslora=True, targets=ALL),
-    "lora_of_one_layer": Lora(rank=4, targets=("query", "output"), layers="1"),
+    "lora_of_one_layer": Lora(rank=4, targets=("query", "output"), layers="0"),
     "dora": Dora(rank=4, alpha=6, targets=ALL),
     "loha": Loha(rank=2, alpha=6, targets=ALL),
     "ia3": Ia3(),
     "ia3_elsewhere": Ia3(outputs=("query", "attention_output"), inputs=("intermediate",)),
     "ia3_of_one_layer": Ia3(inputs=("output", "attention_output"), layers="0"),
     "lntuning": LnTuning(),
-    "lntuning_of_one_layer": LnTuning(layers="1"),
+    "lntuning_of_one_layer": LnTuning(layers="0"),
 }
 IN_FRONT = {"prefix": PrefixTuning(prefix_length=5, hidden_dim=6), "prompt": PromptTuning(prompt_length=5)}
 
@@ -79,8 +80,21 @@ def load_in_peft(folder, remedy=""):
     return model
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", SAME_IN_PEFT)
+FUSED = [name for name in SAME_IN_PEFT if "lntuning" not in name]
+"""Those with a part in the rows of ModernBERT's fused layer."""
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_part_in_rows_of_a_fused_layer_is_refused(name, checkpoints, tmp_path):
+    saved(SAME_IN_PEFT[name], checkpoints["modernbert"], tmp_path / "run")
+    with pytest.raises(InputError, match="one layer of modernbert, and peft has one for the whole layer"):
+        export(tmp_path / "run", "peft", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [each for each in product(SAME_IN_PEFT, KINDS) if each[1] != "modernbert" or each[0] not in FUSED]
+)
 def test_peft_loads_it_with_our_logits(name, kind, checkpoints, tmp_path):
     pytest.importorskip("peft")
     model = saved(SAME_IN_PEFT[name], checkpoints[kind], tmp_path / "run")
