@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import nn
 from common.encoders import KINDS, attention_function, encoder, head_parameters, take_attention_functions
 from common.errors import InputError, check
 from common.options import Pooling
-from common.pooling import set_pooling
+from common.pooling import set_places, set_pooling
 from common.runtime import hub, wheels
 from common.runtime.device import host_memory
 from common.runtime.files import non_finite, one_spelling, sha256
@@ -316,21 +317,7 @@ def load_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
 
     with _loading(checkpoint, _weights_problem) as source:
         random_state = torch.get_rng_state()
-        # float32 because transformers 5 would use the type of the file; safetensors because pickles can run code.
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            config=_config(source, n_outputs),
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # of a head for other labels
-        )
-        if getattr(model, "_hf_peft_config_loaded", False):
-            raise InputError(
-                "it has an adapter of peft beside its weights: wanted the base model without adapter_config.json"
-            )
-        _check_weights(checkpoint, model, info)
+        model, info = _pretrained(AutoModelForSequenceClassification, checkpoint, source, _config(source, n_outputs))
         if head_parameters(model).keys() - info["missing_keys"]:
             torch.set_rng_state(random_state)  # so that the head is the one that a checkpoint without a head gets
             prefix = model.base_model_prefix + "."
@@ -340,6 +327,67 @@ def load_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
     model.base = Base(one_spelling(checkpoint, *NAMED), fingerprint(model), _revision(source))
     set_pooling(model, pooling)
     return model
+
+
+def load_masked_lm(checkpoint: str, announce: bool = False) -> "PreTrainedModel":
+    """A pretrained encoder with its pretrained head for masked language modelling; what it has not of one is new.
+
+    The output layer has the matrix of the word embeddings. Called with `places`, the model returns the logits of these
+    tokens, (1, n, vocabulary), see `pooling.set_places`.
+
+    announce: print what is new.
+
+    Raises:
+        InputError: as `load_model`, or the output layer has a matrix of its own.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    with _loading(checkpoint, _weights_problem) as source:
+        model, info = _pretrained(AutoModelForMaskedLM, checkpoint, source, _masked_lm_config(source))
+    different = {name for name, *_ in info["mismatched_keys"]}
+    new = sorted(head_parameters(model).keys() & (info["missing_keys"] | different))
+    if new and announce and os.environ.get("RANK", "0") == "0":
+        print(f"{checkpoint}: of the head for masked language modelling, these are new: {', '.join(new)}")
+    take_attention_functions(model)
+    model.base = Base(one_spelling(checkpoint, *NAMED), fingerprint(model), _revision(source))
+    set_places(model)
+    return model
+
+
+def _masked_lm_config(source: str) -> Any:
+    config = _config(source, 1)
+    tied = getattr(config, "tie_word_embeddings", True)
+    check(
+        {
+            f"{source}: tie_word_embeddings is {tied}: wanted true, one matrix for input and output": tied is not True,
+            f"{source} is of kind deberta-v2, which has no masked language modelling here: choose one of "
+            f"{', '.join(kind for kind in KINDS if kind != 'deberta-v2')}": config.model_type == "deberta-v2",
+        }
+    )
+    return config
+
+
+def _pretrained(kind: Any, checkpoint: str, source: str, config: Any) -> tuple[Any, dict[str, Any]]:
+    """A model with the checked weights of a checkpoint, and what transformers found of them.
+
+    kind: one of transformers' AutoModel classes.
+    """
+    # float32 because transformers 5 would use the type of the file; safetensors because pickles can run code.
+    model, info = kind.from_pretrained(
+        source,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # of a head for other labels
+    )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise InputError(
+            "it has an adapter of peft beside its weights: wanted the base model without adapter_config.json"
+        )
+    _check_weights(checkpoint, model, info)
+    return model, info
 
 
 def _check_weights(checkpoint: str, model: Any, info: dict[str, Any]) -> None:
@@ -386,8 +434,23 @@ def meta_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
     """
     from transformers import AutoModelForSequenceClassification
 
+    model = _on_meta(AutoModelForSequenceClassification, checkpoint, lambda source: _config(source, n_outputs))
+    set_pooling(model, pooling)
+    return model
+
+
+def meta_masked_lm(checkpoint: str) -> "PreTrainedModel":
+    """The model of `load_masked_lm` on the meta device. Raises InputError as `meta_model` and `load_masked_lm`."""
+    from transformers import AutoModelForMaskedLM
+
+    model = _on_meta(AutoModelForMaskedLM, checkpoint, _masked_lm_config)
+    set_places(model)
+    return model
+
+
+def _on_meta(kind: Any, checkpoint: str, config_of: Callable[[str], Any]) -> Any:
     with _loading(checkpoint) as source, torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(_config(source, n_outputs))
+        model = kind.from_config(config_of(source))
     needed, available = 4 * sum(parameter.numel() for parameter in model.parameters()), host_memory()
     if needed > available:
         raise InputError(
@@ -395,5 +458,4 @@ def meta_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
         )
     take_attention_functions(model)
     model.base = Base(checkpoint, "", None)
-    set_pooling(model, pooling)
     return model

@@ -187,6 +187,12 @@ def before_head(model: nn.Module) -> Place:
     return Input(next(child for child in others if list(child.parameters())))
 
 
+def before_vocabulary(model: nn.Module) -> Place | None:
+    """The input of the tied output layer, as wide as `embeddings`; x is the same. None: the head has no such layer."""
+    layer = vocabulary_layer(model)
+    return None if layer is None else Input(layer)
+
+
 def keys_values(layer: nn.Module) -> Place:
     """Keys and values before those of the text in a layer: branches return both, each (heads, length, size)."""
     return KeysValues(self_attention(layer))
@@ -223,6 +229,11 @@ def word_embeddings(model: nn.Module) -> Any:
     """The embeddings of the vocabulary, an nn.Embedding."""
     found = embedding_module(model)
     return found.get_submodule(_first(found, ("word_embeddings", "tok_embeddings")))
+
+
+def vocabulary_layer(model: Any) -> nn.Linear | None:
+    """The output layer of a masked language model, whose matrix is the word embeddings; None for other heads."""
+    return model.get_output_embeddings()
 
 
 def embedding_projection(model: nn.Module) -> nn.Linear | None:
@@ -327,7 +338,8 @@ def layer_norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def n_outputs(model: Any) -> int:
     """Outputs of the head."""
-    return model.config.num_labels
+    layer = vocabulary_layer(model)
+    return model.config.num_labels if layer is None else layer.out_features
 
 
 def longest_input(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:

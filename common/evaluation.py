@@ -43,7 +43,6 @@ def evaluate(
     return scores | {"score": mean_score(scores[name] for name in task.metrics)}, outputs
 
 
-@torch.no_grad()
 def predict_logits(
     model: nn.Module,
     tokens: Tokens,
@@ -51,29 +50,47 @@ def predict_logits(
     accelerator: "Accelerator",
     progress: Callable[[int], Any] = lambda n_examples: None,
 ) -> np.ndarray:
-    """The model's outputs for all examples, in their order and on every process: (examples, outputs).
+    """The model's logits for all examples: (examples, outputs), see `collect`.
 
-    The outputs of an example of several sequences follow each other in its row.
+    Those of an example of several sequences follow each other in its row.
+    """
+    n = tokens.n_sequences * n_outputs(model)
+    return collect(model, tokens, batch_size, accelerator, n, lambda logits, _batch, _labels: logits, progress)
+
+
+@torch.no_grad()
+def collect(
+    model: nn.Module,
+    tokens: Tokens,
+    batch_size: int,
+    accelerator: "Accelerator",
+    n_values: int,
+    values_of: Callable[[torch.Tensor, dict[str, Any], torch.Tensor], torch.Tensor],
+    progress: Callable[[int], Any] = lambda n_examples: None,
+) -> np.ndarray:
+    """Some values of each example, in the order of the examples and on every process: (examples, n_values).
 
     The split into batches does not depend on the number of processes, so that the outputs do not either. Each example
     is computed on one process and is 0 on the others, so that a sum collects all of them.
 
     Args:
         model: without the wrapper for several processes, whose forward pass would wait for all of them.
+        n_values: values of an example.
+        values_of: logits, batch and labels, as from `Tokens.batch` -> the values of its examples.
         progress: called with the number of examples done in each round of batches.
     """
     model.eval()
-    logits = torch.zeros(len(tokens), tokens.n_sequences * n_outputs(model), device=accelerator.device)
+    found = torch.zeros(len(tokens), n_values, device=accelerator.device)
     longest = tokens.lengths.view(len(tokens), -1).amax(1)
     batches = longest.argsort(stable=True).split(batch_size)  # sorted by length, to need little padding
     for first in range(0, len(batches), accelerator.num_processes):
         per_process = batches[first : first + accelerator.num_processes]
         # A process without a batch repeats the last one: a sharded model needs all processes in a forward pass.
         indices = per_process[min(accelerator.process_index, len(per_process) - 1)]
-        batch, _ = tokens.batch(indices, accelerator.device)
-        outputs = model(**batch).logits.float().view(len(indices), -1)
+        batch, labels = tokens.batch(indices, accelerator.device)
+        values = values_of(model(**batch).logits.float(), batch, labels).view(len(indices), -1)
         if accelerator.process_index < len(per_process):
-            logits[indices.to(logits.device)] = outputs
+            found[indices.to(found.device)] = values
         progress(sum(map(len, per_process)))
     reshard(model)
-    return accelerator.reduce(logits, reduction="sum").cpu().numpy()
+    return accelerator.reduce(found, reduction="sum").cpu().numpy()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from common import own_task
-from common.checkpoints import base_of, load_model, meta_model
+from common.checkpoints import base_of, load_masked_lm, load_model, meta_masked_lm, meta_model
 from common.encoders import encoder, head_parameters
 from common.errors import DoesNotFit, InputError
 from common.fitting import apply_on_meta
@@ -112,8 +112,9 @@ def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["Pr
         raise InputError(f"{top.folder / ADAPTER} does not fit {CONFIG} beside it: n_outputs is {config['n_outputs']}")
     checkpoint = checkpoint or config["base_checkpoint"]
     # On the meta device first, to compare all tensors with their configs before allocating memory.
-    for load in (meta_model, load_model):
-        model = load(checkpoint, config["n_outputs"], config.get("pooling"))
+    for load, load_for_masks in ((meta_model, meta_masked_lm), (load_model, load_masked_lm)):
+        of_text = (config["n_outputs"], config.get("pooling"))
+        model = load_for_masks(checkpoint) if "mask_share" in config else load(checkpoint, *of_text)
         try:
             add_below(below, model)
             add(top.method, model)

@@ -8,7 +8,12 @@ attention, which calls the attention function of its config. Unless a place or p
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+)  # fmt: skip
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.models.mpnet import modeling_mpnet
@@ -95,10 +100,18 @@ class MPNetForSequenceClassification(modeling_mpnet.MPNetForSequenceClassificati
         return SequenceClassifierOutput(logits=self.classifier(hidden))
 
 
+class MPNetForMaskedLM(modeling_mpnet.MPNetForMaskedLM):
+    def forward(self, *args: Any, packing: Any = None, **kwargs: Any) -> Any:
+        if packing is None:
+            return super().forward(*args, **kwargs)
+        return MaskedLMOutput(logits=self.lm_head(self.mpnet(*args, packing=packing, **kwargs).last_hidden_state))
+
+
 OURS: dict[Any, Any] = {
     getattr(modeling_mpnet, ours.__name__): ours
     for ours in (
-        MPNetSelfAttention, MPNetAttention, MPNetLayer, MPNetEncoder, MPNetModel, MPNetForSequenceClassification
+        MPNetSelfAttention, MPNetAttention, MPNetLayer, MPNetEncoder, MPNetModel, MPNetForSequenceClassification,
+        MPNetForMaskedLM
     )
 }  # fmt: skip
 

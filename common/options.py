@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
 
 from common import metrics, own_task
 from common.errors import InputError, all_at_once, check, check_types, one_line_errors
+from common.own_task import LANGUAGES
 from common.runtime.files import one_spelling, read_json
 from common.tasks import TESTED, TRAINED
 
@@ -30,6 +31,9 @@ MANY_SEEDS = 10**4
 @dataclass(frozen=True)
 class TuneOptions:
     """Options of the training loop, the same for every method."""
+
+    command: ClassVar[str] = "tune"
+    """The command that has these options: python -m METHOD.tune."""
 
     checkpoint: str = "bert-base-uncased"
     """Pretrained encoder: a hub name, a local folder, minilm (comes with the requirements) or mpnet (make mpnet)."""
@@ -116,7 +120,7 @@ class TuneOptions:
     def __post_init__(self) -> None:
         check_types(self)
         _spell_paths(self)
-        _settle_own_data(self)
+        self.settle_data()
         at_least_one = ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "n_epochs", "max_bad_steps")
         optional = ("max_length", "param_budget", "max_train_samples", "max_eval_samples", "checkpoint_every")
         counts = {name: getattr(self, name) for name in (*at_least_one, *optional)}
@@ -143,9 +147,58 @@ class TuneOptions:
             | {f"{k} is {v}: choose at most {MANY:,}": v is not None and v > MANY for k, v in counts.items()}
         )
 
+    def settle_data(self) -> None:
+        """Check the options that describe the data, and set those of them that are left open."""
+        _settle_own_data(self)
+
     def for_method(self, method: Any) -> "TuneOptions":
         """The same options with the learning rate of a method in place of None."""
         return self if self.lr is not None else replace(self, lr=method.default_lr)
+
+
+@dataclass(frozen=True)
+class MaskedLMOptions(TuneOptions):
+    """Options of masked language modelling: those of the training loop that it has, and its own."""
+
+    command: ClassVar[str] = "mlm"
+
+    task_name: str = LANGUAGES[0]
+    """Name of the text, otherwise that of its file or folder; of demo one of its two languages, english or hsilgne."""
+    data: str = "demo"
+    """A text file (.txt), a folder with text files, also below it, or demo (synthetic)."""
+    # Constants, and so no options here.
+    text_fields: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
+    label_field: ClassVar[None] = None  # type: ignore[misc]
+    metric: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
+    pooling: ClassVar[None] = None  # type: ignore[misc]
+    select: ClassVar[str] = "dev"  # type: ignore[misc]
+    max_train_samples: ClassVar[None] = None  # type: ignore[misc]
+    max_eval_samples: ClassVar[None] = None  # type: ignore[misc]
+    max_length: int | None = None
+    """Tokens of a block, with its special tokens; None = the encoder's maximum."""
+    mask_share: float = 0.15
+    """Share of the tokens of an example that are to be predicted, at least one: 80 % of them are masked, 10 % become a
+    random token, 10 % stay as they are."""
+    whole_words: bool = False
+    """Choose words instead of tokens, until their tokens are the share or more."""
+    line_by_line: bool = False
+    """Make each line an example of its own, or several if it is too long; else lines are joined and cut into blocks."""
+
+    def settle_data(self) -> None:
+        """Name the text, and check the share."""
+        is_named = self.data == "demo" or self.task_name != LANGUAGES[0]
+        name, share = self.task_name if is_named else name_of(self.data), self.mask_share
+        check(
+            {
+                f"data is {self.data}: give a text file (.txt) or a folder with text files": self.data == "hub",
+                f"mask_share is {share}: choose a number above 0 and below 1": not 0 < share < 1,
+                f"{name!r} cannot be the name of a text: choose another --task_name": not own_task.is_name(name),
+                f"task_name is {name!r}: the languages of demo are {' and '.join(LANGUAGES)}": (
+                    self.data == "demo" and name not in LANGUAGES
+                ),
+            }
+        )
+        object.__setattr__(self, "task_name", name)  # the dataclass is frozen for everybody else
 
 
 @dataclass(frozen=True)
@@ -192,6 +245,12 @@ def _spell_paths(options: Any) -> None:
         object.__setattr__(options, option, path)  # the dataclass is frozen for everybody else
 
 
+def name_of(data: str) -> str:
+    """The name of a file without its suffix, or of a folder, as that of a task."""
+    path = Path(os.path.abspath(data))
+    return re.sub(r"[^\w.+-]", "_", path.stem if path.is_file() else path.name)[:100]
+
+
 def _settle_own_data(options: TuneOptions) -> None:
     """Check the options of one's own data, and set those of them that are left open."""
     fields, label, metric, name = options.text_fields, options.label_field, options.metric, options.task_name
@@ -212,8 +271,7 @@ def _settle_own_data(options: TuneOptions) -> None:
         return
     fields = fields or ("text",)
     if name == TuneOptions.task_name:
-        path = Path(os.path.abspath(options.data))
-        name = re.sub(r"[^\w.+-]", "_", path.stem if path.is_file() else path.name)[:100]
+        name = name_of(options.data)
     check(
         {
             f"data is {options.data}: label_field is for your own file or folder": options.data in ("hub", "demo"),

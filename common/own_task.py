@@ -1,9 +1,9 @@
-"""A task of one's own data, as options name it and result rows and adapters describe it."""
+"""A task of one's own data or text, as options name it and result rows and adapters describe it."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from common.errors import InputError
 from common.metrics import NAMES
@@ -38,6 +38,28 @@ class OwnTask(GlueTask):
         }
 
 
+@dataclass(frozen=True)
+class TextTask(OwnTask):
+    """Masked language modelling of one's own text, see common/masked_lm.py."""
+
+    texts: tuple[str, ...] = ("text",)
+    labels: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("log_likelihood",)
+    also: tuple[str, ...] = ("perplexity", "accuracy")
+    floor: ClassVar[str] = "unigram model"
+    mask_share: float = 0.15
+    whole_words: bool = False
+    line_by_line: bool = False
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("mask_share", "whole_words", "line_by_line")}
+
+
+LANGUAGES = ("english", "hsilgne")
+"""The two languages of the synthetic text, see common/synthetic.py."""
+
+
 def is_name(name: str) -> bool:
     """Whether a text can be the name of a task of one's own data, which is also the name of a folder."""
     return name not in TASKS and re.fullmatch(r"\w[\w.+-]{0,99}", name) is not None
@@ -51,6 +73,8 @@ def of(row: Mapping[str, Any]) -> GlueTask:
     """
     name: Any = row.get("task_name")
     label: Any = row.get("label_field")
+    if "mask_share" in row:
+        return _text_task(row)
     if label is None:
         return find(str(name))
     lists = {key: row.get(key) for key in ("text_fields", "labels", "metrics")}
@@ -59,3 +83,13 @@ def of(row: Mapping[str, Any]) -> GlueTask:
     if not (are_texts and is_name(name) and len(texts) in (1, 2) and metrics and set(metrics) <= set(NAMES)):
         raise InputError(f"the description of the task {name!r} is damaged: {lists | {'label_field': label}}")
     return OwnTask(name, texts, labels, metrics, file_label=label)
+
+
+def _text_task(row: Mapping[str, Any]) -> TextTask:
+    name, share, *flags = (row.get(key) for key in ("task_name", "mask_share", "whole_words", "line_by_line"))
+    if type(share) is not float or not all(type(flag) is bool for flag in flags):
+        found = f"mask_share is {share}, whole_words and line_by_line are {flags}"
+        raise InputError(f"the row of {name!r} is damaged: {found}")
+    if not isinstance(name, str) or not is_name(name):
+        raise InputError(f"{name!r} cannot be the name of a text")
+    return TextTask(name, mask_share=share, whole_words=flags[0] is True, line_by_line=flags[1] is True)

@@ -1,4 +1,4 @@
-"""What the head reads of a text: its first token, with or without the pretrained pooler, or the mean of its tokens.
+"""What the head reads of a text: its first token, with or without the pretrained pooler, the mean, or some tokens.
 
 BERT's papers read [CLS] through the pooler. Sentence encoders were trained to give a good mean of all tokens.
 """
@@ -36,12 +36,21 @@ def set_pooling(model: Any, pooling: Pooling | None) -> None:
         if hasattr(encoder(model), "pooler_activation"):
             encoder(model).pooler_activation = nn.Identity()
     if pooling == "mean":
+        model.reads_all_tokens = True
         stack(model).register_forward_hook(_Mean(sequences(model)), with_kwargs=True)
 
 
 def is_read_as_usual(model: Any) -> bool:
     """Whether the head reads what transformers' own model gives it, so that its weights alone are enough elsewhere."""
     return model.pooling != "mean" and not isinstance(getattr(encoder(model), "pooler", None), First)
+
+
+def set_places(model: Any) -> None:
+    """Let the head of a masked language model read the tokens at `places` alone, if the model is called with them."""
+    model.pooling, model.reads_all_tokens = None, True
+    hooks = _Places(sequences(model))
+    model.register_forward_pre_hook(hooks.keep, with_kwargs=True)
+    stack(model).register_forward_hook(hooks.pick, with_kwargs=True)
 
 
 class First(nn.Module):
@@ -59,4 +68,21 @@ class _Mean:
 
     def __call__(self, _stack: nn.Module, _args: Any, _kwargs: dict[str, Any], output: Any) -> Any:
         output.last_hidden_state = self.sequences.mean_of_text(output.last_hidden_state)[:, None]
+        return output
+
+
+class _Places:
+    """Hooks that take `places`, see `Sequences.at`, and make the output of the layers these tokens, (1, n, hidden)."""
+
+    def __init__(self, of_model: Sequences):
+        self.sequences = of_model
+        self.places: torch.Tensor | None = None
+
+    def keep(self, _model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        self.places = kwargs.pop("places", None)
+        return args, kwargs
+
+    def pick(self, _stack: nn.Module, _args: Any, _kwargs: dict[str, Any], output: Any) -> Any:
+        if self.places is not None:
+            output.last_hidden_state = self.sequences.at(output.last_hidden_state, self.places)[None]
         return output

@@ -16,7 +16,7 @@ from common.fast import prepare
 from common.fitting import positions_left
 from common.methods import Method, names
 from common.options import PredictOptions, parse
-from common.own_task import OwnTask
+from common.own_task import OwnTask, TextTask
 from common.results import candidates, choice, find_run
 from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
@@ -95,6 +95,8 @@ def _read_tests(
 ) -> tuple[list[tasks.GlueTask], list[data.Examples]]:
     """The test sets of a run and their examples: those of its task in the table, or one of one's own data."""
     task, source = own_task.of(config), options.data or config["data"]
+    if isinstance(task, TextTask):
+        raise InputError(f"{folder} is a run of masked language modelling: it has no test set, its score is all of it")
     wanted = options.task_name or task.name
     tests: list[tasks.GlueTask] = [task] if isinstance(task, OwnTask) else tasks.held_out(wanted)
     if task.name not in (wanted, tests[0].trained_as):

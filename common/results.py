@@ -176,7 +176,7 @@ def summary(result: dict[str, Any]) -> str:
     """A run in one line: scores on the development set, what selected the epoch, trained parameters and speed."""
     task = own_task.of(result)
     scores = ", ".join(
-        f"{name} {result[on_dev(result, name)]:.4f} (majority class {majority_text(result, name)})"
+        f"{name} {result[on_dev(result, name)]:.4f} ({task.floor} {majority_text(result, name)})"
         for name in task.reported
     )
     held_out = f", with the score {result['best_score']:.4f} on held-out examples"

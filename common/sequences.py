@@ -1,4 +1,4 @@
-"""Means over the tokens of each sequence, in padded and in packed batches."""
+"""The tokens of each sequence and their means, in padded and in packed batches."""
 
 from typing import Any
 
@@ -42,6 +42,16 @@ class Sequences:
         if self.packing is None:
             return self._mean(x, self.is_token[:, -x.shape[1] :])
         return self._packed_mean(x, self.packing.padded[:, self.packing.n_front :])[self.packing.ranks]
+
+    def at(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Some tokens. x: as in `mean_of_text`; places: (tokens, 2), example in the batch and position in its text.
+
+        Returns: (tokens, features)
+        """
+        examples, positions = places.T
+        if self.packing is None:
+            return x[examples, positions]
+        return x[0, self.packing.padded[self.packing.ranks[examples], self.packing.n_front + positions]]
 
     def _packed_mean(self, x: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
         return self._mean(x[0, padded.clamp(min=0)], padded >= 0)

@@ -8,7 +8,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from common.tasks import GlueTask
+from common.own_task import LANGUAGES
+from common.tasks import TASKS, GlueTask
 
 SIZES = {"train": 1000, "validation": 250, "test": 250}
 
@@ -339,3 +340,14 @@ def generate(task: GlueTask, split: str) -> tuple[tuple[list[str], ...], list[in
             seen.setdefault(texts, label)
     columns = tuple(list(column) for column in zip(*seen, strict=True))
     return columns, None if split == "test" else list(seen.values())
+
+
+def text(language: str, split: str) -> list[str]:
+    """Sentences about events, in English or in a language of the same grammar whose words are spelled backwards."""
+    sentences = generate(TASKS["mrpc"], split)[0][0]
+    return [translate(sentence) for sentence in sentences] if language == LANGUAGES[1] else sentences
+
+
+def translate(sentence: str) -> str:
+    """A sentence of English in the other language: every word is spelled backwards, the order is the same."""
+    return " ".join(word[::-1] for word in sentence.split(" "))

@@ -70,7 +70,7 @@ TOKENS = "tokens"
 """Folder in the output_dir for the token ids of all runs."""
 DECISIVE = (
     "checkpoint", "task_name", "data", "text_fields", "label_field", "metric",
-    "select", "max_train_samples", "max_eval_samples", "output_dir",
+    "select", "max_train_samples", "max_eval_samples", "output_dir", "mask_share", "whole_words", "line_by_line",
 )  # fmt: skip
 """The options that the data of a run depends on."""
 
@@ -84,7 +84,7 @@ class TaskData:
 
     def serves(self, options: TuneOptions) -> bool:
         """Whether this is the data of a run with these options."""
-        return all(getattr(self.options, name) == getattr(options, name) for name in DECISIVE)
+        return all(getattr(self.options, name, None) == getattr(options, name, None) for name in DECISIVE)
 
     def read(self) -> None:
         """Read the examples now, since most bad input is there. Raises InputError like `rows`."""
@@ -112,7 +112,7 @@ class TaskData:
         if options.select == "holdout":
             rows["train"], rows[HOLDOUT] = rows["train"].hold_out()
         for split, examples in rows.items():
-            if (n_labels := len(set(examples.labels or []))) < 2:
+            if examples.labels is not None and (n_labels := len(set(examples.labels))) < 2:
                 self._report(split, len(examples), n_labels)
         return rows
 

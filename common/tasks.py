@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from common.errors import InputError
 from common.targets import Classes, Score
@@ -67,6 +68,9 @@ class GlueTask:
     questions: Mapping[str, str] = field(default_factory=dict, hash=False)
     """For multiple choice: word in the second text column -> the question about the first one that it stands for. The
     columns after it are the choices; empty for other tasks."""
+
+    floor: ClassVar[str] = "majority class"
+    """What has the scores of `majority_...` in a row: a constant answer."""
 
     @property
     def reported(self) -> tuple[str, ...]:

@@ -53,6 +53,10 @@ class Tokens:
         """Number of targets of some examples, here one for each. The loss of a step is the mean over its targets."""
         return len(indices)
 
+    def of_epoch(self, seed: int, epoch: int) -> Tokens:
+        """The same examples as they are in one epoch, which changes them where a task says so."""
+        return self
+
     @cached_property
     def starts(self) -> torch.Tensor:
         """Index of the first token of each sequence in the columns, in the shape of `lengths`."""

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from common import loading, runs, saving
+from common import classification, loading, runs, saving
 from common.checkpointing import Progress, TrainingState
 from common.checkpoints import base_of
-from common.classification import of
 from common.earlier import Start, find_start
 from common.encoders import encoder, layers
 from common.errors import Diverged, InputError, Interrupted, Pruned, is_out_of_memory, one_line_errors
 from common.evaluation import COLLAPSED, evaluate
 from common.fast import prepare
 from common.fitting import check_fit, fit_to_budget
+from common.masked_lm import MaskedLanguageModelling
 from common.methods import Method, count, count_by_kind, count_without_head, own_buffers, trainable
 from common.metrics import mean_score
-from common.options import TuneOptions, parse
+from common.options import MaskedLMOptions, TuneOptions, parse
 from common.results import iso_time, provenance, read_result, summary
 from common.runs import CHECKPOINT, RESULT, clean, clear, decisive, left_behind, run_folder, write_predictions
 from common.runtime import environment, files, launching, locks, shards, trackers
@@ -32,7 +32,7 @@ from common.runtime.device import device_name, release_memory, reset_peak_memory
 from common.runtime.processes import broadcast_from_main, destroy_group_at_end
 from common.runtime.stopping import Stop
 from common.runtime.threads import share_cores
-from common.task_data import HOLDOUT, TOKENS, TaskData
+from common.task_data import HOLDOUT, TOKENS, Task, TaskData
 from common.tokens import Tokens, padding_share, shares, shuffled
 
 LOG_EVERY = 10
@@ -41,10 +41,13 @@ AfterEpoch = Callable[[int, float], bool]
 """(epoch, counted from 1; validation score) -> whether to end the run."""
 
 
-def tune(kind: type[Method]) -> None:
-    """`python -m METHOD.tune`: train one configuration on one task. The last line printed is the folder of the run."""
-    name = kind.__module__.partition(".")[0]
-    options, method = parse(f"{name}.tune", options=TuneOptions(lr=kind.default_lr), method=kind())
+def tune(kind: type[Method], options_of: type[TuneOptions] = TuneOptions) -> None:
+    """`python -m METHOD.tune`: train one configuration on one task. The last line printed is the folder of the run.
+
+    options_of: says what the task is; those of masked language modelling are for `python -m METHOD.mlm`.
+    """
+    program = f"{kind.__module__.partition('.')[0]}.{options_of.command}"
+    options, method = parse(program, options=options_of(lr=kind.default_lr), method=kind())
     with one_line_errors(options.debug):
         launching.start_cpu_processes()
         with destroy_group_at_end():
@@ -52,6 +55,11 @@ def tune(kind: type[Method]) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(summary(result))
             print(folder)
+
+
+def task_of(options: TuneOptions) -> Task:
+    """The task that these options name or describe; its own files are read now."""
+    return MaskedLanguageModelling(options) if isinstance(options, MaskedLMOptions) else classification.of(options)
 
 
 def train(
@@ -81,7 +89,7 @@ def train(
     """
     start, options = find_start(method, options.for_method(method))
     if task_data is None or not task_data.serves(options):
-        task_data = TaskData(of(options), options)
+        task_data = TaskData(task_of(options), options)
     if options.param_budget is not None:
         method = fit_to_budget(method, options.param_budget, start.meta(task_data.task, options))
     start.check(method)
@@ -147,6 +155,7 @@ def loop(run: "Run", after_epoch: AfterEpoch) -> None:
     with run.progress_bar() as run.bar, Stop(options.time_limit, n_processes) as run.stop:
         for epoch in range(len(progress.history), options.n_epochs):
             run.wrapped_model.train()
+            run.tokens = run.tokens.of_epoch(options.seed, epoch)
             run.clock = time.perf_counter()
             for indices in run.steps_left(epoch):  # (examples,) of one optimizer step, on all processes
                 for group in run.optimizer.param_groups:

@@ -269,6 +269,7 @@ def data() -> Iterator[Case]:
         content = stsb + row + score + "\n"
         yield Case(what, "lora.tune --task_name stsb --data FOLDER", write("STS-B/train.tsv", content))
     yield from json_lines()
+    yield from texts()
 
 
 def json_lines() -> Iterator[Case]:
@@ -423,6 +424,46 @@ def own_folders() -> Iterator[Case]:
     yield Case("an empty text file", train, several(train__pos__0_txt="good", train__neg__0_txt=""))
     yield Case("a text file in Latin-1", train, several(train__pos__0_txt="good", train__neg__0_txt=b"caf\xe9"))
     yield Case("text files without a folder for each class", train, several(train__0_txt="good", train__1_txt="bad"))
+
+
+def texts() -> Iterator[Case]:
+    """Text for masked language modelling that is missing or damaged, and encoders that cannot be trained on it."""
+
+    def changed(name: str, kind: str = "bert", **values: object) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            save_checkpoint(kind, folder)
+            known = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps(known | values))
+
+        return make
+
+    file = "adapters.mlm --data FOLDER/text.txt"
+    for what, content in (
+        ("an empty text", ""),
+        ("a text of empty lines", "\n \n\n"),
+        ("a text of one line, of which nothing can be held out", "the ruby\n"),
+        ("a text in Latin-1", "the boy\nthe caf\u00e9\n".encode("latin-1")),
+        ("a binary file for a text", b"\x7fELF\x02\0\0\0" * 9),
+        ("a text with a line of 10 MB", "a ruby\n" + "a" * 10**7),
+    ):
+        yield Case(what, file, write("text.txt", content))
+    yield Case("a text that is not there", file)
+    yield Case("a folder without text files", "adapters.mlm --data FOLDER", write("text.csv", "text,label\n"))
+    yield Case("a table for a text", "adapters.mlm --data FOLDER/text.csv", write("text.csv", "text,label\n"))
+    yield Case("held-out text alone", "adapters.mlm --data FOLDER", write("validation.txt", "the ruby\n"))
+    yield Case("a text of special tokens alone", file, write("text.txt", "[SEP]\n[MASK]\n"))
+    yield Case("a language that demo does not have", "adapters.mlm --task_name german")
+    yield Case("no text", "adapters.mlm --data hub")
+    yield Case("a text by the name of a task", "adapters.mlm --task_name mrpc --data FOLDER/text.txt")
+    yield Case("no masked tokens", "adapters.mlm --mask_share 0")
+    yield Case("a block without a token of the text", "adapters.mlm --max_length 2")
+    yield Case("labels for masked language modelling", "adapters.mlm --label_field label")
+    yield Case("an output layer of its own for masked language modelling", "adapters.mlm --checkpoint FOLDER",
+        changed("config.json", tie_word_embeddings=False))  # fmt: skip
+    yield Case("DeBERTa for masked language modelling", "adapters.mlm --checkpoint FOLDER",
+        changed("config.json", "deberta-v2"))  # fmt: skip
+    yield Case("a tokenizer that cannot mask", "adapters.mlm --checkpoint FOLDER",
+        changed("tokenizer_config.json", mask_token=None))  # fmt: skip
 
 
 def folders() -> Iterator[Case]:
@@ -705,7 +746,7 @@ def run(case: Case) -> tuple[int, str, list[str]]:
         command = case.command.replace("FOLDER", str(folder))
         fine = {"--checkpoint": CHECKPOINT, "--data": "demo", "--output_dir": str(out)}
         module = command.split()[0]
-        if module.endswith((".tune", ".experiment", ".search")):
+        if module.endswith((".tune", ".mlm", ".experiment", ".search")):
             command += "".join(f" {name} {value}" for name, value in fine.items() if name not in command)
         code, said = call(command)
         left = {path for path in Path(temporary).rglob("*") if path.is_file() and "tokens" not in path.parts} - before

@@ -222,7 +222,7 @@ def take_packed(model: Any) -> Any:
 
     AttentionInterface.register(PACKED, packed_attention)
     model.set_attn_implementation(PACKED)
-    if getattr(model, "pooling", None) == "mean":  # which has a hook of its own
+    if getattr(model, "reads_all_tokens", False):  # by a hook of its own
         return model
     ends = not any(isinstance(module, Branch) and module.needs_all_tokens for module in model.modules())
     if ends:

@@ -266,8 +266,9 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
             if metric == name + task.suffix(other):
                 split, names = other, (name,)
 
-    if "roc_auc" in names:
-        raise InputError("roc_auc is not a metric of answers: compare by example with --by and another metric")
+    for name in names:
+        if name == "roc_auc" or name not in metrics.METRICS:
+            raise InputError(f"{name} is not a metric of answers: compare by example with --by and another metric")
 
     def measure(answers: np.ndarray, labels: np.ndarray) -> float:
         return mean_score(metrics.METRICS[name](answers, labels) for name in names)

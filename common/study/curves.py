@@ -73,7 +73,7 @@ def learning_curves(runs: Sequence[Path], page: Page = TWO_COLUMNS) -> "Figure":
                     band = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
                     axes.fill_between(steps, [min(some) for some in values], [max(some) for some in values], **band)
         for number, (setting, (each, *_)) in enumerate(tables.items()):
-            label = "majority class" + (f", {setting.task_name}" if len(tables) > 1 else "")
+            label = setting.task.floor + (f", {setting.task_name}" if len(tables) > 1 else "")
             dashes = (0, (4 + 4 * number, 3))
             right.axhline(each.rows[0]["majority_score"], **figures.FLAT, linestyle=dashes, label=label)
         left.set(xlabel="optimizer step", ylabel="training loss")

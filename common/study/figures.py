@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from common import methods
+from common import methods, own_task
 from common.errors import InputError, check, plain
 from common.results import majority_on_dev
 from common.runtime import files
@@ -308,7 +308,7 @@ def _handles(some: Sequence[Configuration], metric: str, lined: set[str], width:
         if len(full.rows) > 1:
             handles.append(Patch(label="its 95 % interval", **BAND))
     if majority_on_dev(some[0].rows[0], metric) is not None:
-        handles.append(Line2D([], [], label="majority class", **FLAT | DASHED))
+        handles.append(Line2D([], [], label=own_task.of(some[0].rows[0]).floor, **FLAT | DASHED))
     return handles
 
 

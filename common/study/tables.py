@@ -103,7 +103,7 @@ def of_task(setting: Setting, configurations: list[Configuration], metric: str) 
         f"scores: {of if metric == 'score' else metric}, at the epoch of each run with the best score",
         f"times on: {'; '.join(devices)}",
     ]
-    header = ("method", "training", "seeds", "mean", "standard deviation", "95 % interval", "best", "majority class")
+    header = ("method", "training", "seeds", "mean", "standard deviation", "95 % interval", "best", setting.task.floor)
     lines: list[Cells] = []
     for each in sorted(configurations, key=lambda each: (each.method, -each.mean(metric))):
         scores, first = list(each.scores(metric).values()), each.rows[0]
