@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from adapters.invertible import Activation, Coupling, Inverse
 from common.encoders import (
     Branch,
     Place,
     Sublayer,
+    before_vocabulary,
     embeddings,
     hidden_size,
     layers,
@@ -20,6 +22,7 @@ from common.encoders import (
     outer_layer_norms,
     sharing,
     sublayer,
+    word_embeddings,
 )
 from common.errors import DoesNotFit, check
 from common.methods import ByLayer
@@ -58,7 +61,7 @@ class Adapter(Branch):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
         self.placement = method.placement
-        self.activation = getattr(F, method.activation or ("gelu" if method.placement == "houlsby" else "relu"))
+        self.activation = method.function()
         self.scaling = method.scaling if method.placement == "parallel" else 1.0
         self.layer, self.dropped = layer, (dropped,)  # in a tuple, so that it is not registered with every adapter
 
@@ -93,9 +96,14 @@ class Adapters(ByLayer):
     drop_layers: int | Literal["random"] = 0
     """AdapterDrop: the number of lowest layers without adapters; random: another number in every training batch."""
 
+    invertible: bool = False
+    """Add an invertible adapter after the embeddings and, where the head predicts tokens, its inverse before the output
+    layer (MAD-X)."""
+
     default_lr: ClassVar[float] = 1e-3
     size: ClassVar[str] = "bottleneck_size"
     symbols: ClassVar[dict[str, str]] = {"bottleneck_size": "m"}
+    later: ClassVar[dict[str, object]] = {**ByLayer.later, "invertible": False}
     old_names: ClassVar[dict[str, str]] = {r"\.adapter\.": ".adapters."}
 
     def __post_init__(self) -> None:
@@ -114,7 +122,16 @@ class Adapters(ByLayer):
             }
         )
 
+    def function(self) -> Activation:
+        """f, by the name in `activation` or as in the paper of the placement."""
+        return getattr(F, self.activation or ("gelu" if self.placement == "houlsby" else "relu"))
+
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
+        if self.invertible:
+            coupling = Coupling(word_embeddings(model).embedding_dim, self.function())
+            yield embeddings(model), coupling
+            if (output := before_vocabulary(model)) is not None:
+                yield output, Inverse(coupling)
         dropped = None
         if self.drop_layers == "random":
             n_layers = len(layers(model))

@@ -1,4 +1,4 @@
-"""Train language adapters (MAD-X): accelerate launch -m adapters.mlm --data TEXTFILES"""
+"""Train language adapters (MAD-X): accelerate launch -m adapters.mlm --data TEXTFILES --invertible"""
 
 from common.options import MaskedLMOptions
 from common.training import tune

@@ -47,12 +47,11 @@ class MaskedLanguageModelling:
     """
 
     validations: tuple[str, ...] = ("validation",)
-    n_texts = 1
+    metrics, n_texts = TextTask.metrics, 1
 
     def __init__(self, options: MaskedLMOptions):
         self.name, self.options = options.task_name, options
         chosen = {name: getattr(options, name) for name in ("mask_share", "whole_words", "line_by_line")}
-        self.metrics = TextTask(self.name, **chosen).metrics
         self.facts = chosen | {"validation_from": self.parts[2]}
 
     @cached_property

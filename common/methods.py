@@ -39,6 +39,9 @@ class Method:
     """Option -> how papers write it, such as r for a rank."""
     size: ClassVar[str | None] = None
     """The option that sets the number of trained parameters, for a parameter budget; None = there is none."""
+    later: ClassVar[Mapping[str, Any]] = {}
+    """Options that earlier versions did not have. At these values they are not stored, so that runs keep their names
+    and adapters load."""
     old_names: ClassVar[Mapping[str, str]] = {}
     """Pattern -> replacement: parameter names in adapters of earlier versions -> current names."""
 
@@ -99,15 +102,16 @@ class Method:
 
     def options(self) -> dict[str, Any]:
         """Options by name, as they are stored."""
-        return dataclasses.asdict(self)
+        found = dataclasses.asdict(self)
+        return {name: value for name, value in found.items() if name not in self.later or value != self.later[name]}
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "Method":
         """The method with these options, as from `options`. Raises InputError for missing, unknown or wrong ones."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(options) != names:
+        names, given = {field.name for field in dataclasses.fields(cls)}, {**cls.later, **options}
+        if set(given) != names:
             raise InputError(f"wanted the options {', '.join(sorted(names))}")
-        return cls(**options)
+        return cls(**given)
 
     @property
     def name(self) -> str:
@@ -122,6 +126,8 @@ class ByLayer(Method):
     layers: str = field(default="all", kw_only=True)
     """Transformer layers to change, the lowest is 0: all, or numbers and ranges such as 0-2,5."""
 
+    later: ClassVar[Mapping[str, Any]] = {"layers": "all"}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layers != "all":
@@ -135,14 +141,6 @@ class ByLayer(Method):
             last = f"{len(stack) - 1}{sharing(model)}"
             raise DoesNotFit(f"layers are {self.layers}, but the encoder has those from 0 to {last}")
         return {number: stack[number] for number in numbers}
-
-    def options(self) -> dict[str, Any]:
-        """Without `layers` if all are changed, as in runs and adapters that were made before this option existed."""
-        return {name: value for name, value in super().options().items() if (name, value) != ("layers", "all")}
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> Method:
-        return super().from_options({"layers": "all"} | dict(options))
 
 
 def numbers_in(text: str) -> list[int]:

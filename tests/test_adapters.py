@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import KINDS, bert_base, perturbed, random_batch, save_checkpoint
+from conftest import KINDS, MASKED_LM_KINDS, bert_base, perturb, perturbed, random_batch, save_checkpoint
 
 from adapters.method import Adapter, Adapters, Dropped
-from common.checkpoints import load_model
-from common.encoders import layers, sublayer
+from common.checkpoints import load_masked_lm, load_model
+from common.encoders import embedding_module, layers, sublayer, vocabulary_layer
 from common.errors import DoesNotFit, InputError
 from common.methods import apply, count_without_head, trainable
 from common.training import train
@@ -200,3 +200,107 @@ def test_a_variant_is_the_model_without_the_adapters_of_its_lowest_layers(make_m
     torch.testing.assert_close(found["dropped_1"], without(**batch).logits)
     assert not torch.allclose(found["dropped_1"], whole)
     assert torch.equal(model(**batch).logits, whole)
+
+
+# Invertible adapters
+
+
+def language_adapter(checkpoint, **changes):
+    """A model for masked language modelling with a language adapter whose parameters are not those of the start."""
+    torch.manual_seed(1)
+    return perturbed(Adapters(placement="pfeiffer", invertible=True, **changes), load_masked_lm(checkpoint))
+
+
+def parts_of(model):
+    """The coupling after the embeddings of a model, and its inverse before the output layer."""
+    return embedding_module(model).adapters, vocabulary_layer(model).adapters
+
+
+@pytest.mark.parametrize("kind", MASKED_LM_KINDS)
+def test_the_inverse_gives_the_embeddings_back(kind, checkpoints):
+    coupling, inverse = parts_of(language_adapter(checkpoints[kind]))
+    e = torch.randn(2, 50, vocabulary_layer(load_masked_lm(checkpoints[kind])).in_features)
+    o = e + coupling(None, e, None)
+    assert (o - e).abs().amax(dim=(0, 1)).min() > 1e-2  # every feature is changed
+    torch.testing.assert_close(o + inverse(None, o, None), e, atol=1e-5, rtol=0)
+
+
+def test_a_coupling_computes_what_the_paper_says(bert):
+    coupling, _ = parts_of(language_adapter(bert, activation="gelu"))
+
+    def bottleneck(of, x):
+        return of.up.weight @ F.gelu(of.down.weight @ x + of.down.bias) + of.up.bias
+
+    e = torch.randn(32)
+    o1 = e[:16] + bottleneck(coupling.F, e[16:])
+    o2 = e[16:] + bottleneck(coupling.G, o1)
+    torch.testing.assert_close(e + coupling(None, e, None), torch.cat((o1, o2)))
+    assert coupling.F.down.weight.shape == (8, 16)
+
+
+@pytest.mark.parametrize("kind", MASKED_LM_KINDS)
+def test_the_lowest_layer_gets_changed_embeddings_and_the_output_layer_changes_them_back(kind, checkpoints):
+    model, seen = language_adapter(checkpoints[kind]), {}
+    coupling, _ = parts_of(model)
+    embedding_module(model).register_forward_hook(lambda _m, _a, out: seen.update(unchanged=out), prepend=True)
+    embedding_module(model).register_forward_hook(lambda _m, _a, out: seen.update(changed=out))
+    output = vocabulary_layer(model)
+    output.register_forward_pre_hook(lambda _m, args: seen.update(before=args[0]), prepend=True)
+    output.register_forward_pre_hook(lambda _m, args: seen.update(after=args[0]))
+    model(**random_batch(model))
+    for e, o in ((seen["unchanged"], seen["changed"]), (seen["after"], seen["before"])):
+        torch.testing.assert_close(e + coupling(None, e, None), o, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(e, o, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", MASKED_LM_KINDS)
+def test_invertible_adapters_start_at_the_pretrained_output_and_get_gradients_from_both_ends(kind, checkpoints):
+    def of(method):
+        torch.manual_seed(1)
+        return apply(method, load_masked_lm(checkpoints[kind])).eval()
+
+    plain, model = of(Adapters(placement="pfeiffer")), of(Adapters(placement="pfeiffer", invertible=True))
+    batch = random_batch(model)
+    torch.testing.assert_close(model(**batch).logits, plain(**batch).logits)
+    coupling, inverse = parts_of(model)
+    perturb(coupling.parameters())
+    losses = []
+    for use in (True, False):  # with the inverse, and without it
+        inverse.forward = inverse.forward if use else lambda x, out, host: None
+        model.zero_grad()
+        model(**batch).logits.square().mean().backward()
+        losses.append([parameter.grad.clone() for parameter in coupling.parameters()])
+    assert all(gradient.abs().max() > 0 for gradient in losses[0])
+    assert all(not torch.allclose(a, b) for a, b in zip(*losses, strict=True))
+
+
+def test_without_a_head_that_predicts_tokens_there_is_the_forward_direction_alone(make_model):
+    model = apply(Adapters(placement="pfeiffer", invertible=True), make_model())
+    assert vocabulary_layer(model) is None
+    assert [type(m).__name__ for m in model.modules() if type(m).__name__ in ("Coupling", "Inverse")] == ["Coupling"]
+    model(**random_batch(model)).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in embedding_module(model).adapters.parameters())
+
+
+def test_a_language_adapter_of_bert_base_has_the_parameters_of_the_paper():
+    from transformers import BertConfig, BertForMaskedLM
+
+    def trained(**options):
+        with torch.device("meta"):
+            model = BertForMaskedLM(BertConfig())
+        return count_without_head(apply(Adapters(placement="pfeiffer", bottleneck_size=384, **options), model))
+
+    assert trained(invertible=True) == 7_387_776
+    assert trained(invertible=True) - trained() == 296_064
+
+
+def test_embeddings_that_cannot_be_halved_twice_are_refused(tmp_path):
+    checkpoint = save_checkpoint("bert", tmp_path, hidden_size=30, num_attention_heads=2)
+    with pytest.raises(DoesNotFit, match="have 30 features: invertible adapters need a multiple of 4"):
+        apply(Adapters(invertible=True), load_model(str(checkpoint), 2))
+
+
+def test_adapters_without_an_invertible_one_are_stored_as_before():
+    assert "invertible" not in Adapters().options()
+    assert Adapters.from_options(Adapters().options()) == Adapters()
+    assert Adapters.from_options(Adapters(invertible=True).options()).invertible

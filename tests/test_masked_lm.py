@@ -156,7 +156,7 @@ def test_a_run_gets_new_masks_in_each_epoch_the_same_for_every_method(mlm, monke
     monkeypatch.setattr(MaskedLanguageModelling, "loss", loss)
     train(Lora(), mlm(n_epochs=2, batch_size=64))
     of_lora, seen[:] = seen[:], []
-    train(Adapters(), mlm(n_epochs=2, batch_size=64))
+    train(Adapters(invertible=True), mlm(n_epochs=2, batch_size=64))
     assert seen == of_lora
     assert len(set(seen)) == len(seen) == 2
 
@@ -211,7 +211,9 @@ def test_loss_and_gradients_are_those_of_transformers_own_model_with_the_same_ma
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MASKED_LM_KINDS)
-@pytest.mark.parametrize("method", [*(find(name)() for name in names()), Adapters(placement="pfeiffer")], ids=str)
+@pytest.mark.parametrize(
+    "method", [*(find(name)() for name in names()), Adapters(placement="pfeiffer", invertible=True)], ids=str
+)
 def test_packed_texts_have_the_loss_and_gradients_of_padded_ones(method, kind, checkpoints):
     _, tokens = encoded(checkpoints[kind], line_by_line=True)
     task = MaskedLanguageModelling(MaskedLMOptions(checkpoint=checkpoints[kind]))
@@ -344,7 +346,7 @@ def test_two_processes_train_and_score_like_one(tmp_path, mlm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [Adapters(placement="pfeiffer"), PrefixTuning()], ids=str)
+@pytest.mark.parametrize("method", [Adapters(placement="pfeiffer", invertible=True), PrefixTuning()], ids=str)
 def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(method, mlm, monkeypatch, tmp_path):
     settings = {"n_epochs": 3, "checkpoint_every": 4, "report_to": ("tensorboard",), "whole_words": True}
     at_step(monkeypatch, 12, lose_power)
