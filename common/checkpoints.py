@@ -35,6 +35,8 @@ class Base:
     """Digest of the encoder's tensors as loaded, so that it is the same for a model in any location."""
     revision: str | None
     """Commit on the hub; None for a local model."""
+    without_pooler: str = ""
+    """The same digest without the pooler, which the encoder of a masked language model does not have."""
 
 
 def base_of(model: Any) -> Base:
@@ -47,6 +49,14 @@ def base_of(model: Any) -> Base:
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 of the encoder's tensors."""
     return sha256(encoder(model).state_dict()).hexdigest()
+
+
+def _base(model: nn.Module, checkpoint: str, source: str) -> Base:
+    tensors = encoder(model).state_dict()
+    last = {name: tensors.pop(name) for name in [*tensors] if name.startswith("pooler.")}  # in the order of names, too
+    digest = sha256(tensors)
+    without_pooler = digest.hexdigest()
+    return Base(one_spelling(checkpoint, *NAMED), sha256(last, digest).hexdigest(), _revision(source), without_pooler)
 
 
 MOST_LAYERS = 1_000
@@ -324,7 +334,7 @@ def load_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
             pretrained = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
             model = type(model).from_pretrained(None, config=model.config, state_dict=pretrained, dtype=torch.float32)
     take_attention_functions(model)
-    model.base = Base(one_spelling(checkpoint, *NAMED), fingerprint(model), _revision(source))
+    model.base = _base(model, checkpoint, source)
     set_pooling(model, pooling)
     return model
 
@@ -349,7 +359,7 @@ def load_masked_lm(checkpoint: str, announce: bool = False) -> "PreTrainedModel"
     if new and announce and os.environ.get("RANK", "0") == "0":
         print(f"{checkpoint}: of the head for masked language modelling, these are new: {', '.join(new)}")
     take_attention_functions(model)
-    model.base = Base(one_spelling(checkpoint, *NAMED), fingerprint(model), _revision(source))
+    model.base = _base(model, checkpoint, source)
     set_places(model)
     return model
 

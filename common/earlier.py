@@ -16,7 +16,7 @@ from torch import nn
 from common.errors import DoesNotFit, InputError
 from common.loading import Adapter, add_below, check_base, digest_of, fill, read_adapter, read_stack
 from common.methods import Method, apply
-from common.options import TuneOptions, command_line, non_default
+from common.options import MaskedLMOptions, TuneOptions, command_line, non_default
 from common.results import read_result
 from common.runs import ADAPTER, BELOW, CONFIG, RESULT, RESUMABLE, is_finished
 from common.runtime.files import require, write_atomically
@@ -89,7 +89,8 @@ def find_start(method: Method, options: TuneOptions) -> tuple[Start, TuneOptions
     """What a run begins from, and its options with `stack` as it is used: always for a run of another method.
 
     Raises:
-        InputError: the earlier run is missing, unfinished or damaged, or its head read something else of a text.
+        InputError: the earlier run is missing, unfinished or damaged, or its head read something else of a text
+            or predicted classes, and that of this run predicts tokens.
     """
     if options.on is None:
         return Start(), options
@@ -100,8 +101,11 @@ def find_start(method: Method, options: TuneOptions) -> tuple[Start, TuneOptions
     result = read_result(folder)
     require(folder / RESULT, result, train_examples=int)
     *below, top = read_stack(folder)
+    of_text = "mask_share" in result
+    if isinstance(options, MaskedLMOptions) and not of_text:
+        raise InputError(f"on is {folder}, a run of classification: wanted one of masked language modelling")
     pooling = result.get("pooling")  # the option; the adapter has what it means for the encoder
-    if pooling != options.pooling:
+    if pooling != options.pooling and not of_text:
         wanted = "leave --pooling out" if pooling is None else f"give --pooling {pooling}"
         raise InputError(f"pooling is {options.pooling}, and was {pooling} in {folder}: {wanted}")
     stack, resumable = options.stack or top.method.name != method.name, folder / RESUMABLE

@@ -13,7 +13,7 @@ from torch import nn
 
 from common import own_task
 from common.checkpoints import base_of, load_masked_lm, load_model, meta_masked_lm, meta_model
-from common.encoders import encoder, head_parameters
+from common.encoders import encoder, head_parameters, pooler
 from common.errors import DoesNotFit, InputError
 from common.fitting import apply_on_meta
 from common.methods import Method, apply, find, own_buffers, trainable
@@ -152,7 +152,8 @@ def add_below(adapters: Sequence[Adapter], model: Any) -> None:
 def check_base(adapter: Adapter, model: nn.Module) -> None:
     """Raise InputError if an adapter was trained on another base model; on the meta device nothing is known."""
     base, config = base_of(model), adapter.config
-    if not _is_meta(model) and base.sha256 != config["base_sha256"]:
+    known = {base.sha256} | ({base.without_pooler} if "mask_share" in config else set())
+    if not _is_meta(model) and config["base_sha256"] not in known:
         raise InputError(
             f"{adapter.folder} was trained on another base model ({config['base_checkpoint']}, SHA-256 "
             f"{config['base_sha256'][:12]}...) than {base.checkpoint} ({base.sha256[:12]}...)"
@@ -175,6 +176,11 @@ def fill(adapter: Adapter, model: nn.Module, with_head: bool) -> None:
         head = {name for name in head_parameters(model) if not name.startswith(inside)}
         names = {name: new for name, new in names.items() if new not in head}
         wanted = {name: shape for name, shape in wanted.items() if name not in head}
+        if "mask_share" in adapter.config:  # whose head has names of its own, and whose encoder has no pooler
+            names = {name: new for name, new in names.items() if new.startswith(inside)}
+            pools = {id(parameter) for pool in [pooler(model)] if pool is not None for parameter in pool.parameters()}
+            kept = {name for name, parameter in model.named_parameters() if id(parameter) in pools}
+            wanted = {name: shape for name, shape in wanted.items() if name not in kept}
     if wrong := misfit({new: found[name] for name, new in names.items()}, wanted):
         raise InputError(f"{path} does not fit {CONFIG} beside it: {wrong}")
     if _is_meta(model):

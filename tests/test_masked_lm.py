@@ -5,30 +5,31 @@ import json
 import math
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import MASKED_LM_KINDS, outcome, perturbed, save_checkpoint, still
+from conftest import MASKED_LM_KINDS, outcome, perturbed, random_batch, save_checkpoint, still
 from test_processes import launch
 from test_resume import PowerCut, at_step, lose_power
 
 from adapters.method import Adapters
 from baseline.method import Baseline
 from common import own_task, synthetic
-from common.checkpoints import load_masked_lm, load_tokenizer, meta_masked_lm
-from common.encoders import head_parameters, hidden_size, vocabulary_layer, word_embeddings
+from common.checkpoints import load_masked_lm, load_model, load_tokenizer, meta_masked_lm
+from common.encoders import head_parameters, hidden_size, layers, vocabulary_layer, word_embeddings
 from common.errors import InputError
 from common.fast import prepare
 from common.loading import load_adapter
 from common.masked_lm import MaskedLanguageModelling, encode, read
 from common.methods import apply, find, names, trainable
-from common.options import MaskedLMOptions, PredictOptions, parse
+from common.options import MaskedLMOptions, PredictOptions, TuneOptions, parse
 from common.prediction import answer
 from common.results import summary
 from common.runs import read_predictions
-from common.study import aggregation, tables
+from common.study import aggregation, exporting, tables
 from common.task_data import TaskData
 from common.training import train
 from lora.method import Lora
@@ -462,3 +463,50 @@ def test_a_tokenizer_without_a_mask_token_is_refused_before_training(tmp_path, m
             )
     with pytest.raises(InputError, match="has no mask token: choose a checkpoint for masked language modelling"):
         train(Lora(), mlm(checkpoint=str(folder)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MASKED_LM_KINDS)
+@pytest.mark.parametrize("method", [Adapters(4, "pfeiffer", invertible=True), Baseline()], ids=str)
+@pytest.mark.parametrize("stack", [False, True])
+def test_a_run_of_classification_begins_from_the_encoder_of_one_of_masked_language_modelling(
+    method, stack, kind, mlm, checkpoints
+):
+    """With and without the pooler, which the encoder of a masked language model does not have."""
+    lower, _ = train(method, mlm(checkpoint=checkpoints[kind], lr=1e-2))
+    words = {"checkpoint": checkpoints[kind], "lr": 1e-30, "pooling": "mean"}
+    folder, result = train(method, of_classes(mlm, on=str(lower), stack=stack, **words))
+    assert result["after"].startswith("text (")
+    below, _ = load_adapter(lower)
+    model, _ = load_adapter(folder)
+    assert not isinstance(model, type(below))
+    hidden = [layers_out(each, random_batch(below)) for each in (below, model)]
+    torch.testing.assert_close(*hidden)
+    assert not torch.allclose(hidden[0], layers_out(load_model(checkpoints[kind], 2).eval(), random_batch(below)))
+
+
+def layers_out(model, batch) -> torch.Tensor:
+    """What the layers of a model give for a batch."""
+    seen: list[Any] = []
+    with layers(model)[-1].register_forward_hook(lambda _module, _args, out: seen.append(out)), torch.no_grad():
+        model(**batch)
+    return seen[-1][0] if isinstance(seen[-1], tuple) else seen[-1]
+
+
+@pytest.mark.slow
+def test_masked_language_modelling_begins_from_its_own_runs_alone(mlm):
+    first, _ = train(Lora(), mlm())
+    second, _ = train(Adapters(4), mlm(on=str(first)))
+    assert load_adapter(second)[1] == Adapters(4)
+    folder, _ = train(Lora(), of_classes(mlm))
+    with pytest.raises(InputError, match="a run of classification"):
+        train(Lora(), mlm(on=str(folder)))
+    with pytest.raises(InputError, match="a run of masked language modelling"):
+        exporting.read(first)
+
+
+def of_classes(mlm, **changes) -> TuneOptions:
+    """A run of classification of a second."""
+    small = {"data": "demo", "max_train_samples": 24, "max_eval_samples": 20, "n_epochs": 1, "report_to": ("none",)}
+    small |= {"checkpoint": mlm().checkpoint, "output_dir": mlm().output_dir}
+    return TuneOptions(**small | changes)

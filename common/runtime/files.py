@@ -214,9 +214,9 @@ def non_finite(tensors: Tensors) -> list[str]:
     return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
 
 
-def sha256(tensors: dict[str, torch.Tensor]) -> Any:
-    """SHA-256 of the names, shapes, types and values of tensors, sorted by name."""
-    digest = hashlib.sha256()
+def sha256(tensors: dict[str, torch.Tensor], digest: Any = None) -> Any:
+    """SHA-256 of the names, shapes, types and values of tensors, sorted by name; or a digest that goes on with them."""
+    digest = hashlib.sha256() if digest is None else digest
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

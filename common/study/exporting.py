@@ -34,6 +34,8 @@ def read(run: Path, checkpoint: str | None = None) -> Trained:
     result = read_result(run) if (run / RESULT).is_file() else None
     task = None
     if "task_name" in config:
+        if "mask_share" in config:
+            raise InputError(f"{run} is a run of masked language modelling: wanted one of classification")
         require(run / CONFIG, config, task_name=str, max_length=int)
         task = tasks.find(config["task_name"])
     model, method = load_adapter(run, checkpoint)
