@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from conftest import KINDS, MASKED_LM_KINDS, bert_base, perturb, perturbed, random_batch, save_checkpoint
 
-from adapters.method import Adapter, Adapters, Dropped
+from adapters.bottleneck import Adapter, Dropped
+from adapters.method import Adapters
 from common.checkpoints import load_masked_lm, load_model
 from common.encoders import embedding_module, layers, sublayer, vocabulary_layer
 from common.errors import DoesNotFit, InputError
