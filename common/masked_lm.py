@@ -23,6 +23,7 @@ from common.data import LONGEST_LINE, Examples, read_lines
 from common.errors import InputError, check
 from common.evaluation import collect
 from common.options import MaskedLMOptions, Pooling
+from common.own_files import SPLITS
 from common.own_task import TextTask
 from common.runtime.device import send
 from common.tokens import Tokens
@@ -30,8 +31,6 @@ from common.tokens import Tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VALIDATION = ("validation", "valid", "val", "dev")
-"""Names, without .txt, of a file or folder with held-out text."""
 PASSAGES = 200
 """Passages of consecutive lines into which a text is divided before a tenth of them is held out."""
 LINES = 10_000
@@ -149,7 +148,7 @@ def read(data: str, name: str) -> tuple[list[str], list[str], str]:
     if files == [path] and path.suffix != ".txt":
         raise InputError(f"{path}: wanted a text file, whose name ends in .txt")
     within = [] if path.is_file() else files
-    held_out = [file for file in within if {*file.relative_to(path).with_suffix("").parts} & {*VALIDATION}]
+    held_out = [file for file in within if {*file.relative_to(path).with_suffix("").parts} & {*SPLITS["validation"]}]
     train = [line for file in sorted({*files}.difference(held_out)) for line in _lines(file)]
     if held_out:
         check({f"{path} has validation text alone: wanted text to train on beside it": len(held_out) == len(files)})

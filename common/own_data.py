@@ -142,8 +142,8 @@ def _are_scores(metric: Sequence[str], train: Table) -> bool:
     if "text" in kinds and {"whole", "float"} & set(kinds):
         at = kinds.index("text")
         raise InputError(
-            f"{train.places[at]}: the label {train.labels[at]!r} is no number, and others are: correct it or, if all "
-            "of them are classes, say so with --metric accuracy"
+            f"{train.places[at]}: the label {train.labels[at]!r} is not a number, and others are: correct it or, if "
+            "all of them are classes, say so with --metric accuracy"
         )
     n = len(set(train.labels))
     if "float" not in kinds and n > MOST_CLASSES:
@@ -169,7 +169,7 @@ def _names(train: Table) -> tuple[str, ...]:
 
 
 def _labels(task: OwnTask, table: Table) -> Any:
-    """The labels as class indices or scores. Raises InputError for one that is missing, unknown or no number."""
+    """The labels as class indices or scores. Raises InputError for one that is missing, unknown or not a number."""
     indices = {name: index for index, name in enumerate(task.labels)}
     wanted = f"one of the training labels {', '.join(task.labels[:20])}" if indices else task.targets.wanted
     found: list[int | float] = []

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import assert_packed_equals_padded, packed_batch, perturbed, random_batch, save_checkpoint, still
-from test_mpnet import NoPrefix, long_batch, results
+from test_mpnet import inputs_of, long_batch, results
 from test_packing import packed, sequences_of
 
 from baseline.method import Baseline
@@ -54,15 +54,8 @@ def test_outputs_and_all_gradients_are_those_of_transformers_own_model(way, trai
     """interface: padded, with attention by an attention function, as for a prefix."""
     model = loaded(still_deberta).train(training)
     own = own_of(model)
-    batch = inputs = long_batch(model)
-    wanted, gradients = results(own, batch)
-    if way == "packed":
-        inputs = packed_batch(model, batch)
-        prepare(model, torch.device("cpu"))
-    elif way == "interface":
-        for layer in layers(model):
-            encoders.keys_values(layer).add(NoPrefix())
-    found, own_gradients = results(model, inputs)
+    wanted, gradients = results(own, long_batch(model))
+    found, own_gradients = results(model, inputs_of(way, model))
     exactly = {"atol": 0, "rtol": 0} if way == "padded" else {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(found, wanted, **exactly)
     for name, gradient in gradients.items():

@@ -12,7 +12,7 @@ from conftest import (
     save_checkpoint,
 )
 from test_attention import states
-from test_mpnet import NoPrefix, long_batch, results
+from test_mpnet import inputs_of, long_batch, results
 from test_packing import packed, sequences_of
 
 from adapters.method import Adapters
@@ -66,15 +66,8 @@ def test_outputs_and_all_gradients_are_those_of_transformers_own_model(way, pool
     own = ModernBertForSequenceClassification.from_pretrained(folder, attn_implementation="eager").train()
     own.load_state_dict(model.state_dict())
     assert (own.config.classifier_pooling, model.pooling) == (pooling, pooling)
-    batch = inputs = long_batch(model)
-    wanted, gradients = results(own, batch)
-    if way == "packed":
-        inputs = packed_batch(model, batch)
-        prepare(model, torch.device("cpu"))
-    elif way == "interface":
-        for layer in layers(model):
-            encoders.keys_values(layer).add(NoPrefix())
-    found, own_gradients = results(model, inputs)
+    wanted, gradients = results(own, long_batch(model))
+    found, own_gradients = results(model, inputs_of(way, model))
     torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(own_gradients[name], gradient, atol=2e-6, rtol=1e-5)

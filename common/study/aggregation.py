@@ -38,9 +38,8 @@ class Setting:
     """What selected the configuration; dev if the row does not have it."""
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
-    after: str = dataclasses.field(
-        default="", repr=False
-    )  # not in the digest of names that settings had before there was --on
+    # Neither is in the digest of a setting's name, as it was before there were these two.
+    after: str = dataclasses.field(default="", repr=False)
     """What was trained before, with --on: mnli (7,000 examples)."""
     own: OwnTask | None = dataclasses.field(default=None, repr=False)
     """The task, if it is one of one's own data."""

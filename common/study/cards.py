@@ -8,6 +8,7 @@ from typing import Any
 from common.checkpoints import HUB_NAMES, base_of
 from common.errors import plain
 from common.methods import Method
+from common.own_task import OwnTask
 from common.results import majority_text, on_dev
 from common.study.report import command
 from common.tasks import GlueTask
@@ -27,6 +28,11 @@ class Trained:
     result: dict[str, Any] | None
     """Its result; None for an adapter that was imported or saved from Python."""
     task: GlueTask | None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the task is one of somebody's own data, of which the hub knows nothing."""
+        return isinstance(self.task, OwnTask)
 
     @property
     def base(self) -> str:
@@ -62,10 +68,12 @@ def card(trained: Trained, load: str, library: str, note: str) -> str:
     """
     method, task, result, base = trained.method, trained.task, trained.result, trained.base
     name = method.written or method.name
-    title = f"{name} on {task.name.upper()}" if task else name
+    title = f"{name} on {task.name if trained.is_own else task.name.upper()}" if task else name
     parts = [f"# {title}", f"A {name} model of the encoder `{base}`."]
     if task:
-        kind = f"{task.benchmark.name}'s {task.name.upper()}" + (f" ({', '.join(task.labels)})" if task.labels else "")
+        kind = f"data of its own, {task.name}" if trained.is_own else f"{task.benchmark.name}'s {task.name.upper()}"
+        kind = f"synthetic data in the form of {kind}" if result and result["data"] == "demo" else kind
+        kind += f" ({', '.join(task.labels)})" if task.labels else ""
         parts[-1] = f"The encoder `{base}`, fine-tuned with {name} on {kind}."
     parts += ["## How to load it", *([note] if note else []), f"```python\n{load}\n```"]
     if task and result:
@@ -76,10 +84,11 @@ def card(trained: Trained, load: str, library: str, note: str) -> str:
 
 
 def _splits(task: GlueTask, result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Split of the hub, metric and key in the result, of all scores on development sets."""
+    """Split, by its name on the hub, metric and key in the result, of all scores on development sets."""
     keys = [(split, metric, on_dev(dict(result), metric) + task.suffix(split))
             for split in task.validations for metric in task.reported]  # fmt: skip
-    return [(task.splits[split].hub[1], metric, key) for split, metric, key in keys if key in result]
+    named = {split: source.hub[1] for split, source in task.splits.items()}
+    return [(named.get(split, split), metric, key) for split, metric, key in keys if key in result]
 
 
 def _scores(task: GlueTask, result: Mapping[str, Any]) -> str:
@@ -120,20 +129,23 @@ def _metadata(trained: Trained, library: str) -> str:
     method, task, result, base = trained.method, trained.task, trained.result, trained.base
     is_demo, values = bool(result and result["data"] == "demo"), dict[str, Any]()
     if task:
-        values["tags"] = ["parameter-efficient-fine-tuning", method.name, task.benchmark.name.lower()]
-        values["language"] = "en"
+        values["tags"] = ["parameter-efficient-fine-tuning", method.name]
+        if not trained.is_own:
+            values["tags"].append(task.benchmark.name.lower())
+            values["language"] = "en"
         values["pipeline_tag"] = "multiple-choice" if task.questions else "text-classification"
-        values |= {} if is_demo else {"datasets": [task.benchmark.hub]}
+        values |= {} if is_demo or trained.is_own else {"datasets": [task.benchmark.hub]}
     if task and result:
-        config = next(iter(task.splits.values())).hub[0]
+        of_hub = f"{task.benchmark.name} {task.name.upper()}{' (synthetic)' if is_demo else ''}", task.benchmark.hub
+        title, kind = (task.name, task.name) if trained.is_own else of_hub
         values["model_name"] = result["run"]
         values["metrics"] = sorted({metric for _, metric, _ in _splits(task, result)})
         values["eval_results"] = [
             EvalResult(
                 task_type=values["pipeline_tag"],
-                dataset_type="synthetic" if is_demo else task.benchmark.hub,
-                dataset_name=f"{task.benchmark.name} {task.name.upper()}{' (synthetic)' if is_demo else ''}",
-                dataset_config=config,
+                dataset_type="synthetic" if is_demo else kind,
+                dataset_name=title,
+                dataset_config=next((source.hub[0] for source in task.splits.values()), None),
                 dataset_split=split,
                 dataset_args={"max_examples": result["max_eval_samples"]} if result.get("max_eval_samples") else None,
                 metric_type=metric,

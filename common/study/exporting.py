@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from common import tasks
+from common import own_task, tasks
 from common.checkpoints import base_of, load_tokenizer
 from common.encoders import longest_input, n_outputs, shortest_input
 from common.errors import InputError
@@ -37,7 +37,7 @@ def read(run: Path, checkpoint: str | None = None) -> Trained:
         if "mask_share" in config:
             raise InputError(f"{run} is a run of masked language modelling: wanted one of classification")
         require(run / CONFIG, config, task_name=str, max_length=int)
-        task = tasks.find(config["task_name"])
+        task = own_task.of(config)
     model, method = load_adapter(run, checkpoint)
     if task and n_outputs(model) != task.n_outputs:
         raise InputError(f"{run} is damaged: it has {n_outputs(model)} outputs, and {task.name} {task.n_outputs}")
