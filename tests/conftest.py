@@ -45,6 +45,17 @@ KINDS = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert", "deberta
 MASKED_LM_KINDS = tuple(kind for kind in KINDS if kind != "deberta-v2")
 HIDDEN, LAYERS, INTERMEDIATE = 32, 2, 64
 
+ALIKE = ("dora", "ia3", "lntuning", "loha")
+"""Methods that loop and checkpoints treat as others: LoRA's branches on linear layers, and BitFit's vectors."""
+
+
+def few(methods: list) -> list:
+    """Cases for parametrize: `make test` runs those of one method of each way to train, `make test-long` the others."""
+    return [
+        pytest.param(method, marks=pytest.mark.long if getattr(method, "name", method) in ALIKE else ())
+        for method in methods
+    ]
+
 
 def _vocabulary() -> list[str]:
     words = {*AGENTS, *THINGS, *PLACES, *LOOKS, "the", "in", "was", "by", "."}

@@ -124,6 +124,7 @@ def test_a_cached_checkpoint_that_cannot_be_used_is_told_by_what_was_found(chang
     assert found in str(refused.value)
 
 
+@pytest.mark.long
 def test_a_run_with_local_files_needs_no_home_and_no_cache(bert, tmp_path):
     """Both are below a file, where nobody can write, not even root."""
     nowhere = {"HF_HOME": "/dev/null/hf", "HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/cache"}

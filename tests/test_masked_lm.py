@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import MASKED_LM_KINDS, outcome, perturbed, random_batch, save_checkpoint, still
+from conftest import MASKED_LM_KINDS, few, outcome, perturbed, random_batch, save_checkpoint, still
 from test_processes import launch
 from test_resume import PowerCut, at_step, lose_power
 
@@ -328,6 +328,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_masked_tokens_however_it_is_div
     assert abs(one["best_log_likelihood"] - results[0]["best_log_likelihood"]) > 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_train_and_score_like_one(tmp_path, mlm):
     checkpoint = str(save_checkpoint("bert", tmp_path / "still", **still("bert")))
@@ -360,7 +361,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(method, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", few(names()))
 def test_every_method_trains_and_its_adapter_gives_its_score_again(name, mlm):
     settings = mlm(n_epochs=2)
     folder, result = train(find(name)(), settings)
@@ -466,7 +467,9 @@ def test_a_tokenizer_without_a_mask_token_is_refused_before_training(tmp_path, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", MASKED_LM_KINDS)
+@pytest.mark.parametrize(
+    "kind", ["bert", *(pytest.param(kind, marks=pytest.mark.long) for kind in MASKED_LM_KINDS if kind != "bert")]
+)
 @pytest.mark.parametrize("method", [Adapters(4, "pfeiffer", invertible=True), Baseline()], ids=str)
 @pytest.mark.parametrize("stack", [False, True])
 def test_a_run_of_classification_begins_from_the_encoder_of_one_of_masked_language_modelling(

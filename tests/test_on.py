@@ -367,7 +367,7 @@ def change_config(run, **changes):
         (lambda run: change_config(run, base_sha256="0" * 64), {}, "was trained on another base model .*SHA-256 0000"),
     ],
 )
-@pytest.mark.parametrize("stack", [False, True])
+@pytest.mark.parametrize("stack", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_an_earlier_run_that_cannot_be_used_is_refused_and_nothing_is_written(change, changes, said, stack, own):
     options, run = own
     change(run)

@@ -130,6 +130,7 @@ def alive_at_the_end(finished: TuneOptions, interrupted: TuneOptions) -> int:
     return found
 
 
+@pytest.mark.long
 def test_what_was_trained_is_freed_before_the_process_group_is_destroyed(options):
     """Else a process could hang at its end."""
     runs = options(), options(n_epochs=2, time_limit=1e-6)
@@ -137,6 +138,7 @@ def test_what_was_trained_is_freed_before_the_process_group_is_destroyed(options
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names of threads are read from /proc")
+@pytest.mark.long
 def test_the_threads_of_the_process_group_end_before_the_process_does(tmp_path):
     """One that still held a tensor at exit would abort the process."""
     script = tmp_path / "script.py"
@@ -225,6 +227,7 @@ def test_two_processes_give_the_validation_score_of_one(runs):
     assert one[1]["accuracy"] == json.loads((runs[1] / "result.json").read_text())["best_accuracy"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "method", [Adapters(drop_layers="random"), PrefixTuning(hidden_dim=8)], ids=["adapters", "prefix"]
 )

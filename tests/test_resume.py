@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, REPOSITORY, at_step, outcome, save_checkpoint, send_sigterm
+from conftest import KINDS, REPOSITORY, at_step, few, outcome, save_checkpoint, send_sigterm
 from safetensors.torch import load_file
 
 from adapters.method import Adapters
@@ -56,7 +56,7 @@ def uninterrupted(options, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", few(METHODS), ids=str)
 def test_a_run_interrupted_three_times_ends_like_an_uninterrupted_one(method, options, uninterrupted, monkeypatch):
     settings = {"n_epochs": 3, "checkpoint_every": 4}  # 6 steps in an epoch
     for step, event, error in ((2, lose_power, PowerCut), (9, send_sigterm, Interrupted), (15, lose_power, PowerCut)):
@@ -73,9 +73,9 @@ def test_a_run_interrupted_three_times_ends_like_an_uninterrupted_one(method, op
     [
         {"gradient_accumulation_steps": 2},
         {"padding": "batch"},
-        {"warmup_ratio": 0.9},
         {"select": "holdout"},
-        {"task_name": "copa"},
+        pytest.param({"warmup_ratio": 0.9}, marks=pytest.mark.long),
+        pytest.param({"task_name": "copa"}, marks=pytest.mark.long),
     ],
 )
 def test_resuming_is_exact_with_other_settings_too(settings, options, uninterrupted, monkeypatch):
@@ -454,7 +454,7 @@ def test_of_every_method_and_encoder_each_tensor_of_a_checkpoint_is_held_to_the_
         train(method, settings)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", few(METHODS), ids=str)
 def test_an_adapter_of_other_shapes_is_not_restored_for_the_scores_at_the_end(method, options, monkeypatch):
     settings = options(select="holdout", max_train_samples=100)
     usual = loading.restore
