@@ -80,6 +80,35 @@ def read_stack(folder: Path) -> list[Adapter]:
     return [*read_stack(below), top]
 
 
+def swap_language(stack: list[Adapter], language: Path) -> list[Adapter]:
+    """A stack with the adapter of another run of masked language modelling in place of its own (Pfeiffer et al., 2020).
+
+    Of several such adapters it is the uppermost.
+
+    Raises:
+        InputError: the stack has no such adapter, or changed its values too; or the other run is missing, damaged, of
+            classification, has another method or other options, or was trained on top of something else.
+    """
+    top, other = stack[-1], read_stack(language)
+    if "mask_share" not in other[-1].config:
+        raise InputError(f"language is {language}, a run of classification: wanted one of masked language modelling")
+    places = [place for place, adapter in enumerate(stack[:-1]) if "mask_share" in adapter.config]
+    if not places:
+        raise InputError(
+            f"{top.folder} was trained on no language adapter: give a run of masked language modelling as --on"
+        )
+    own, above = stack[places[-1]], stack[places[-1] + 1 :]
+    if other[-1].method != own.method:
+        raise InputError(f"{language} has {other[-1].method}, wanted {own.method}, as {top.folder} was trained on")
+    if other[-1].config.get("below") != own.config.get("below"):
+        raise InputError(f"{language} was trained on top of another model than the language adapter of {top.folder}")
+    for adapter in above:
+        if both := sorted(_contents(own.folder / ADAPTER)[0].keys() & _contents(adapter.folder / ADAPTER)[0].keys()):
+            said = f"trained {both[0]} of the language adapter further ({len(both)} such tensors)"
+            raise InputError(f"{adapter.folder} {said}: choose a method that leaves it as it is")
+    return [*other, *above]
+
+
 def digest_of(folder: Path) -> str:
     """SHA-256 of a saved adapter: its tensors, its method and what is below it. Raises InputError if it is missing."""
     adapter, path = read_adapter(folder), folder / ADAPTER
@@ -92,17 +121,22 @@ def digest_of(folder: Path) -> str:
     return hashlib.sha256(canonical_text(facts).encode()).hexdigest()
 
 
-def load_adapter(folder: Path | str, checkpoint: str | None = None) -> tuple["PreTrainedModel", Method]:
+def load_adapter(
+    folder: Path | str, checkpoint: str | None = None, language: Path | str | None = None
+) -> tuple["PreTrainedModel", Method]:
     """The model with a saved adapter, in evaluation mode, and its method.
 
     Args:
         folder: with adapter.safetensors and adapter.json. If this names classes, so does the model's config.
         checkpoint: the base model, if it has moved since training; None = as in training.
+        language: a run whose adapter takes the place of the language adapter (`swap_language`).
 
     Raises:
-        InputError: a file is missing or damaged, or the adapter was trained on another base model.
+        InputError: a file is missing or damaged, or an adapter was trained on another base model, or the language
+            adapters cannot be swapped.
     """
-    *below, top = read_stack(Path(folder))
+    stack = read_stack(Path(folder))
+    *below, top = swap_language(stack, Path(language)) if language is not None else stack
     config = top.config
     own = own_task.of(config) if config.get("label_field") is not None else None
     if own is not None and own.n_outputs != config["n_outputs"]:

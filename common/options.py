@@ -214,6 +214,9 @@ class PredictOptions:
     """Base model: a hub name, a local folder, minilm or mpnet; None = as in training."""
     data: str | None = None
     """hub, a folder, or demo, or your own file or folder; None = as in training."""
+    language: str | None = None
+    """Folder of a run of masked language modelling, whose adapter takes the place of the one that this run was trained
+    on (MAD-X)."""
     select: Literal["dev", "holdout"] | None = None
     """Choose among the runs with this value of --select only."""
     batch_size: int = 64
@@ -232,7 +235,14 @@ class PredictOptions:
 
 def spelled(values: Mapping[str, Any]) -> dict[str, str]:
     """The paths among these options, or of a result, in one spelling, so that a folder is one however it was typed."""
-    names = {"checkpoint": ("minilm", "mpnet"), "data": ("hub", "demo"), "output_dir": None, "run": None, "on": ()}
+    names = {
+        "checkpoint": ("minilm", "mpnet"),
+        "data": ("hub", "demo"),
+        "output_dir": None,
+        "run": None,
+        "on": (),
+        "language": (),
+    }
     return {
         option: os.path.expanduser(values[option]) if others is None else one_spelling(values[option], *others)
         for option, others in names.items()

@@ -52,13 +52,17 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
         action = f"use {found}.test" if found in names() else f"known methods are {', '.join(names())}"
         raise InputError(f"{folder} holds an adapter of {found}, not of {method}: {action}")
     tests, examples = _read_tests(folder, config, options)
+    if options.language is not None:  # a file of its own for each language
+        language = files.read_json(Path(options.language) / runs.CONFIG).get("task_name")
+        of = f"-{language}-{Path(options.language).name}."
+        tests = [replace(test, submission=of.join(test.submission.rsplit(".", 1))) for test in tests]
 
     from accelerate import Accelerator
     from tqdm import tqdm
 
     share_cores()
     accelerator = Accelerator()
-    model, used = loading.load_adapter(folder, options.checkpoint)
+    model, used = loading.load_adapter(folder, options.checkpoint, options.language)
     tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
     shortest = shortest_input(tokenizer, tests[0].n_texts)
     limit = positions_left(used, longest_input(model, tokenizer), shortest)

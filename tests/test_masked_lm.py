@@ -513,3 +513,54 @@ def of_classes(mlm, **changes) -> TuneOptions:
     small = {"data": "demo", "max_train_samples": 24, "max_eval_samples": 20, "n_epochs": 1, "report_to": ("none",)}
     small |= {"checkpoint": mlm().checkpoint, "output_dir": mlm().output_dir}
     return TuneOptions(**small | changes)
+
+
+@pytest.mark.slow
+def test_the_language_adapter_is_swapped_and_what_was_trained_on_top_stays(mlm):
+    language = Adapters(4, "pfeiffer", invertible=True)
+    first, second = (train(language, mlm(seed=seed))[0] for seed in (1, 2))
+    still = {"lr": 1e-30, "pooling": "mean"}
+    folder, _ = train(Lora(rank=2), of_classes(mlm, task_name="sst2", on=str(first), **still))
+    batch = random_batch(load_adapter(second)[0])
+    for other, same in ((None, first), (first, first), (second, second)):
+        hidden = [layers_out(each, batch) for each in (load_adapter(folder, None, other)[0], load_adapter(same)[0])]
+        torch.testing.assert_close(*hidden)
+    (usual,) = answer("lora", PredictOptions(run=str(folder)))
+    before = usual.read_bytes()
+    (swapped,) = answer("lora", PredictOptions(run=str(folder), language=str(second)))
+    assert (usual.name, swapped.name) == ("SST-2.tsv", f"SST-2-text-{second.name}.tsv")
+    assert usual.read_bytes() == before
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_language_adapters_that_do_not_fit_are_not_swapped(mlm):
+    language, still = Adapters(4, "pfeiffer", invertible=True), {"lr": 1e-30}
+    first, second = (train(language, mlm(seed=seed))[0] for seed in (1, 2))
+    folder, _ = train(Lora(rank=2), of_classes(mlm, on=str(first), **still))
+    refused = {
+        folder: "a run of classification: wanted one of masked language modelling",
+        train(Adapters(4), mlm())[0]: "has Adapters.*, wanted Adapters.*invertible=True.*, as .* was trained on",
+        train(language, mlm(on=str(second), stack=True))[0]: "on top of another model than the language adapter of",
+    }
+    for other, said in refused.items():
+        with pytest.raises(InputError, match=said):
+            load_adapter(folder, None, other)
+    whole, _ = train(Baseline(), of_classes(mlm, on=str(first), **still))
+    with pytest.raises(InputError, match=r"trained .* of the language adapter further \(\d+ such tensors\): choose"):
+        load_adapter(whole, None, second)
+    alone, _ = train(Lora(rank=2), of_classes(mlm, **still))
+    with pytest.raises(InputError, match="was trained on no language adapter: give a run of masked language"):
+        load_adapter(alone, None, second)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_of_two_language_adapters_the_upper_one_is_swapped(mlm):
+    language = Adapters(4, "pfeiffer")
+    base, _ = train(Baseline(), mlm(lr=1e-3))
+    first, second = (train(language, mlm(on=str(base), seed=seed))[0] for seed in (1, 2))
+    folder, _ = train(Lora(rank=2), of_classes(mlm, on=str(first), lr=1e-30))
+    batch = random_batch(load_adapter(second)[0])
+    hidden = [layers_out(each, batch) for each in (load_adapter(folder, None, second)[0], load_adapter(second)[0])]
+    torch.testing.assert_close(*hidden)
