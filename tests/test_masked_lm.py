@@ -520,7 +520,7 @@ def test_the_language_adapter_is_swapped_and_what_was_trained_on_top_stays(mlm):
     language = Adapters(4, "pfeiffer", invertible=True)
     first, second = (train(language, mlm(seed=seed))[0] for seed in (1, 2))
     still = {"lr": 1e-30, "pooling": "mean"}
-    folder, _ = train(Lora(rank=2), of_classes(mlm, task_name="sst2", on=str(first), **still))
+    folder, _ = train(Lora(rank=2), of_classes(mlm, task_name="stsb", on=str(first), **still))
     batch = random_batch(load_adapter(second)[0])
     for other, same in ((None, first), (first, first), (second, second)):
         hidden = [layers_out(each, batch) for each in (load_adapter(folder, None, other)[0], load_adapter(same)[0])]
@@ -528,7 +528,7 @@ def test_the_language_adapter_is_swapped_and_what_was_trained_on_top_stays(mlm):
     (usual,) = answer("lora", PredictOptions(run=str(folder)))
     before = usual.read_bytes()
     (swapped,) = answer("lora", PredictOptions(run=str(folder), language=str(second)))
-    assert (usual.name, swapped.name) == ("SST-2.tsv", f"SST-2-text-{second.name}.tsv")
+    assert (usual.name, swapped.name) == ("STS-B.tsv", f"STS-B-text-{second.name}.tsv")
     assert usual.read_bytes() == before != swapped.read_bytes()
 
 
