@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
 from common import metrics, own_task
 from common.errors import InputError, all_at_once, check, check_types, one_line_errors
 from common.own_task import LANGUAGES
-from common.runtime.files import one_spelling, read_json
+from common.runtime.files import one_spelling, read_json, read_yaml
 from common.tasks import TESTED, TRAINED
 
 TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # computed from the table of tasks
@@ -319,7 +319,8 @@ class ConfigOptions:
     """Where options are read from, besides the command line."""
 
     config: str | None = None
-    """JSON file of options by name, such as those that scripts.search writes; the command line wins over it."""
+    """JSON or YAML file of options by name, such as those that scripts.search and scripts.replay write; the command
+    line wins over it."""
 
 
 def read_config(words: Sequence[str]) -> dict[str, Any]:
@@ -331,7 +332,8 @@ def read_config(words: Sequence[str]) -> dict[str, Any]:
     for place, word in enumerate(words):
         name, equals, path = word.partition("=")
         if name == "--config" and (equals or place + 1 < len(words)):
-            return read_json(Path(os.path.expanduser(path if equals else words[place + 1])))
+            file = Path(os.path.expanduser(path if equals else words[place + 1]))
+            return read_yaml(file) if file.suffix in (".yaml", ".yml") else read_json(file)
     return {}
 
 

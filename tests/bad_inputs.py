@@ -606,6 +606,11 @@ def runs() -> Iterator[Case]:
     yield Case("an earlier run on another base model", begin + " --checkpoint FOLDER/other", finished(other))
     yield Case("an adapter below that is gone", answer, config(below="0" * 64))
     yield Case("a damaged result", "scripts.collect FOLDER --out FOLDER/rows", finished(write("result.json", "{}")))
+    yield Case("a folder that is no run to replay", "scripts.replay FOLDER")
+    yield Case("a row without options to replay", "scripts.replay FOLDER", finished(write("result.json", "{}")))
+    yield Case("a row to replay that is not there", "scripts.replay FOLDER/rows", write("rows", ""))
+    yield Case("options twice in a YAML file", "lora.tune --config FOLDER/x.yaml", write("x.yaml", "lr: 1\nlr: 2\n"))
+    yield Case("a language adapter that is not there", answer + " --language ./gone", finished(lambda folder: None))
 
 
 def exports() -> Iterator[Case]:

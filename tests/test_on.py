@@ -26,7 +26,7 @@ from common.methods import find, names, trainable
 from common.options import PredictOptions, TuneOptions
 from common.results import summary
 from common.runs import ADAPTER, BELOW, CONFIG, RESULT, decisive, find_runs, run_folder
-from common.study import aggregation, report, tables
+from common.study import aggregation, recipes, tables
 from common.study.curves import read_curves
 from common.study.search import search
 from common.study.space import SearchOptions
@@ -418,7 +418,7 @@ def test_runs_after_another_task_have_a_table_of_their_own_in_which_methods_are_
     assert "after" not in alone[0].variant
     assert after[0].variant.endswith("), after mnli (24 examples)")
     assert all(f"on {each.rows[0]['on']}" in each.training for each in after[1])
-    words = report.command(after[1][0].rows[0]).split()
+    words = recipes.command(after[1][0].rows[0]).split()
     assert words[words.index("--on") + 1] == after[1][0].rows[0]["on"]
     lines = [line for line in tables.runs_table(rows).splitlines() if "after mnli (24 examples) |" in line]
     assert len(lines) == 4

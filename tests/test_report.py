@@ -19,7 +19,7 @@ from bitfit.method import BitFit
 from common.methods import find
 from common.options import TuneOptions, parse
 from common.runs import read_rows
-from common.study import aggregation, report, tables
+from common.study import aggregation, recipes, report, tables
 from lora.method import Lora
 from prefix.method import PrefixTuning
 from prompt.method import PromptTuning
@@ -60,7 +60,7 @@ def parsed(line, kind, monkeypatch):
 )
 def test_a_command_is_parsed_to_the_same_options(method, monkeypatch):
     options = TuneOptions(lr=type(method).default_lr, max_length=64, frozen_dtype="float32")
-    assert parsed(report.command(as_row(method, options)), type(method), monkeypatch) == [options, method]
+    assert parsed(recipes.command(as_row(method, options)), type(method), monkeypatch) == [options, method]
 
 
 def test_every_option_of_the_loop_is_parsed_from_its_command(monkeypatch):
@@ -70,15 +70,15 @@ def test_every_option_of_the_loop_is_parsed_from_its_command(monkeypatch):
         padding="none", frozen_dtype="bfloat16", reference=False, max_length=11, param_budget=10**6, select="holdout",
         seed=13, max_train_samples=17, max_eval_samples=19,
     )  # fmt: skip
-    assert parsed(report.command(as_row(Lora(), options)), Lora, monkeypatch) == [options, Lora()]
-    assert "--padding batch" in report.command(as_row(Lora(), TuneOptions(padding="batch")))
+    assert parsed(recipes.command(as_row(Lora(), options)), Lora, monkeypatch) == [options, Lora()]
+    assert "--padding batch" in recipes.command(as_row(Lora(), TuneOptions(padding="batch")))
 
 
 def test_the_command_of_a_committed_row_is_parsed_to_its_options(monkeypatch):
     latest = {each["method"]: each for each in read_rows(REPOSITORY / "results" / "scores.jsonl")}
     assert len(latest) > 5
     for name, each in latest.items():
-        options, method = parsed(report.command(each), find(name), monkeypatch)
+        options, method = parsed(recipes.command(each), find(name), monkeypatch)
         found = json.loads(json.dumps(asdict(options) | method.options()))
         assert {key: value for key, value in each.items() if key in found} == {
             key: value for key, value in found.items() if key in each
@@ -95,7 +95,7 @@ def test_the_command_of_a_committed_row_is_parsed_to_its_options(monkeypatch):
     ],
 )  # fmt: skip
 def test_how_a_run_was_launched_is_part_of_its_command(facts, launcher):
-    line = report.command(as_row(Lora(), TuneOptions(), **facts))
+    line = recipes.command(as_row(Lora(), TuneOptions(), **facts))
     assert line.startswith(f"{launcher} -m lora.tune --checkpoint ")
 
 
@@ -156,7 +156,7 @@ def test_every_run_has_its_recipe(make):
     rows = [each | {"git_commit": "c0ffee", "git_dirty": True, "torch_version": "9.9"} for each in some_rows()]
     text = make(rows).read_text()
     for each in rows:
-        assert report.escaped(report.command(each)) in text
+        assert report.escaped(recipes.command(each)) in text
         assert report.escaped(each["run"]) in text
     assert text.count("git checkout c0ffee") == len(rows)
     assert text.count("c0ffee with uncommitted changes") == len(rows)

@@ -3,13 +3,14 @@
 import contextlib
 import glob
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,37 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged: wanted a JSON object, found a {type(values).__name__}")
     return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping in YAML 1.2, where 1e-3 is a number and `on` and `no` are texts; raises InputError as `read_json`.
+
+    Values are those that JSON has: dates, NaN and infinity are refused.
+    """
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        values = parse_json(json.dumps(values)) if isinstance(values, dict) else values
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, TypeError, RecursionError, YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where} is damaged: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged: wanted options by name, found a {type(values).__name__}")
+    return values
+
+
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a mapping that `read_yaml` reads."""
+    from ruamel.yaml import YAML
+
+    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = None, False
+    yaml.dump(dict(values), text)
+    write_atomically(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
 
 
 def parse_json(text: str) -> Any:

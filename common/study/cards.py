@@ -10,7 +10,7 @@ from common.errors import plain
 from common.methods import Method
 from common.own_task import OwnTask
 from common.results import majority_text, on_dev
-from common.study.report import command
+from common.study.recipes import command
 from common.tasks import GlueTask
 
 # The tasks whose texts an encoder has been trained on; see docs/encoders.md.

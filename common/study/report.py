@@ -11,44 +11,15 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
 from xml.etree import ElementTree
 
-from common import methods
 from common.errors import plain
-from common.options import TuneOptions, canonical, command_line
 from common.study import figures, tables
 from common.study.aggregation import Configuration, Row, Setting, Tables
+from common.study.recipes import command
 from common.study.tables import Table
 
 PAGE = Path(__file__).with_name("report.html")
-ALWAYS = ("checkpoint", "task_name", "data", "lr", "batch_size", "n_epochs", "seed")
-"""Options that a command always contains, since their defaults could change."""
-
-
-def command(row: Row) -> str:
-    """The command that repeats a run.
-
-    It contains the non-default options, and the values that max_length and frozen_dtype had in the run.
-    """
-    kind = methods.find(row["method"])
-    options = _non_default(TuneOptions(lr=kind.default_lr), row) | _non_default(kind(), row)
-    return shlex.join([*_launcher(row), "-m", f"{row['method']}.tune", *command_line(options, TuneOptions, kind)])
-
-
-def _launcher(row: Row) -> list[str]:
-    n_processes, precision = row.get("n_processes", 1), row.get("mixed_precision", "no")
-    words = ["--cpu"] if n_processes != 1 and " CPU, " in str(row.get("device")) else []
-    words += ["--num_processes", str(n_processes)] if n_processes != 1 else []
-    words += ["--mixed_precision", str(precision)] if precision != "no" else []
-    return ["accelerate", "launch", *words] if words else ["python"]
-
-
-def _non_default(usual: Any, row: Row) -> dict[str, Any]:
-    """The options of a row that differ from `usual`, a method or TuneOptions, or that are in ALWAYS."""
-    values = {field.name: getattr(usual, field.name) for field in dataclasses.fields(usual)}
-    given = {name: row[name] for name in values if name in row}
-    return {n: v for n, v in given.items() if n in ALWAYS or canonical(v) != canonical(values[n])}
 
 
 def escaped(value: object) -> str:
