@@ -4,9 +4,11 @@ import re
 import sys
 from dataclasses import fields
 from statistics import fmean
+from typing import Any
 
 from conftest import REPOSITORY
 
+from common import training
 from common.methods import find
 from common.options import MaskedLMOptions, PredictOptions, SweepOptions, TuneOptions, parse
 from common.study import aggregation
@@ -21,10 +23,14 @@ def test_the_python_lines_run(tmp_path, monkeypatch):
     """Those of docs/python.md; lines on other pages need a model from the hub, or peft."""
     for block in re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL):
         compile(block, "docs", "exec")
-    (block,) = re.findall(r"```python\n(.*?)```", PAGES[REPOSITORY / "docs" / "python.md"], flags=re.DOTALL)
+    first, second = re.findall(r"```python\n(.*?)```", PAGES[REPOSITORY / "docs" / "python.md"], flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(block, {})
+    exec(second, {})
     assert (tmp_path / "my-adapter" / "adapter.safetensors").is_file()
+    monkeypatch.setattr(training, "train", lambda method, options: (method, options))
+    found: dict[str, Any] = {}
+    exec(first.replace("results(", "("), found)
+    assert (found["folder"].rank, found["result"].max_train_samples) == (8, 100)
 
 
 def test_the_listed_options_exist():

@@ -214,7 +214,8 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     from ruamel.yaml import YAML
 
     yaml, text = YAML(typ="safe", pure=True), io.StringIO()
-    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = None, False
+    yaml.default_flow_style = None  # type: ignore[assignment]  # innermost lists on one line
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(dict(values), text)
     write_atomically(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
 

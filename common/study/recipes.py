@@ -85,8 +85,8 @@ def differences(recorded: Row, found: Row) -> dict[str, tuple[Any, Any]]:
 
 def context(recorded: Row, found: Row) -> dict[str, tuple[Any, Any]]:
     """What may be the reason for a difference: versions, code, device, threads and variables that are not the same."""
-    names = ("git_commit", "git_dirty", "device", "threads", "environment", "mixed_precision", "n_processes")
-    names += tuple(name for name in recorded if name.endswith("_version"))
+    names = ["git_commit", "git_dirty", "device", "threads", "environment", "mixed_precision", "n_processes"]
+    names += [name for name in recorded if name.endswith("_version")]
     return {n: (recorded[n], found.get(n)) for n in names if n in recorded and recorded[n] != found.get(n)}
 
 
