@@ -58,8 +58,8 @@ class MPNetSelfAttention(modeling_mpnet.MPNetSelfAttention):
             attention_mask = position_bias if attention_mask is None else attention_mask + position_bias
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         scaling, dropout = self.attention_head_size**-0.5, self.dropout.p if self.training else 0.0
-        out, _ = attend(self, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-        return (self.o(out.flatten(2)),)
+        out, weights = attend(self, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return (self.o(out.flatten(2)), *((weights,) if output_attentions else ()))
 
 
 class MPNetAttention(modeling_mpnet.MPNetAttention):
