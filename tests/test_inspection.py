@@ -1,5 +1,6 @@
 """What is seen inside a run is what formulas and definitions say."""
 
+import dataclasses
 import math
 import sys
 
@@ -61,8 +62,9 @@ def test_the_update_of_lora_is_that_of_its_matrices(run):
     assert inspect(folder, TEXTS[1:]).added["attention.self.query.lora"][0] == pytest.approx(float(ratio), rel=1e-4)
 
 
-def test_contributions_sum_to_the_difference_that_the_text_makes(run):
-    folder = run(BitFit(), task_name="sst2")
+@pytest.mark.parametrize("method", [BitFit(), PromptTuning(4)], ids=str)
+def test_contributions_sum_to_the_difference_that_the_text_makes(method, run):
+    folder = run(method, task_name="sst2")
     found = inspect(folder, TEXTS)
     model, _ = load_adapter(folder)
     tokenizer = load_tokenizer(model.base.checkpoint)
@@ -149,7 +151,11 @@ def test_pairs_and_scores_are_inspected_and_the_page_holds_every_figure(run, mon
         "run2-added", "run2-attention1", "run2-changed", "run2-share", "run2-spectra",
     ]  # fmt: skip
     assert page.count("<img ") == len(pictures)
+    found = inspect(folders[1], [["a ruby", "the sofa"]])
+    text = dataclasses.replace(found.texts[0], tokens=['"<b>', *found.texts[0].tokens[1:]])
+    page = heatmaps.write([dataclasses.replace(found, title="<i>", texts=[text])], tmp_path).read_text()
     assert "<b>" not in page
+    assert "<i>" not in page
 
 
 def test_what_cannot_be_inspected_is_refused(run):
