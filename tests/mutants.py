@@ -34,7 +34,7 @@ from forks import FORKS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_suffix(".txt")
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "__pycache__", "outputs", "*.part")
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "__pycache__", "outputs", "site", "*.part")
 TIMEOUT = 300
 """Seconds until a test run counts as failed: a change may make a loop endless."""
 MOST_SURVIVORS = 0.05

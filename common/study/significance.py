@@ -80,7 +80,8 @@ def paired_bootstrap(
     (Efron and Tibshirani, 1993, chapter 16; for predictions, Koehn, 2004, and Berg-Kirkpatrick et al., 2012).
 
     Args:
-        a, b: predictions of two methods for the same examples, (examples,) or (runs, examples).
+        a: predictions of a method, (examples,) or (runs, examples).
+        b: those of another one for the same examples.
         references: (examples,).
         metric: function of predictions and references, as in common/metrics.py.
 
