@@ -1,7 +1,7 @@
-"""Adapters in the format of peft (adapter_config.json, adapter_model.safetensors), written and read without peft.
+"""Adapters in the formats of peft and of AdapterHub's library, written without them; peft's are read too.
 
 What only a method knows, its settings and the names of its tensors there, is in METHOD/exchange.py: `to_peft`, and
-`from_peft` where adapters of others can be read.
+`from_peft` where adapters of others can be read; or `to_adapterhub`.
 """
 
 import importlib
@@ -25,6 +25,8 @@ from common.pooling import is_read_as_usual
 from common.runtime.files import non_finite, read_json
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+OF_ADAPTERHUB = ("bert", "roberta", "xlm-roberta", "electra")
+"""Kinds of encoders with the same names of layers in AdapterHub's library as here."""
 IN_FRONT = "prompt_embeddings"
 """peft's name of all that comes in front of the text."""
 
@@ -60,13 +62,9 @@ def to_peft(method: Method, model: Any, tensors: Mapping[str, torch.Tensor] | No
     """
     used, stored = method.stored(model)
     tensors, exchange = stored if tensors is None else tensors, _exchange(used.name)
-    if exchange is None:
+    if not hasattr(exchange, "to_peft"):
         raise InputError(f"peft's format has nothing for {used.name} as it is here: try --to merged")
-    if not is_read_as_usual(model):
-        raise InputError(
-            f"the head was trained on what --pooling {model.pooling} gives, and transformers' model gives it the "
-            "encoder's usual output: train without --pooling, or with trained_pooler, to use the adapter elsewhere"
-        )
+    _check_pooling(model)
     fused = [name for name, module in model.named_modules() if isinstance(module, Rows)]
     if any(name.startswith(f"{rows}.") for rows in fused for name in tensors):
         raise InputError(
@@ -81,6 +79,35 @@ def to_peft(method: Method, model: Any, tensors: Mapping[str, torch.Tensor] | No
     every = found.tensors | {name: tensor for name, tensor in tensors.items() if name in head}
     named = {name if name == IN_FRONT else base + name: tensor for name, tensor in every.items()}
     return Peft(settings, named, found.difference, found.remedy)
+
+
+def _check_pooling(model: Any) -> None:
+    if not is_read_as_usual(model):
+        raise InputError(
+            f"the head was trained on what --pooling {model.pooling} gives, and transformers' model gives it the "
+            "encoder's usual output: train without --pooling, or with trained_pooler, to use the adapter elsewhere"
+        )
+
+
+def to_adapterhub(method: Method, model: Any, name: str) -> tuple[dict[str, Any], Tensors, Tensors]:
+    """Configuration and tensors of an adapter of this name in the format of AdapterHub's library, and of the head.
+
+    Raises:
+        InputError: the library has nothing that computes the same, or it is not written here.
+    """
+    used, stored = method.stored(model)
+    exchange, kind = _exchange(used.name), model.config.model_type
+    if not hasattr(exchange, "to_adapterhub"):
+        raise InputError(f"of {used.name} nothing is written in AdapterHub's format: try --to peft or merged")
+    if kind not in OF_ADAPTERHUB:
+        known = ", ".join(OF_ADAPTERHUB)
+        raise InputError(f"{kind} has other names of layers in AdapterHub's format, and is not written: {known} are")
+    _check_pooling(model)
+    head = {name: tensor for name, tensor in stored.items() if name in head_parameters(model)}
+    if inside := [name for name in head if name.startswith(f"{model.base_model_prefix}.")]:
+        raise InputError(f"{inside[0]} was trained too, for which AdapterHub's format has no place: try --to peft")
+    own = {name: tensor for name, tensor in stored.items() if name not in head}
+    return *exchange.to_adapterhub(used, model, own, name), head
 
 
 def on_modules(settings: dict[str, Any], ends: Mapping[str, str], model: nn.Module, tensors: Tensors) -> Peft:

@@ -26,6 +26,8 @@ from common.checkpoints import load_model
 from common.encoders import encoder
 from common.errors import InputError, one_line_errors
 from common.methods import Method, apply, trainable
+from common.saving import save_adapter
+from common.study.exporting import export
 from ia3.method import Ia3
 from lora.method import Lora
 from prefix.method import PrefixTuning
@@ -115,6 +117,20 @@ CASES = {
 }
 
 
+EXPORTS = {
+    f"exported {placement}, {kind}{', layer 1' if layers != 'all' else ''}": (
+        kind, Adapters(size, placement, train_layernorm=False, layers=layers)
+    )
+    for placement, kind, size, layers in (
+        ("houlsby", "bert", 8, "all"),
+        ("pfeiffer", "roberta", 7, "all"),  # a size that does not divide the width
+        ("parallel", "electra", 5, "all"),
+        ("houlsby", "xlm-roberta", 8, "1"),
+    )
+}  # fmt: skip
+"""Name -> kind of encoder and method, written by scripts.export and loaded by the library."""
+
+
 class Row(NamedTuple):
     """A row of the table."""
 
@@ -132,14 +148,15 @@ class Row(NamedTuple):
         return ("ok" if self.same else "differs, as known") if self.holds() else "FAILED"
 
 
-def save_checkpoint(folder: Path) -> None:
-    """Save a tiny random BERT without head, which both versions of transformers can load."""
-    from transformers import BertConfig, BertModel
+def save_checkpoint(folder: Path, kind: str = "bert") -> None:
+    """Save a tiny random encoder without head, which both versions of transformers can load."""
+    from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    config = BertConfig(
+    config = AutoConfig.for_model(
+        kind,
         vocab_size=100,
         hidden_size=HIDDEN,
         num_hidden_layers=2,
@@ -148,7 +165,7 @@ def save_checkpoint(folder: Path) -> None:
         max_position_embeddings=64,
         initializer_range=0.2,
     )
-    BertModel(config).save_pretrained(folder)
+    AutoModel.from_config(config).save_pretrained(folder)
 
 
 def random_batch(rows: int = 5, length: int = 11) -> Tensors:
@@ -192,6 +209,25 @@ def write(case: Case, model: nn.Module, batch: Tensors, file: Path) -> None:
     tensors |= {f"batch:{name}": tensor for name, tensor in batch.items()}
     settings = {"adapter": ADAPTER, "config": case.config, "options": case.options, "attention": case.attention}
     save_file(tensors, file, metadata={"case": json.dumps(settings)})
+
+
+def taken_by(kind: str, batch: Tensors) -> Tensors:
+    """A batch without the token types that an encoder has only one of."""
+    return {name: tensor for name, tensor in batch.items() if "roberta" not in kind or name != "token_type_ids"}
+
+
+def write_export(kind: str, method: Method, batch: Tensors, folder: Path, file: Path) -> tuple[Any, Tensors]:
+    """Export a method of a random encoder, and write AdapterHub's input; returns our model and its results."""
+    save_checkpoint(folder / kind, kind)
+    model = apply(method, load_model(str(folder / kind), N_OUTPUTS))
+    perturb(model)
+    home = folder / "exports" / file.stem
+    save_adapter(home / "ours", model, method)
+    export(home / "ours", "adapterhub", home / "theirs")
+    settings = {"export": str(home / "theirs"), "checkpoint": str(folder / kind), "n_outputs": N_OUTPUTS}
+    tensors = {f"batch:{name}": tensor for name, tensor in taken_by(kind, batch).items()}
+    save_file(tensors, file, metadata={"case": json.dumps(settings)})
+    return model, run(model, taken_by(kind, batch))
 
 
 def ask_adapterhub(python: Path, folder: Path) -> str:
@@ -252,6 +288,8 @@ def measure(python: Path, folder: Path) -> tuple[str, list[tuple[str, float, Row
         perturb(models[name])
         results[name] = run(models[name], batch)
         write(case, models[name], batch, exchange / f"{name}.safetensors")
+    for name, (kind, method) in EXPORTS.items():
+        models[name], results[name] = write_export(kind, method, batch, folder, exchange / f"{name}.safetensors")
     versions = ask_adapterhub(python, exchange)
     plain = run(load_model(str(checkpoint), N_OUTPUTS), batch)["states"]
     lines = []
@@ -259,6 +297,11 @@ def measure(python: Path, folder: Path) -> tuple[str, list[tuple[str, float, Row
         theirs = load_file(exchange / f"{name}.theirs.safetensors")
         effect = difference(results[name]["states"], plain, mask.bool())
         lines += [(name, effect, row) for row in compare(case, models[name], mask, results[name], theirs)]
+    for name, (kind, _) in EXPORTS.items():
+        usual = run(load_model(str(folder / kind), N_OUTPUTS), taken_by(kind, batch))["states"]
+        effect = difference(results[name]["states"], usual, mask.bool())
+        theirs = load_file(exchange / f"{name}.theirs.safetensors")
+        lines.append((name, effect, Row("logits", difference(results[name]["logits"], theirs["logits"]))))
     return versions, lines
 
 

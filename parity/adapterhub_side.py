@@ -49,6 +49,15 @@ def load(checkpoint: Path, settings: dict[str, Any], n_outputs: int) -> Any:
     return model.eval()
 
 
+def load_export(settings: dict[str, Any]) -> Any:
+    """Load the checkpoint, and an export of ours as a user of the library would."""
+    n = settings["n_outputs"]
+    model = AutoModelForSequenceClassification.from_pretrained(settings["checkpoint"], num_labels=n)
+    adapters.init(model)
+    model.load_adapter(settings["export"], use_safetensors=True, set_active=True)
+    return model.eval()
+
+
 @torch.no_grad()
 def copy_strictly(model: torch.nn.Module, weights: Tensors) -> None:
     """Copy the weights of the trained parameters; both sides must have the same tensors."""
@@ -69,8 +78,11 @@ def copy_strictly(model: torch.nn.Module, weights: Tensors) -> None:
 def answer(file: Path) -> None:
     """Run a case; write hidden states (batch, virtual tokens + length, hidden) and logits (batch, outputs)."""
     settings, kinds = read(file)
-    model = load(file.parent.parent / "checkpoint", settings, n_outputs=len(kinds["weight"]["classifier.bias"]))
-    copy_strictly(model, kinds["weight"])
+    if "export" in settings:
+        model = load_export(settings)
+    else:
+        model = load(file.parent.parent / "checkpoint", settings, n_outputs=len(kinds["weight"]["classifier.bias"]))
+        copy_strictly(model, kinds["weight"])
     results = {
         "states": model.base_model(**kinds["batch"]).last_hidden_state,
         "logits": model(**kinds["batch"]).logits,

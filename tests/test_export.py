@@ -13,6 +13,7 @@ from itertools import product
 import pytest
 import torch
 from conftest import KINDS, REPOSITORY, bert_base, exits_with_one_line, perturb, perturbed, random_batch
+from safetensors.torch import load_file
 
 import scripts.export
 from adapters.method import Adapters
@@ -27,6 +28,7 @@ from common.loading import load_adapter
 from common.methods import apply, trainable
 from common.options import PredictOptions
 from common.prediction import answer
+from common.runtime.files import read_json
 from common.saving import save_adapter
 from common.study.cards import card, contamination
 from common.study.exporting import export, import_adapter, read
@@ -230,6 +232,11 @@ def test_a_merged_regression_gives_its_score_in_a_pipeline(bert, tmp_path):
         (Lora(), "peft", "mean", "--pooling mean"),
         (Lora(), "peft", "cls", "--pooling cls"),
         (BitFit(), "merged", "mean", "--pooling mean"),
+        (Adapters(), "adapterhub", None, "LayerNorm.* was trained too, which .* train with --train_layernorm False"),
+        (Adapters(placement="pfeiffer"), "adapterhub", "trained_pooler", "pooler.* was trained too"),
+        (Adapters(placement="pfeiffer"), "adapterhub", "mean", "--pooling mean"),
+        (Adapters(placement="pfeiffer", invertible=True), "adapterhub", None, "train without --invertible"),
+        (Lora(), "adapterhub", None, "of lora nothing is written in AdapterHub's format: try --to peft or merged"),
         (PrefixTuning(5, layers="0"), "peft", None, "the prefix is in the layers 0, and peft's is in all"),
         (PromptTuning(5, level="embeddings"), "peft", None, "peft's enters as words"),
         (Ia3(outputs=("key", "output")), "peft", None, "output has both scaled"),
@@ -240,6 +247,39 @@ def test_what_the_format_cannot_express_is_refused_and_nothing_is_written(method
     with pytest.raises(InputError, match=message):
         export(tmp_path / "run", to, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("placement", ["houlsby", "pfeiffer", "parallel"])
+def test_adapterhubs_library_finds_its_files_names_and_settings(placement, bert, tmp_path):
+    """`make parity-adapterhub` loads such exports in that library, which gives our logits."""
+    method = Adapters(7, placement, train_layernorm=False, layers="1", activation="relu")
+    model = saved(method, bert, tmp_path / "run", task_name="mrpc", max_length=20)
+    export(tmp_path / "run", "adapterhub", tmp_path / "out")
+    names = ["README.md", "adapter.safetensors", "adapter_config.json", "head_config.json", "model_head.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    tensors, head = (load_file(tmp_path / "out" / f"{name}.safetensors") for name in ("adapter", "model_head"))
+    module = "bert.encoder.layer.1.output.adapters.mrpc"
+    down = dict(model.named_parameters())["bert.encoder.layer.1.output.adapters.down.weight"]
+    assert torch.equal(tensors[f"{module}.adapter_down.0.weight"], down)
+    assert tensors[f"{module}.adapter_up.weight"].shape == (32, 7)
+    assert len(tensors) == {"houlsby": 8}.get(placement, 4)
+    assert torch.equal(head["classifier.weight"], model.classifier.weight)
+    adapter, of_head = (read_json(tmp_path / "out" / f"{name}_config.json") for name in ("adapter", "head"))
+    found = adapter["config"]
+    assert (adapter["name"], adapter["hidden_size"], found["leave_out"]) == ("mrpc", 32, [0])
+    assert 32 // found["reduction_factor"] == 7
+    assert (found["mh_adapter"], found["original_ln_before"]) == (placement == "houlsby", placement == "pfeiffer")
+    assert (found.get("is_parallel", False), found["scaling"]) == (
+        (True, 4.0) if placement == "parallel" else (False, 1)
+    )
+    assert (found["non_linearity"], of_head["label2id"]) == ("relu", {"not_equivalent": 0, "equivalent": 1})
+    assert 'load_adapter("out", use_safetensors=True, set_active=True)' in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_of_an_encoder_with_other_names_in_adapterhub_nothing_is_written(checkpoints, tmp_path):
+    saved(Adapters(placement="pfeiffer"), checkpoints["distilbert"], tmp_path / "run")
+    with pytest.raises(InputError, match="distilbert has other names of layers in AdapterHub's format, and is not wr"):
+        export(tmp_path / "run", "adapterhub", tmp_path / "out")
 
 
 def test_a_prefix_for_an_encoder_to_which_peft_gives_none_is_refused(checkpoints, tmp_path):

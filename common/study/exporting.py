@@ -1,6 +1,7 @@
 """Export a trained run to the formats of other libraries, with a model card and to the hub, and import adapters."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ import torch
 
 from common import own_task, tasks
 from common.checkpoints import base_of, load_tokenizer
-from common.encoders import longest_input, n_outputs, shortest_input
+from common.encoders import hidden_size, longest_input, n_outputs, shortest_input
 from common.errors import InputError
-from common.exchange import SETTINGS, TENSORS, from_peft, to_peft
+from common.exchange import SETTINGS, TENSORS, from_peft, to_adapterhub, to_peft
 from common.fitting import positions_left
 from common.loading import load_adapter
 from common.merging import fold
@@ -93,6 +94,33 @@ def _peft(trained: Trained) -> Format:
     return write, load, "peft", note
 
 
+def _adapterhub(trained: Trained) -> Format:
+    """For AdapterHub's library: an adapter and the head, each with its configuration."""
+    name = re.sub(r"\W", "_", trained.task.name if trained.task else trained.method.name)
+    settings, tensors, head = to_adapterhub(trained.method, trained.model, name)
+    config, n = trained.model.config, n_outputs(trained.model)
+    about = {"model_type": config.model_type, "model_name": trained.base, "model_class": type(trained.model).__name__}
+    about |= {"hidden_size": hidden_size(trained.model), "version": "adapters.1.2.0"}
+    labels = {label: number for number, label in trained.labels.items()}
+    labels = labels or {f"LABEL_{number}": number for number in range(n)}
+    load = (
+        "import adapters\nfrom transformers import AutoModelForSequenceClassification\n\n"
+        f'model = AutoModelForSequenceClassification.from_pretrained("{trained.base}", num_labels={n})\n'
+        'adapters.init(model)\nmodel.load_adapter("EXPORT", use_safetensors=True, set_active=True)\nmodel.eval()'
+    )
+
+    def write(folder: Path) -> None:
+        of_head = {"name": None, "config": None, "num_labels": n, "label2id": labels}
+        configs: dict[str, dict[str, Any]] = {"adapter": {"name": name, "config": settings}, "head": of_head}
+        for part, values in configs.items():
+            text = json.dumps(about | values, indent=2, sort_keys=True, allow_nan=False)
+            (folder / f"{part}_config.json").write_text(f"{text}\n", encoding="utf-8")
+        _write(folder / "adapter.safetensors", tensors)
+        _write(folder / "model_head.safetensors", head)
+
+    return write, load, "adapter-transformers", ""
+
+
 def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     import safetensors.torch
 
@@ -136,7 +164,7 @@ def _merged(trained: Trained) -> Format:
     return write, load, "transformers", "the output is a choice's score: compare those of the choices" * bool(is_choice)
 
 
-FORMATS: dict[str, Callable[[Trained], Format]] = {"peft": _peft, "merged": _merged}
+FORMATS: dict[str, Callable[[Trained], Format]] = {"peft": _peft, "adapterhub": _adapterhub, "merged": _merged}
 
 
 def push(folder: Path, repo: str, private: bool) -> str:
