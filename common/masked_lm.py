@@ -4,7 +4,6 @@ Lines are joined and cut into blocks, or are examples of their own. What is mask
 epoch alone: it is the same for every method, on any number of processes and after a resume.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from common import synthetic
+from common import likelihood, synthetic
 from common.checkpoints import load_masked_lm, load_tokenizer, meta_masked_lm
 from common.data import LONGEST_LINE, Examples, read_lines
 from common.errors import InputError, check
-from common.evaluation import collect
 from common.options import MaskedLMOptions, Pooling
 from common.own_files import SPLITS
 from common.own_task import TextTask
@@ -93,38 +90,18 @@ class MaskedLanguageModelling:
 
     def loss(self, model: nn.Module, batch: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
         """Sum over the masked tokens of a batch. labels: (masked,), what they were"""
-        return F.cross_entropy(model(**batch).logits[0].float(), labels, reduction="sum")
+        return likelihood.loss(model, batch, labels)
 
     def score(
         self, model: nn.Module, tokens: Tokens, batch_size: int, accelerator: Any
     ) -> tuple[dict[str, float], np.ndarray]:
         """Log-likelihood, perplexity and accuracy of masked tokens; and sums of each example, (examples, 2)."""
-        sums = collect(model, tokens, batch_size, accelerator, 2, _sums)
-        log_likelihood, right = sums.sum(axis=0, dtype=np.float64) / int(tokens.n_targets(torch.arange(len(tokens))))
-        return _scores(log_likelihood, right), sums
+        return likelihood.score(model, tokens, batch_size, accelerator)
 
     def floor(self, train: Any, validation: Any) -> dict[str, float]:
         """The scores of guessing each token with its frequency in the training text, plus one, as probability."""
         ordinary = torch.from_numpy(train.masking.ordinary)
-        counts = torch.bincount(train.clean, minlength=int(ordinary.max()) + 1)[ordinary].double() + 1
-        probabilities = torch.zeros(int(ordinary.max()) + 1, dtype=torch.float64)
-        probabilities[ordinary] = counts / counts.sum()
-        targets = validation.clean[validation.masked]
-        likely = probabilities.argmax()
-        return _scores(float(probabilities[targets].log().mean()), float((targets == likely).double().mean()))
-
-
-def _scores(log_likelihood: float, accuracy: float) -> dict[str, float]:
-    """The scores by name. The perplexity of a model that has diverged is finite too."""
-    perplexity = math.exp(min(-log_likelihood, 700))
-    return {"log_likelihood": float(log_likelihood), "perplexity": perplexity, "accuracy": float(accuracy)}
-
-
-def _sums(logits: torch.Tensor, batch: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-    """Log-likelihood and right answers of the masked tokens of each example. logits: (1, masked, vocabulary)"""
-    values = torch.stack((-F.cross_entropy(logits[0], labels, reduction="none"), logits[0].argmax(1) == labels), dim=1)
-    examples = batch["places"][:, 0]
-    return values.new_zeros(int(examples[-1]) + 1, 2).index_add(0, examples, values)
+        return likelihood.unigram(train.clean, ordinary, validation.clean[validation.masked])
 
 
 def read(data: str, name: str) -> tuple[list[str], list[str], str]:
