@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from common.encoders import KINDS, attention_function, encoder, head_parameters, take_attention_functions
+from common.encoders import DECODERS, KINDS, attention_function, encoder, head_parameters, take_attention_functions
 from common.errors import InputError, check
 from common.options import Pooling
 from common.pooling import set_places, set_pooling
@@ -175,17 +175,19 @@ _NEUTRAL: dict[str, Any] = {
 """Fields of a config that change no output (what is returned, and memory for time), and the values that we use."""
 
 
-def _config(source: str, n_outputs: int) -> Any:
-    """The configuration of a checkpoint. Raises InputError if the encoder is not supported, or not as it is set."""
+def _config(source: str, n_outputs: int, kinds: tuple[str, ...] = KINDS) -> Any:
+    """The configuration of a checkpoint. Raises InputError if the model is not supported, or not as it is set."""
     from transformers import AutoConfig, PreTrainedConfig
 
     # Checked before a config object is built, since a config may refer to its own code.
     values = PreTrainedConfig.get_config_dict(source)[0]
     kind = values.pop("model_type", None)
-    if kind not in KINDS:
-        raise InputError(f"{source} is a model of kind {kind}: known are {', '.join(KINDS)}")
+    if kind not in kinds:
+        of = "" if kinds == KINDS else " for generating text"
+        raise InputError(f"{source} is a model of kind {kind}: known{of} are {', '.join(kinds)}")
     # transformers builds a list as long as these say before anybody can ask how large the model is.
-    for name in ("num_hidden_layers", "n_layers", "num_hidden_groups", "inner_group_num", "global_attn_every_n_layers"):
+    counts = ("num_hidden_layers", "n_layers", "n_layer", "num_hidden_groups", "inner_group_num")
+    for name in (*counts, "global_attn_every_n_layers"):
         value = values.get(name, 1)
         if type(value) is not int or not 1 <= value <= MOST_LAYERS:
             wanted = f"wanted a number from 1 to {MOST_LAYERS:,}"
@@ -377,6 +379,40 @@ def _masked_lm_config(source: str) -> Any:
     return config
 
 
+def load_causal_lm(checkpoint: str) -> "PreTrainedModel":
+    """A pretrained causal language model, which has no head: its output layer has the matrix of the word embeddings.
+
+    Called with `places`, it returns the logits of these tokens, (1, n, vocabulary), see `pooling.set_places`.
+
+    Raises:
+        InputError: as `load_model`, or the output layer has a matrix of its own.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    with _loading(checkpoint, _weights_problem) as source:
+        model, _ = _pretrained(AutoModelForCausalLM, checkpoint, source, _causal_lm_config(source))
+    model.generation_config = GenerationConfig()  # not that of the checkpoint, which may sample
+    take_attention_functions(model)
+    model.base = _base(model, checkpoint, source)
+    set_places(model)
+    return model
+
+
+def _causal_lm_config(source: str) -> Any:
+    config = _config(source, 1, DECODERS)
+    config.use_cache = False  # but in generation
+    tied = config.tie_word_embeddings
+    check(
+        {
+            f"{source}: tie_word_embeddings is {tied}: wanted true, one matrix for input and output": tied is not True,
+            f"{source}: reorder_and_upcast_attn is true: wanted false, as GPT-2 was trained": (
+                config.reorder_and_upcast_attn
+            ),
+        }
+    )
+    return config
+
+
 def _pretrained(kind: Any, checkpoint: str, source: str, config: Any) -> tuple[Any, dict[str, Any]]:
     """A model with the checked weights of a checkpoint, and what transformers found of them.
 
@@ -454,6 +490,15 @@ def meta_masked_lm(checkpoint: str) -> "PreTrainedModel":
     from transformers import AutoModelForMaskedLM
 
     model = _on_meta(AutoModelForMaskedLM, checkpoint, _masked_lm_config)
+    set_places(model)
+    return model
+
+
+def meta_causal_lm(checkpoint: str) -> "PreTrainedModel":
+    """The model of `load_causal_lm` on the meta device. Raises InputError as `meta_model` and `load_causal_lm`."""
+    from transformers import AutoModelForCausalLM
+
+    model = _on_meta(AutoModelForCausalLM, checkpoint, _causal_lm_config)
     set_places(model)
     return model
 

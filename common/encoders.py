@@ -18,7 +18,9 @@ KINDS = (
     "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "albert", "deberta-v2",
     "modernbert",
 )  # fmt: skip
-"""Supported model types."""
+"""Supported model types of encoders."""
+DECODERS = ("gpt2",)
+"""Supported model types of causal language models, in which a token sees those before it and itself."""
 
 Linear = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
 """The linear layers of a Transformer layer; `intermediate` and `output` are the two of the feed-forward part."""
@@ -26,32 +28,32 @@ Sublayer = Literal["attention", "feedforward"]
 """The two parts of a Transformer layer. A residual sum and a LayerNorm follow each; ModernBERT's begin with it."""
 
 # Paths of modules in a layer or an encoder: first those of BERT, RoBERTa and ELECTRA, then those of DistilBERT, then
-# those of MPNet, ALBERT, DeBERTa and ModernBERT where they are others.
+# those of MPNet, ALBERT, DeBERTa, ModernBERT and GPT-2 where they are others.
 _LINEAR: dict[str, tuple[str, ...]] = {
     "query": (
         "attention.self.query", "attention.q_lin", "attention.attn.q", "attention.query", "attention.self.query_proj",
-        "attn.Wqkv",
+        "attn.Wqkv", "attn.c_attn",
     ),
     "key": (
         "attention.self.key", "attention.k_lin", "attention.attn.k", "attention.key", "attention.self.key_proj",
-        "attn.Wqkv",
+        "attn.Wqkv", "attn.c_attn",
     ),
     "value": (
         "attention.self.value", "attention.v_lin", "attention.attn.v", "attention.value", "attention.self.value_proj",
-        "attn.Wqkv",
+        "attn.Wqkv", "attn.c_attn",
     ),
     "attention_output": (
-        "attention.output.dense", "attention.out_lin", "attention.attn.o", "attention.dense", "attn.Wo",
+        "attention.output.dense", "attention.out_lin", "attention.attn.o", "attention.dense", "attn.Wo", "attn.c_proj",
     ),
-    "intermediate": ("intermediate.dense", "ffn.lin1", "ffn", "mlp.Wi"),
-    "output": ("output.dense", "ffn.lin2", "ffn_output", "mlp.Wo"),
+    "intermediate": ("intermediate.dense", "ffn.lin1", "ffn", "mlp.Wi", "mlp.c_fc"),
+    "output": ("output.dense", "ffn.lin2", "ffn_output", "mlp.Wo", "mlp.c_proj"),
 }  # fmt: skip
 _LAYER_NORMS: dict[Sublayer, tuple[str, ...]] = {
-    "attention": ("attention.output.LayerNorm", "sa_layer_norm", "attention.LayerNorm", "attn_norm"),
-    "feedforward": ("output.LayerNorm", "output_layer_norm", "full_layer_layer_norm", "mlp_norm"),
+    "attention": ("attention.output.LayerNorm", "sa_layer_norm", "attention.LayerNorm", "attn_norm", "ln_1"),
+    "feedforward": ("output.LayerNorm", "output_layer_norm", "full_layer_layer_norm", "mlp_norm", "ln_2"),
 }
-_FUSED = ("query", "key", "value")  # the rows of attn.Wqkv, in this order
-_LAYERS = ("encoder.layer", "transformer.layer", "encoder.albert_layer_groups", "layers")
+_FUSED = ("query", "key", "value")  # the rows of attn.Wqkv and attn.c_attn, in this order
+_LAYERS = ("encoder.layer", "transformer.layer", "encoder.albert_layer_groups", "layers", "h")
 _SELF_ATTENTION = ("attention.self", "attention.attn", "attention", "attn")
 
 
@@ -61,12 +63,19 @@ def _first(root: nn.Module, paths: tuple[str, ...]) -> str:
         with contextlib.suppress(AttributeError):
             root.get_submodule(path)
             return path
-    raise InputError(f"{type(root).__name__} has none of {', '.join(paths)}: known are encoders of {', '.join(KINDS)}")
+    raise InputError(
+        f"{type(root).__name__} has none of {', '.join(paths)}: known are encoders of {', '.join(KINDS + DECODERS)}"
+    )
 
 
 def encoder(model: nn.Module) -> Any:
     """The pretrained part of a model with a head."""
     return model.base_model
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether a token sees only those before it and itself."""
+    return encoder(model).config.model_type in DECODERS
 
 
 def attention_function(kind: str) -> str:
@@ -89,6 +98,10 @@ def take_attention_functions(model: nn.Module) -> None:
         from common import albert
 
         albert.take_places(model)
+    elif kind == "gpt2":
+        from common import gpt2
+
+        gpt2.take_places(model)
 
 
 def layers(model: nn.Module) -> Any:
@@ -118,7 +131,7 @@ def sharing(model: nn.Module) -> str:
 
 
 def stack(model: nn.Module) -> nn.Module:
-    """The module that runs all layers, between the embeddings and the pooler or head; in ModernBERT the encoder."""
+    """The module that runs all layers, between embeddings and head; in ModernBERT and GPT-2 the whole encoder."""
     return encoder(model).get_submodule(_first(encoder(model), _LAYERS).rpartition(".")[0])
 
 
@@ -139,7 +152,7 @@ def _linear(kind: type[Place], layer: nn.Module, name: Linear) -> Place:
     """A place at a linear layer, or at the rows of a fused one."""
     path = _first(layer, _LINEAR[name])
     found: Any = layer.get_submodule(path)
-    place = kind(rows_of(found, _FUSED, name) if path.endswith("Wqkv") else found)
+    place = kind(rows_of(found, _FUSED, name) if path.endswith(("Wqkv", "c_attn")) else found)
     place.of_positions = name in ("query", "key") and hasattr(self_attention(layer), "share_att_key")
     return place
 
@@ -167,8 +180,8 @@ def sublayer(layer: nn.Module, name: Sublayer) -> Place:
 
 
 def norm_first(layer: nn.Module) -> bool:
-    """Whether a sublayer's LayerNorm is at its input and not after the residual sum, as in ModernBERT."""
-    return hasattr(layer, "mlp_norm")
+    """Whether a sublayer's LayerNorm is at its input and not after the residual sum, as in ModernBERT and GPT-2."""
+    return hasattr(layer, "mlp_norm") or hasattr(layer, "ln_2")
 
 
 def hidden(layer: nn.Module) -> Place:
@@ -177,7 +190,10 @@ def hidden(layer: nn.Module) -> Place:
 
 
 def embeddings(model: nn.Module) -> Place:
-    """The input of the lowest layer, (..., hidden) or ELECTRA's and ALBERT's smaller size; x is the token ids."""
+    """The input of the lowest layer, (..., hidden) or ELECTRA's and ALBERT's smaller size.
+
+    x is the token ids; in GPT-2, where a dropout alone stands between the embeddings and that layer, its input.
+    """
     return Place(embedding_module(model))
 
 
@@ -221,18 +237,21 @@ def weights(model: nn.Module) -> Weights:
 
 
 def embedding_module(model: nn.Module) -> Any:
-    """The module that computes the lowest layer's input: words, positions, types, LayerNorm, dropout."""
-    return encoder(model).embeddings
+    """The module that computes the lowest layer's input: words, positions, types, LayerNorm, dropout.
+
+    In GPT-2 it is the dropout, since words and positions are added in no module of their own.
+    """
+    return encoder(model).drop if is_causal(model) else encoder(model).embeddings
 
 
 def word_embeddings(model: nn.Module) -> Any:
     """The embeddings of the vocabulary, an nn.Embedding."""
-    found = embedding_module(model)
-    return found.get_submodule(_first(found, ("word_embeddings", "tok_embeddings")))
+    paths = ("embeddings.word_embeddings", "embeddings.tok_embeddings", "wte")
+    return encoder(model).get_submodule(_first(encoder(model), paths))
 
 
 def vocabulary_layer(model: Any) -> nn.Linear | None:
-    """The output layer of a masked language model, whose matrix is the word embeddings; None for other heads."""
+    """The output layer of a language model, whose matrix is that of the word embeddings; None for other heads."""
     return model.get_output_embeddings()
 
 
@@ -253,15 +272,20 @@ def layer_norm(layer: nn.Module, sublayer: Sublayer) -> Any:
 
 
 def embedding_layer_norms(model: nn.Module) -> nn.ModuleList:
-    """The LayerNorms below the lowest layer: that of the embeddings, and in DeBERTa that of its relative positions."""
+    """The LayerNorms below the lowest layer: that of the embeddings, and in DeBERTa that of its relative positions.
+
+    GPT-2 has none.
+    """
+    if is_causal(model):
+        return nn.ModuleList()
     found, relative = embedding_module(model), getattr(stack(model), "LayerNorm", None)
     norm = found.get_submodule(_first(found, ("LayerNorm", "norm")))
     return nn.ModuleList([norm, *([] if relative is None else [relative])])
 
 
 def final_layer_norm(model: nn.Module) -> nn.Module | None:
-    """ModernBERT's LayerNorm after the highest layer; None for other encoders."""
-    return getattr(encoder(model), "final_norm", None)
+    """The LayerNorm after the highest layer of ModernBERT and GPT-2; None for other encoders."""
+    return getattr(encoder(model), "final_norm", getattr(encoder(model), "ln_f", None))
 
 
 def outer_layer_norms(model: nn.Module) -> nn.ModuleList:

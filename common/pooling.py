@@ -3,12 +3,13 @@
 BERT's papers read [CLS] through the pooler. Sentence encoders were trained to give a good mean of all tokens.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from common.encoders import encoder, pooler, sequences, stack
+from common.encoders import encoder, is_causal, pooler, sequences, stack
 from common.errors import check
 from common.options import Pooling
 from common.sequences import Sequences
@@ -46,9 +47,9 @@ def is_read_as_usual(model: Any) -> bool:
 
 
 def set_places(model: Any) -> None:
-    """Let the head of a masked language model read the tokens at `places` alone, if the model is called with them."""
+    """Let the head of a language model read the tokens at `places` alone, if the model is called with them."""
     model.pooling, model.reads_all_tokens = None, True
-    hooks = _Places(sequences(model))
+    hooks = _Places(_at if is_causal(model) else sequences(model).at)
     model.register_forward_pre_hook(hooks.keep, with_kwargs=True)
     stack(model).register_forward_hook(hooks.pick, with_kwargs=True)
 
@@ -71,11 +72,16 @@ class _Mean:
         return output
 
 
+def _at(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """`Sequences.at` for a model whose batches are never packed."""
+    return hidden[places[:, 0], places[:, 1]]
+
+
 class _Places:
     """Hooks that take `places`, see `Sequences.at`, and make the output of the layers these tokens, (1, n, hidden)."""
 
-    def __init__(self, of_model: Sequences):
-        self.sequences = of_model
+    def __init__(self, at: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
+        self.at = at
         self.places: torch.Tensor | None = None
 
     def keep(self, _model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -84,5 +90,5 @@ class _Places:
 
     def pick(self, _stack: nn.Module, _args: Any, _kwargs: dict[str, Any], output: Any) -> Any:
         if self.places is not None:
-            output.last_hidden_state = self.sequences.at(output.last_hidden_state, self.places)[None]
+            output.last_hidden_state = self.at(output.last_hidden_state, self.places)[None]
         return output

@@ -81,10 +81,18 @@ def _attend(
         torch.cat((added.expand(len(text), -1, -1, -1), text), dim=2)
         for added, text in zip(prefix, (key, value), strict=True)
     )
+    if attention_mask is None and getattr(module, "is_causal", False):
+        attention_mask = _causal_mask(query, key.shape[2] - prefix[0].shape[-2])
     if attention_mask is not None:
         visible: Any = True if attention_mask.dtype == torch.bool else 0.0
         attention_mask = F.pad(attention_mask, (prefix[0].shape[-2], 0), value=visible)
     return attend(module, query, key, value, attention_mask, **settings)
+
+
+def _causal_mask(query: torch.Tensor, n_keys: int) -> torch.Tensor:
+    """Query i, counted from the end, sees the keys up to the i-th from the end: (1, 1, queries, keys) of bool."""
+    n = query.shape[2]
+    return torch.ones(1, 1, n, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n)
 
 
 class Front(Place):
@@ -128,6 +136,7 @@ class _Insert:
 
     def __init__(self, n: int, first_id: int, level: Level, first_position: int):
         self.n, self.first_id, self.level, self.first_position = n, first_id, level, first_position
+        self.is_cached = False
 
     def __call__(self, _encoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         values = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
@@ -135,6 +144,10 @@ class _Insert:
         if text is None:
             raise TypeError("tokens can be added to input_ids only, not to inputs_embeds")
         n, steps = self.n, torch.arange(self.n)
+        cache = values.get("past_key_values")
+        self.is_cached = cache is not None and cache.get_seq_length() > 0
+        if self.is_cached:  # a later step of generation: their keys and values are there
+            return (), values | self._behind(values)
         new = {"input_ids": self.first_id + steps, "token_type_ids": 0 * steps, "attention_mask": 0 * steps + 1}
         positions = values.get("position_ids")
         if self.level == "words":
@@ -143,6 +156,8 @@ class _Insert:
                 values["position_ids"] = torch.where(positions < self.first_position, positions, positions + n)
         else:  # give the positions of the text, since the encoder would count from the new tokens
             new["position_ids"] = 0 * steps + self.first_position
+            if values.get("attention_mask") is None:  # else transformers takes positions that begin again for a packing
+                values["attention_mask"] = torch.ones_like(text)
             if positions is None:
                 is_counted = text != self.first_position - 1  # all but RoBERTa's padding tokens
                 values["position_ids"] = self.first_position - 1 + is_counted.cumsum(1) * is_counted
@@ -154,9 +169,17 @@ class _Insert:
                 values[name] = _insert_tokens(values[name], tokens.to(text.device), moved, inserted)
         return (), values
 
+    def _behind(self, values: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Mask and positions of text behind tokens that are in the cache."""
+        mask, positions = values.get("attention_mask"), values.get("position_ids")
+        found = {} if mask is None else {"attention_mask": F.pad(mask, (self.n, 0), value=1)}
+        if positions is not None and self.level == "words":
+            found["position_ids"] = positions + self.n
+        return found
+
     def remove(self, _stack: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         """Keep only the outputs of the text."""
-        if "packing" not in kwargs:  # a packing has the index of each [CLS]
+        if "packing" not in kwargs and not self.is_cached:  # a packing has the index of each [CLS]
             output.last_hidden_state = output.last_hidden_state[:, self.n :]
         return output
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from common.encoders import sequences
-from common.errors import check
+from common.encoders import is_causal, sequences
+from common.errors import DoesNotFit, check
 from common.methods import ByLayer, Method, trainable
 from hybrid.gates import gated
 from hybrid.parts import PFEIFFER, PRESETS, method_of, part_of
@@ -72,6 +72,11 @@ class Hybrid(ByLayer):
         ]
 
     def inject(self, model: nn.Module) -> None:
+        if self.gates and is_causal(model):
+            raise DoesNotFit(
+                "gates are computed from the mean over all tokens, which would show a causal model those that it has "
+                "to predict: leave gates out"
+            )
         of_model = sequences(model) if self.gates else None
         for method in self.methods():
             (method if of_model is None else gated(method, of_model)).inject(model)

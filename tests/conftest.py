@@ -65,7 +65,7 @@ def _vocabulary() -> list[str]:
 
 
 def save_checkpoint(kind: str, folder: Path, seed: int = 0, vectors: bool = True, **changes) -> Path:
-    """Save a random encoder without a head, and a tokenizer with a small vocabulary, in the format of transformers.
+    """Save a random model without a head, and a tokenizer with a small vocabulary, in the format of transformers.
 
     vectors: whether biases and LayerNorms are random too; new models have zeros and ones, which would hide errors.
     """
@@ -96,6 +96,11 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, vectors: bool = True
         names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
         names |= {"intermediate_size": "hidden_dim"}
         shape = {names.get(name, name): value for name, value in shape.items()}
+    if kind == "gpt2":
+        names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+        names |= {"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"}
+        shape = {names.get(name, name): value for name, value in shape.items()}
+        shape |= {"bos_token_id": 2, "eos_token_id": 3}
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(kind, **shape | changes)
     model = transformers.AutoModel.from_config(config)
@@ -103,22 +108,29 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, vectors: bool = True
         perturb([parameter for parameter in model.parameters() if parameter.ndim == 1])
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    tokenizer = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=64)
+    special = {"bos_token": "[CLS]", "eos_token": "[SEP]"} if kind == "gpt2" else {}
+    tokenizer = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=64, **special)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> dict[str, str]:
-    """Kind of encoder -> checkpoint folder."""
+    """Kind of model -> checkpoint folder."""
     home = tmp_path_factory.mktemp("checkpoints")
-    return {kind: str(save_checkpoint(kind, home / kind)) for kind in KINDS}
+    return {kind: str(save_checkpoint(kind, home / kind)) for kind in (*KINDS, "gpt2")}
 
 
 @pytest.fixture
 def bert(checkpoints) -> str:
     """Folder of a tiny BERT."""
     return checkpoints["bert"]
+
+
+@pytest.fixture
+def gpt2(checkpoints) -> str:
+    """Folder of a tiny GPT-2."""
+    return checkpoints["gpt2"]
 
 
 @pytest.fixture
@@ -171,6 +183,8 @@ def still(kind: str) -> dict[str, float]:
         return {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
     if kind == "modernbert":
         return {}  # it has none unless its config says so
+    if kind == "gpt2":
+        return {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     head = {"classifier_dropout_prob": 0.0} if kind == "albert" else {}
     return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} | head
 
