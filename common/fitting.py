@@ -123,6 +123,8 @@ def check_fit(
     if options.max_length is not None and options.max_length > limit:
         raise InputError(f"max_length is {options.max_length}, but {options.checkpoint} takes at most {limit} tokens")
     n_trained = count(trainable(apply_on_meta(method, meta)))
+    if not n_trained:
+        raise DoesNotFit(f"{method.name} would train nothing, since this model has no head: choose other options of it")
     needed, available = 16 * n_trained, host_memory()  # value, gradient and two moments, 4 bytes each
     if needed > available:
         raise DoesNotFit(

@@ -3,8 +3,9 @@
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,7 +13,15 @@ import torch
 from torch import nn
 
 from common import own_task
-from common.checkpoints import base_of, load_masked_lm, load_model, meta_masked_lm, meta_model
+from common.checkpoints import (
+    base_of,
+    load_causal_lm,
+    load_masked_lm,
+    load_model,
+    meta_causal_lm,
+    meta_masked_lm,
+    meta_model,
+)
 from common.encoders import encoder, head_parameters, pooler
 from common.errors import DoesNotFit, InputError
 from common.fitting import apply_on_meta
@@ -142,13 +151,12 @@ def load_adapter(
     if own is not None and own.n_outputs != config["n_outputs"]:
         wanted = f"n_outputs is {config['n_outputs']}, wanted {own.n_outputs}"
         raise InputError(f"{top.folder / CONFIG} is damaged: {wanted}")
-    if not 1 <= config["n_outputs"] <= _contents(top.folder / ADAPTER)[1]:
+    if not (1 <= config["n_outputs"] <= _contents(top.folder / ADAPTER)[1] or "max_new_tokens" in config):
         raise InputError(f"{top.folder / ADAPTER} does not fit {CONFIG} beside it: n_outputs is {config['n_outputs']}")
     checkpoint = checkpoint or config["base_checkpoint"]
     # On the meta device first, to compare all tensors with their configs before allocating memory.
-    for load, load_for_masks in ((meta_model, meta_masked_lm), (load_model, load_masked_lm)):
-        of_text = (config["n_outputs"], config.get("pooling"))
-        model = load_for_masks(checkpoint) if "mask_share" in config else load(checkpoint, *of_text)
+    for load in _loaders(config):
+        model = load(checkpoint)
         try:
             add_below(below, model)
             add(top.method, model)
@@ -160,6 +168,16 @@ def load_adapter(
         model.config.id2label = dict(enumerate(own.labels))
         model.config.label2id = {name: index for index, name in enumerate(own.labels)}
     return model.eval(), top.method
+
+
+def _loaders(config: Mapping[str, Any]) -> tuple[Callable[[str], Any], ...]:
+    """What makes the model of an adapter from a checkpoint, first on the meta device and then with its values."""
+    if "mask_share" in config:
+        return meta_masked_lm, load_masked_lm
+    if "max_new_tokens" in config:
+        return meta_causal_lm, load_causal_lm
+    head = {"n_outputs": config["n_outputs"], "pooling": config.get("pooling")}
+    return partial(meta_model, **head), partial(load_model, **head)
 
 
 def add(method: Method, model: nn.Module) -> None:

@@ -103,6 +103,10 @@ class MaskedLanguageModelling:
         ordinary = torch.from_numpy(train.masking.ordinary)
         return likelihood.unigram(train.clean, ordinary, validation.clean[validation.masked])
 
+    def finish(self, best_model: Any, splits: Any, batch_size: int, accelerator: Any, folder: Path) -> dict[str, Any]:
+        """Everything is known after each epoch."""
+        return {}
+
 
 def read(data: str, name: str) -> tuple[list[str], list[str], str]:
     """Lines to train on and held-out lines, without empty ones, and what the latter are.

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
 
 from common import metrics, own_task
 from common.errors import InputError, all_at_once, check, check_types, one_line_errors
-from common.own_task import LANGUAGES
+from common.own_task import LANGUAGES, Search
 from common.runtime.files import one_spelling, read_json, read_yaml
 from common.tasks import TESTED, TRAINED
 
@@ -202,6 +202,64 @@ class MaskedLMOptions(TuneOptions):
 
 
 @dataclass(frozen=True)
+class GenerateOptions(TuneOptions):
+    """Options of generating text: those of the training loop that it has, and its own."""
+
+    command: ClassVar[str] = "generate"
+
+    checkpoint: str = "gpt2"
+    """Pretrained causal language model of kind gpt2: a hub name or a local folder."""
+    task_name: str = "events"
+    """Name of the task, otherwise that of its file or folder; that of demo is events."""
+    data: str = "demo"
+    """A folder with train, valid and test files, or one file, or demo (synthetic). A text file (.txt) has a pair a
+    line, source||target; the other formats are those of one's own data."""
+    # Constants, and so no options here.
+    text_fields: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
+    label_field: ClassVar[None] = None  # type: ignore[misc]
+    metric: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
+    pooling: ClassVar[None] = None  # type: ignore[misc]
+    select: ClassVar[str] = "dev"  # type: ignore[misc]
+    on: ClassVar[None] = None  # type: ignore[misc]
+    stack: ClassVar[bool] = False  # type: ignore[misc]
+    source_field: str = "source"
+    """Column of the sources in CSV, TSV, JSON lines or Parquet."""
+    target_field: str = "target"
+    """Column of the targets there."""
+    max_length: int | None = None
+    """Maximal number of tokens of source and target together, with those between and after them; a pair that is longer
+    loses the end of its longer text. None = the model's maximum."""
+    generate: Literal["end", "epoch", "never"] = "end"
+    """When to generate for the sources of the validation set and score the texts: with the best epoch at the end, also
+    after every epoch, which takes long, or never. The log-likelihood of the targets selects the best epoch."""
+    num_beams: int = Search.num_beams
+    """Beams of beam search; 1 = greedy search."""
+    max_new_tokens: int = Search.max_new_tokens
+    """Maximal number of tokens of a generated text."""
+    length_penalty: float = Search.length_penalty
+    """Beam search divides a text's log-likelihood by its length to this power; above 0 it prefers longer texts."""
+    no_repeat_ngram_size: int = Search.no_repeat_ngram_size
+    """No n-gram of this size occurs twice in source and text together; 0 = any may."""
+
+    def settle_data(self) -> None:
+        """Name the task, and check the search."""
+        is_named = self.data == "demo" or self.task_name != GenerateOptions.task_name
+        name, length, fields = self.task_name if is_named else name_of(self.data), self.max_length, self.source_field
+        check(
+            {
+                f"data is {self.data}: give a folder with train.txt, a file, or demo": self.data == "hub",
+                f"{name!r} cannot be the name of a task: choose another --task_name": not own_task.is_name(name),
+                f"source_field and target_field are {fields}: name two columns": fields == self.target_field,
+                f"max_length is {length}: choose at least 4, for source, target and the tokens after each": (
+                    length is not None and 0 < length < 4
+                ),
+            }
+        )
+        own_task.search_of(vars(self))  # checks its options
+        object.__setattr__(self, "task_name", name)  # the dataclass is frozen for everybody else
+
+
+@dataclass(frozen=True)
 class PredictOptions:
     """Options of prediction on a test set."""
 
@@ -221,6 +279,14 @@ class PredictOptions:
     """Choose among the runs with this value of --select only."""
     batch_size: int = 64
     """Examples per process and forward pass."""
+    num_beams: int | None = None
+    """Of a run that generates text: beams of the search; None = as in training, here and below."""
+    max_new_tokens: int | None = None
+    """Maximal number of tokens of a generated text."""
+    length_penalty: float | None = None
+    """Power of the length by which beam search divides the log-likelihood of a text."""
+    no_repeat_ngram_size: int | None = None
+    """No n-gram of this size occurs twice in source and text together; 0 = any may."""
     output_dir: str = "outputs"
     """The output_dir of the runs."""
     debug: bool = False
@@ -231,6 +297,7 @@ class PredictOptions:
         _spell_paths(self)
         wanted = f"choose from 1 to {MANY:,}"
         check({f"batch_size is {self.batch_size}: {wanted}": not 1 <= self.batch_size <= MANY})
+        own_task.search_of(vars(self))  # checks its options
 
 
 def spelled(values: Mapping[str, Any]) -> dict[str, str]:

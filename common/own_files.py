@@ -47,14 +47,18 @@ def is_one(path: Path) -> bool:
     return path.is_file() or (path / SAVED).is_file()
 
 
-def find_split(folder: Path, split: str) -> Path | None:
-    """The file or folder of a split; None if there is none. Raises InputError if there are several."""
+def find_split(folder: Path, split: str, formats: Sequence[str] = ()) -> Path | None:
+    """The file or folder of a split; None if there is none. Raises InputError if there are several.
+
+    formats: endings of the names; none = those of READERS.
+    """
+    known = formats or tuple(READERS)
     named = [each for each in sorted(folder.iterdir()) if each.stem.lower() in SPLITS[split]]
-    found = [each for each in named if each.suffix.lower() in READERS or each.is_dir()]
+    found = [each for each in named if each.suffix.lower() in known or each.is_dir()]
     if len(found) > 1:
         raise InputError(f"{folder} has {' and '.join(each.name for each in found)} for the split {split}: keep one")
     if named and not found:
-        raise InputError(f"{named[0]}: wanted one of the formats {', '.join(READERS)}")
+        raise InputError(f"{named[0]}: wanted one of the formats {', '.join(known)}")
     return found[0] if found else None
 
 

@@ -1,11 +1,12 @@
 """A task of one's own data or text, as options name it and result rows and adapters describe it."""
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from common.errors import InputError
+from common.errors import InputError, check, check_types
 from common.metrics import NAMES
 from common.targets import Classes, Score
 from common.tasks import TASKS, GlueTask, Source, find
@@ -56,6 +57,61 @@ class TextTask(OwnTask):
         return {name: getattr(self, name) for name in ("mask_share", "whole_words", "line_by_line")}
 
 
+@dataclass(frozen=True)
+class Search:
+    """How a text is searched for, see common/decoding.py."""
+
+    num_beams: int = 5
+    max_new_tokens: int = 100
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        beams, new, penalty, size = vars(self).values()
+        check(
+            {
+                f"num_beams is {beams}: choose from 1 to 1,000": not 1 <= beams <= 1_000,
+                f"max_new_tokens is {new}: choose from 1 to 1,000,000": not 1 <= new <= 1_000_000,
+                f"length_penalty is {penalty}: choose a finite number": not math.isfinite(penalty),
+                f"no_repeat_ngram_size is {size}: choose from 0 to 1,000,000": not 0 <= size <= 1_000_000,
+            }
+        )
+
+
+SEARCH = tuple(vars(Search()))
+"""The options of the search for a text."""
+
+
+def search_of(values: Mapping[str, Any], usual: Search = Search()) -> Search:
+    """The search that options or a row describe; what they have not, or None, is as usual."""
+    return replace(usual, **{name: values[name] for name in SEARCH if values.get(name) is not None})
+
+
+@dataclass(frozen=True)
+class GeneratedTask(OwnTask):
+    """Generating a target text from a source, such as a sentence from a table, see common/generation.py."""
+
+    texts: tuple[str, ...] = ("source", "target")
+    labels: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("log_likelihood",)
+    also: tuple[str, ...] = field(default=("perplexity", "accuracy"), compare=False)  # METEOR is not everywhere
+    floor: ClassVar[str] = "constant answer"
+    search: Search = Search()
+
+    @property
+    def of_epochs(self) -> tuple[str, ...]:
+        return tuple(name for name in self.reported if name not in OF_TEXT)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"source_field": self.texts[0], "target_field": self.texts[1]} | vars(self.search)
+
+
+OF_TEXT = ("bleu", "chrf", "rouge_l", "meteor")
+"""Scores of generated texts, see common/text_metrics.py."""
+IN_HUNDREDS = ("bleu", "chrf")
+"""Scores from 0 to 100, in the units of sacrebleu."""
 LANGUAGES = ("english", "hsilgne")
 """The two languages of the synthetic text, see common/synthetic.py."""
 
@@ -75,6 +131,8 @@ def of(row: Mapping[str, Any]) -> GlueTask:
     label: Any = row.get("label_field")
     if "mask_share" in row:
         return _text_task(row)
+    if "max_new_tokens" in row:
+        return _generated_task(row)
     if label is None:
         return find(str(name))
     lists = {key: row.get(key) for key in ("text_fields", "labels", "metrics")}
@@ -93,3 +151,12 @@ def _text_task(row: Mapping[str, Any]) -> TextTask:
     if not isinstance(name, str) or not is_name(name):
         raise InputError(f"{name!r} cannot be the name of a text")
     return TextTask(name, mask_share=share, whole_words=flags[0] is True, line_by_line=flags[1] is True)
+
+
+def _generated_task(row: Mapping[str, Any]) -> GeneratedTask:
+    name, *fields = (row.get(key) for key in ("task_name", "source_field", "target_field"))
+    if not all(isinstance(text, str) for text in (name, *fields)) or not is_name(str(name)):
+        raise InputError(f"the row of {name!r} is damaged: its source and target are {fields}")
+    of_text = (metric for metric in OF_TEXT if f"dev_{metric}" in row)
+    also = (*GeneratedTask.also, *of_text)
+    return GeneratedTask(str(name), tuple(map(str, fields)), also=also, search=search_of(row))

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from common import classification, data, loading, metrics, own_data, own_task, runs, tasks
+from common import classification, data, generation, loading, metrics, own_data, own_task, pairs, runs, tasks
 from common.checkpoints import load_tokenizer
 from common.encoders import longest_input, n_outputs, shortest_input
-from common.errors import Diverged, InputError, one_line_errors
+from common.errors import Diverged, InputError, check, one_line_errors
 from common.evaluation import predict_logits
 from common.fast import prepare
 from common.fitting import positions_left
@@ -22,6 +22,7 @@ from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
 from common.runtime.threads import share_cores
 from common.submission import submission_lines, write_submission
+from common.text_metrics import measure
 
 
 def predict(kind: type[Method]) -> None:
@@ -51,6 +52,10 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     if found != method:
         action = f"use {found}.test" if found in names() else f"known methods are {', '.join(names())}"
         raise InputError(f"{folder} holds an adapter of {found}, not of {method}: {action}")
+    if "max_new_tokens" in config:
+        return _generate(folder, config, options)
+    unused = [name for name in own_task.SEARCH if getattr(options, name) is not None]
+    check({f"{name} is given, and {folder} does not generate text: leave it out": True for name in unused})
     tests, examples = _read_tests(folder, config, options)
     if options.language is not None:  # a file of its own for each language
         language = files.read_json(Path(options.language) / runs.CONFIG).get("task_name")
@@ -91,6 +96,42 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
         accelerator.print(line)
     if (options.data or config["data"]) == "demo":
         accelerator.print("synthetic data: do not submit these files to the leaderboard")
+    return paths
+
+
+def _generate(folder: Path, config: dict[str, Any], options: PredictOptions) -> list[Path]:
+    """Generate for the sources of a test set, and print the scores where it has references."""
+    task: Any = own_task.of(config)
+    search = own_task.search_of(vars(options), task.search)
+    if options.task_name not in (None, task.name):
+        raise InputError(f"{folder} was trained on {task.name}: it cannot predict {options.task_name}")
+    references, split = pairs.read_test(options.data or config["data"], task.texts)
+
+    from accelerate import Accelerator
+    from tqdm import tqdm
+
+    share_cores()
+    accelerator = Accelerator()
+    model, used = loading.load_adapter(folder, options.checkpoint)
+    tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
+    limit = positions_left(used, longest_input(model, tokenizer))
+    if not 4 <= config["max_length"] <= limit:
+        raise InputError(f"{folder} is damaged: max_length is {config['max_length']}, wanted 4 to {limit}")
+    prepare(model, accelerator.device, config["frozen_dtype"])
+    model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
+    with tqdm(
+        total=len(references), desc=f"{used.name} {task.name} {split}", disable=not accelerator.is_main_process
+    ) as bar:
+        settings = tokenizer, config["max_length"], search, options.batch_size, accelerator, bar.update
+        texts = generation.generated(model, list(references), *settings)
+    if not accelerator.is_main_process:
+        return []
+    with files.confined_to(Path(options.run or options.output_dir)):
+        paths = generation.write(folder, split, texts, references)
+    if all(references.values()):
+        scores, signatures = measure(texts, list(references.values()))
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        print(f"{task.name}: {shown} on {len(texts):,} sources ({', '.join(signatures.values())})")
     return paths
 
 

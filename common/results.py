@@ -106,9 +106,9 @@ def read_result(folder: Path) -> dict[str, Any]:
     require(path, result, **dict.fromkeys(("seed", "n_epochs", "best_epoch", "validation_examples"), int))
     require(path, result, **dict.fromkeys(("trainable_params_without_head", "trainable_params", "total_params"), int))
     require(path, result, **dict.fromkeys(("best_score", "majority_score", "examples_per_second"), float))
-    reported = own_task.of(result).reported
-    scores = [f"{kind}_{name}" for name in reported for kind in ("best", "majority")]
-    scores += [on_dev(result, name) for name in ("score", *reported)]
+    task = own_task.of(result)
+    scores = [f"{kind}_{name}" for name in task.of_epochs for kind in ("best", "majority")]
+    scores += [on_dev(result, name) for name in ("score", *task.reported)]
     require(path, result, **dict.fromkeys(scores, float))
     return result
 

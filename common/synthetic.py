@@ -342,6 +342,37 @@ def generate(task: GlueTask, split: str) -> tuple[tuple[list[str], ...], list[in
     return columns, None if split == "test" else list(seen.values())
 
 
+def tables(split: str) -> tuple[list[str], list[str]]:
+    """Sources and targets: attributes of events, and sentences that say just those. A source has one to three targets.
+
+    No table is in two splits.
+    """
+    parts = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}[split]
+    rng = random.Random(f"tables/{split}")
+    found: dict[str, list[str]] = {}
+    while sum(map(len, found.values())) < SIZES[split]:
+        event, optional = _event(rng, AGENTS), [name for name in ("look", "place", "time") if rng.random() < 0.6]
+        known = {name: getattr(event, name) for name in ("agent", "verb", "thing", *optional)}
+        source = " | ".join(f"{name} : {value}" for name, value in known.items())
+        if sum(map(ord, source)) % 5 in parts:
+            found.setdefault(source, rng.sample(_sayings(known), rng.choice((1, 2, 3))))
+    pairs = [(source, target) for source, targets in found.items() for target in targets]
+    return [source for source, _ in pairs], [target for _, target in pairs]
+
+
+def _sayings(known: dict[str, str]) -> list[str]:
+    """Three sentences that say what is known of an event."""
+    past, participle, _, same, _ = VERBS[known["verb"]]
+    who = f"the {known['agent']}"
+    what = " ".join(["the", *[known[name] for name in ("look", "thing") if name in known]])
+    where, when = f" in the {known['place']}" if "place" in known else "", known.get("time", "")
+    return [
+        f"{who} {past} {what}{where}{when and ' ' + when} .",
+        f"{when and when + ' , '}{who} {same} {what}{where} .",
+        f"{what} was {participle} by {who}{where}{when and ' ' + when} .",
+    ]
+
+
 def text(language: str, split: str) -> list[str]:
     """Sentences about events, in English or in a language of the same grammar whose words are spelled backwards."""
     sentences = generate(TASKS["mrpc"], split)[0][0]

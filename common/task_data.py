@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -63,6 +64,19 @@ class Task(Protocol):
     def floor(self, train: Tokens, validation: Tokens) -> dict[str, float]:
         """The scores of a constant answer; empty if the task has none."""
 
+    def finish(
+        self,
+        best_model: Callable[[], nn.Module],
+        splits: Mapping[str, Any],
+        batch_size: int,
+        accelerator: Any,
+        folder: Path,
+    ) -> dict[str, Any]:
+        """Further entries of the result, which are known at the end alone, and files in the folder of the run.
+
+        best_model: gives the model of the best epoch. splits: those of validation.
+        """
+
 
 HOLDOUT = "holdout"
 """Name of the split of held-out training examples that select the best epoch instead of the validation splits."""
@@ -71,6 +85,7 @@ TOKENS = "tokens"
 DECISIVE = (
     "checkpoint", "task_name", "data", "text_fields", "label_field", "metric",
     "select", "max_train_samples", "max_eval_samples", "output_dir", "mask_share", "whole_words", "line_by_line",
+    "source_field", "target_field", "generate", "num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram_size",
 )  # fmt: skip
 """The options that the data of a run depends on."""
 

@@ -78,6 +78,11 @@ class GlueTask:
         return self.metrics + self.also
 
     @property
+    def of_epochs(self) -> tuple[str, ...]:
+        """Those of them that are known after every epoch."""
+        return self.reported
+
+    @property
     def n_texts(self) -> int:
         """Texts of a sequence: 1, or 2 for a pair."""
         return 2 if self.questions else len(self.texts)

@@ -21,10 +21,11 @@ from common.errors import Diverged, InputError, Interrupted, Pruned, is_out_of_m
 from common.evaluation import COLLAPSED, evaluate
 from common.fast import prepare
 from common.fitting import check_fit, fit_to_budget
+from common.generation import Generation
 from common.masked_lm import MaskedLanguageModelling
 from common.methods import Method, count, count_by_kind, count_without_head, own_buffers, trainable
 from common.metrics import mean_score
-from common.options import MaskedLMOptions, TuneOptions, parse
+from common.options import GenerateOptions, MaskedLMOptions, TuneOptions, parse
 from common.results import iso_time, provenance, read_result, summary
 from common.runs import CHECKPOINT, RESULT, clean, clear, decisive, left_behind, run_folder, write_predictions
 from common.runtime import environment, files, launching, locks, shards, trackers
@@ -44,7 +45,7 @@ AfterEpoch = Callable[[int, float], bool]
 def tune(kind: type[Method], options_of: type[TuneOptions] = TuneOptions) -> None:
     """`python -m METHOD.tune`: train one configuration on one task. The last line printed is the folder of the run.
 
-    options_of: says what the task is; those of masked language modelling are for `python -m METHOD.mlm`.
+    options_of: says what the task is; `python -m METHOD.mlm` and `python -m METHOD.generate` have options of their own.
     """
     program = f"{kind.__module__.partition('.')[0]}.{options_of.command}"
     options, method = parse(program, options=options_of(lr=kind.default_lr), method=kind())
@@ -59,6 +60,8 @@ def tune(kind: type[Method], options_of: type[TuneOptions] = TuneOptions) -> Non
 
 def task_of(options: TuneOptions) -> Task:
     """The task that these options name or describe; its own files are read now."""
+    if isinstance(options, GenerateOptions):
+        return Generation(options)
     return MaskedLanguageModelling(options) if isinstance(options, MaskedLMOptions) else classification.of(options)
 
 
@@ -475,14 +478,21 @@ def opening(run: Run) -> str:
 
 
 def finish(run: Run) -> dict[str, Any]:
-    """Score the best epoch on the development set if it did not select that epoch; write and return the result."""
-    dev_scores = None
-    if run.dev_splits:
+    """Score the best epoch as far as that is done at the end alone; write and return the result."""
+
+    def best_model() -> nn.Module:
         loading.restore(run.folder, run.model, run.method)
+        return run.model
+
+    dev_scores = None
+    if run.dev_splits:  # the development set, which did not select that epoch
+        best_model()
         dev_scores, outputs = run.evaluate(run.dev_splits)
         if run.accelerator.is_main_process:
             write_predictions(run.folder, outputs, {split: run.dev_splits[split].labels for split in outputs})
     result = result_of(run, dev_scores)
+    splits, batch_size = run.dev_splits or run.splits, run.options.eval_batch_size
+    result |= run.task.finish(best_model, splits, batch_size, run.accelerator, run.folder)
     sizes = {name: result[name] for name in ("trainable_params_without_head", "trainable_params")}
     final = dev_scores or run.progress.history[result["best_epoch"] - 1]
     trackers.finish(run.accelerator, run.n_steps, run.settings | sizes, final)
@@ -504,7 +514,7 @@ def result_of(run: Run, dev_scores: dict[str, float] | None) -> dict[str, Any]:
     best = history[progress.best_epoch - 1]
     validation = next(iter(run.splits.values()))
     majority = run.task.floor(run.tokens, validation)
-    dev_majority = run.task.floor(run.tokens, next(iter((run.dev_splits or run.splits).values())))
+    dev_majority = run.task.floor(run.tokens, next(iter(run.dev_splits.values()))) if run.dev_splits else majority
     return {
         "method": run.method.name,
         "run": run.folder.name,

@@ -270,6 +270,7 @@ def data() -> Iterator[Case]:
         yield Case(what, "lora.tune --task_name stsb --data FOLDER", write("STS-B/train.tsv", content))
     yield from json_lines()
     yield from texts()
+    yield from pairs()
 
 
 def json_lines() -> Iterator[Case]:
@@ -466,6 +467,62 @@ def texts() -> Iterator[Case]:
         changed("tokenizer_config.json", mask_token=None))  # fmt: skip
 
 
+def pairs() -> Iterator[Case]:
+    """Pairs of a source and a target that are missing or damaged, and models that cannot generate from them."""
+
+    def changed(name: str, **values: object) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            save_checkpoint("gpt2", folder)
+            known = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps(known | values))
+
+        return make
+
+    file, good = "prefix.generate --data FOLDER/pairs.txt", "name : Blue Spice||Blue Spice is a pub .\n"
+    for what, content in (
+        ("pairs with a line without a separator", f"{good}name : Aromi\n"),
+        ("a pair with two separators", f"{good}name : Aromi||a pub||a bar\n"),
+        ("a pair without a target", f"{good}name : Aromi|| \n"),
+        ("a pair without a source", f"{good}||a pub .\n"),
+        ("no pairs", "\n \n"),
+        ("pairs of one source, of which none can be held out", good * 3),
+        ("pairs in Latin-1", good.encode() + b"name : Caf\xe9||a pub .\n"),
+        ("a pair of 10 MB", f"{good}name : Aromi||{'a' * 10**7}\n"),
+    ):
+        yield Case(what, file, write("pairs.txt", content))
+    table, rows = "prefix.generate --data FOLDER/pairs.csv", "source,target\na,b\nc,d\n"
+    yield Case("pairs that are not there", file)
+    yield Case("a folder without pairs to train on", "prefix.generate --data FOLDER", write("test.txt", good))
+    yield Case("pairs in another format", "prefix.generate --data FOLDER/pairs.xlsx", write("pairs.xlsx", "PK"))
+    yield Case("a column of targets that is not there", f"{table} --target_field text", write("pairs.csv", rows))
+    yield Case("an empty target in a table", table, write("pairs.csv", f"{rows}e,\n"))
+    yield Case("one column for both texts", f"{table} --target_field source", write("pairs.csv", rows))
+    yield Case("pairs of the hub", "prefix.generate --data hub")
+    yield Case("pairs by the name of a task", "prefix.generate --task_name mrpc")
+    yield Case("labels for generating text", "prefix.generate --label_field label")
+    for what, words in (
+        ("no beam", "--num_beams 0"),
+        ("no new token", "--max_new_tokens 0"),
+        ("a length penalty of NaN", "--length_penalty nan"),
+        ("n-grams of less than nothing", "--no_repeat_ngram_size -1"),
+        ("no room for a pair", "--max_length 3"),
+        ("a time to generate that there is not", "--generate always"),
+    ):
+        yield Case(what, f"prefix.generate {words}")
+    yield Case("gates that would see the target", "hybrid.generate --preset unipelt")
+    yield Case("the head alone where there is none", "baseline.generate --top_k 0")
+    yield Case("an encoder for generating text", "prefix.generate --checkpoint FOLDER",
+        lambda folder: save_checkpoint("bert", folder))  # fmt: skip
+    yield Case("GPT-2 for classification", "lora.tune --checkpoint FOLDER",
+        lambda folder: save_checkpoint("gpt2", folder))  # fmt: skip
+    yield Case("a tokenizer that cannot end a text", "prefix.generate --checkpoint FOLDER",
+        changed("tokenizer_config.json", eos_token=None))  # fmt: skip
+    yield Case("an output layer of its own for generating text", "prefix.generate --checkpoint FOLDER",
+        changed("config.json", tie_word_embeddings=False))  # fmt: skip
+    yield Case("attention in another order", "prefix.generate --checkpoint FOLDER",
+        changed("config.json", reorder_and_upcast_attn=True))  # fmt: skip
+
+
 def folders() -> Iterator[Case]:
     """Output folders and runs in the way."""
 
@@ -516,9 +573,10 @@ def finished(change: Callable[[Path], object]) -> Callable[[Path], None]:
     """A maker of a finished run, which `change` then changes."""
 
     def make(folder: Path) -> None:
-        run = Path(CHECKPOINT).parent / "run"
+        run = Path(CHECKPOINTS["bert"]).parent / "run"
         if not run.exists():
-            tune = f"lora.tune --rank 2 --checkpoint {CHECKPOINT} --data demo --task_name sst2 --max_train_samples 32"
+            tune = f"lora.tune --rank 2 --checkpoint {CHECKPOINTS['bert']} --data demo --task_name sst2"
+            tune += " --max_train_samples 32"
             out = run.parent / "out"
             code, _ = call(f"{tune} --max_eval_samples 16 --n_epochs 1 --output_dir {out} --report_to none")
             assert code == 0
@@ -628,7 +686,7 @@ def exports() -> Iterator[Case]:
             import torch
             from safetensors.torch import save_file
 
-            write("adapter_config.json", settings.replace("BASE", CHECKPOINT))(folder)
+            write("adapter_config.json", settings.replace("BASE", CHECKPOINTS["bert"]))(folder)
             named = {f"base_model.model.{name}": torch.ones(shape) for name, shape in tensors.items()}
             save_file(named, folder / "adapter_model.safetensors")
 
@@ -711,16 +769,15 @@ SECTIONS = {
     "Exports and imports": exports,
     "Searches": searches,
 }
-CHECKPOINT = ""
-"""A checkpoint that is fine, set by `ready`."""
+CHECKPOINTS = {"bert": "", "gpt2": ""}
+"""Checkpoints that are fine, set by `ready`."""
 
 
 @contextlib.contextmanager
 def ready() -> Iterator[None]:
     """Cases can be run inside."""
-    global CHECKPOINT
     with tempfile.TemporaryDirectory() as folder:
-        CHECKPOINT = str(save_checkpoint("bert", Path(folder) / "bert"))
+        CHECKPOINTS.update({kind: str(save_checkpoint(kind, Path(folder) / kind)) for kind in CHECKPOINTS})
         yield
 
 
@@ -752,13 +809,15 @@ def run(case: Case) -> tuple[int, str, list[str]]:
         case.make(folder)
         before = set(folder.rglob("*"))
         command = case.command.replace("FOLDER", str(folder))
-        fine = {"--checkpoint": CHECKPOINT, "--data": "demo", "--output_dir": str(out)}
+        checkpoint = CHECKPOINTS["gpt2" if ".generate " in command else "bert"]
+        fine = {"--checkpoint": checkpoint, "--data": "demo", "--output_dir": str(out)}
         module = command.split()[0]
-        if module.endswith((".tune", ".mlm", ".experiment", ".search")):
+        if module.endswith((".tune", ".mlm", ".generate", ".experiment", ".search")):
             command += "".join(f" {name} {value}" for name, value in fine.items() if name not in command)
         code, said = call(command)
         left = {path for path in Path(temporary).rglob("*") if path.is_file() and "tokens" not in path.parts} - before
-        for path, name in ((str(folder), "FOLDER"), (str(out), "outputs"), (CHECKPOINT, "bert")):
+        names = {str(folder): "FOLDER", str(out): "outputs"} | {path: kind for kind, path in CHECKPOINTS.items()}
+        for path, name in names.items():
             said = said.replace(path, name)
         return code, said, sorted(str(path.relative_to(temporary)) for path in left)
 

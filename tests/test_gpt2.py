@@ -123,3 +123,13 @@ def test_a_token_does_not_see_those_after_it(method, gpt2):
         before, after = (model(each).logits[0] for each in (ids, changed))
     torch.testing.assert_close(before[:5], after[:5])
     assert (before[5:] - after[5:]).abs().amax(1).min() > 1e-3
+
+
+@pytest.mark.parametrize("level", ["words", "embeddings"])
+def test_a_text_sees_the_vectors_before_it_with_and_without_a_mask(level, gpt2):
+    """transformers takes positions that begin again for those of another text, which would not be seen."""
+    model = perturbed(PromptTuning(3, level=level), load_causal_lm(gpt2))
+    ids = torch.randint(5, 100, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, model(ids, attention_mask=torch.ones_like(ids)).logits)
+        assert not torch.allclose(model(ids).logits, plain(gpt2)(ids).logits, atol=1e-2)

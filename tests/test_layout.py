@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 from common import methods
-from common.options import MaskedLMOptions, PredictOptions, SweepOptions, TuneOptions
+from common.options import GenerateOptions, MaskedLMOptions, PredictOptions, SweepOptions, TuneOptions
 from common.study.space import SearchOptions
 
 METHODS = methods.names()
@@ -138,7 +138,7 @@ def test_a_method_touches_neither_data_nor_files(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_options_have_names_of_their_own(method):
     own = {field.name for field in dataclasses.fields(methods.find(method))}
-    for shared in (TuneOptions, MaskedLMOptions, PredictOptions, SweepOptions, SearchOptions):
+    for shared in (TuneOptions, MaskedLMOptions, GenerateOptions, PredictOptions, SweepOptions, SearchOptions):
         assert not own & {field.name for field in dataclasses.fields(shared)}
 
 
@@ -151,7 +151,9 @@ def test_nothing_in_common_looks_like_a_test_to_pytest():
 
 def test_help_needs_neither_model_nor_data_nor_their_libraries():
     modules = [f"{method}.{verb}" for method in METHODS for verb in ("tune", "test", "experiment")]
-    modules += [f"{path.parent.name}.mlm" for path in REPOSITORY.glob("*/mlm.py")]
+    modules += [
+        f"{path.parent.name}.{verb}" for verb in ("mlm", "generate") for path in REPOSITORY.glob(f"*/{verb}.py")
+    ]
     code = (
         "import contextlib, io, runpy, sys\n"
         f"for module in {modules}:\n"

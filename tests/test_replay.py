@@ -9,7 +9,7 @@ from conftest import REPOSITORY, few
 
 from common.errors import InputError
 from common.methods import find, names
-from common.options import MaskedLMOptions, TuneOptions, parse
+from common.options import GenerateOptions, MaskedLMOptions, TuneOptions, parse
 from common.runs import ADAPTER, RESULT, append_once
 from common.runtime.files import read_tensors, read_yaml, write_tensors, write_yaml
 from common.study import recipes
@@ -57,7 +57,11 @@ def test_a_run_replayed_gives_the_same_bits_and_a_changed_row_is_seen(options, m
 @pytest.mark.parametrize("name", few(names()))
 def test_the_configuration_of_a_row_is_that_of_its_run(name):
     method = find(name)()
-    for options in (TuneOptions(task_name="rte", lr=1e-3, betas=(0.5, 0.9)), MaskedLMOptions(lr=2e-3, mask_share=0.3)):
+    for options in (
+        TuneOptions(task_name="rte", lr=1e-3, betas=(0.5, 0.9)),
+        MaskedLMOptions(lr=2e-3, mask_share=0.3),
+        GenerateOptions(lr=2e-3, num_beams=2, source_field="in"),
+    ):
         row = json.loads(json.dumps({"method": name, "run": "x", **vars(options), **method.options()}))
         assert recipes.configuration(row) == (method, options)
         kind = type(options)

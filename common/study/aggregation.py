@@ -136,7 +136,7 @@ def check(path: Path, row: Row) -> None:
     ints += [name for name in optional if row.get(name) is not None]
     numbers = ["lr", "train_seconds", "best_score", "majority_score"]
     numbers += [name for name in ("peak_memory_mib", "examples_per_second") if row.get(name) is not None]
-    numbers += [f"{kind}_{metric}" for kind in ("best", "majority") for metric in task.reported]
+    numbers += [f"{kind}_{metric}" for kind in ("best", "majority") for metric in task.of_epochs]
     numbers += [key for name in measures(task) if (key := on_dev(row, name)) in row]
     numbers += [on_dev(row, "score")]
     files.require(path, row, **dict.fromkeys(ints, int), **dict.fromkeys(numbers, float))

@@ -37,6 +37,8 @@ def read(run: Path, checkpoint: str | None = None) -> Trained:
     if "task_name" in config:
         if "mask_share" in config:
             raise InputError(f"{run} is a run of masked language modelling: wanted one of classification")
+        if "max_new_tokens" in config:
+            raise InputError(f"{run} is a run that generates text, which has no export: load it with load_adapter")
         require(run / CONFIG, config, task_name=str, max_length=int)
         task = own_task.of(config)
     model, method = load_adapter(run, checkpoint)

@@ -21,7 +21,7 @@ from common.fitting import positions_left
 from common.loading import load_adapter
 from common.merging import fold
 from common.methods import Method
-from common.own_task import TextTask
+from common.own_task import GeneratedTask, TextTask
 from common.places import Branch
 from common.runs import CONFIG
 from common.runtime.files import read_json
@@ -83,11 +83,11 @@ def inspect(run: Path, texts: Sequence[Sequence[str]], checkpoint: str | None = 
     """Look at a run, and at what it does with some texts of one or two columns.
 
     Raises:
-        InputError: a damaged run, one of multiple choice or of masked language modelling, or texts that do not fit it.
+        InputError: a damaged run, one of multiple choice or of a language model, or texts that do not fit it.
     """
     config = read_json(run / CONFIG)
     task: Any = own_task.of(config)
-    if isinstance(task, TextTask) or (task is not None and task.questions):
+    if isinstance(task, TextTask | GeneratedTask) or (task is not None and task.questions):
         raise InputError(f"{run} is a run of {task.name}: wanted one that classifies or scores texts")
     model, method = load_adapter(run, checkpoint)
     base = base_of(model).checkpoint

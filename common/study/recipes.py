@@ -8,7 +8,7 @@ from typing import Any
 from common import methods
 from common.errors import InputError
 from common.methods import Method
-from common.options import MaskedLMOptions, TuneOptions, canonical, command_line
+from common.options import GenerateOptions, MaskedLMOptions, TuneOptions, canonical, command_line
 
 ALWAYS = ("checkpoint", "task_name", "data", "lr", "batch_size", "n_epochs", "seed")
 """Options that a command always contains, since their defaults could change."""
@@ -24,7 +24,8 @@ _OF_THE_MACHINE = (
 
 def options_of(row: Row) -> type[TuneOptions]:
     """The class of the options of a run."""
-    return MaskedLMOptions if "mask_share" in row else TuneOptions
+    others = {"mask_share": MaskedLMOptions, "max_new_tokens": GenerateOptions}
+    return next((kind for key, kind in others.items() if key in row), TuneOptions)
 
 
 def recipe(row: Row) -> dict[str, Any]:

@@ -143,14 +143,16 @@ def by_task(tables: Tables, metric: str) -> Iterator[Table]:
             lines.append((name, trained, *(_mean(chosen[task], metric) if task in chosen else "-" for task in names)))
         pool = [each for chosen in methods.values() for each in chosen.values()]
         notes = [*about(setting, pool), f"best configuration of each method and task; of each task: {metric}"]
-        notes.append("100 x mean over seeds, with half of the 95 % t interval where there are several seeds")
+        times = "" if metric in own_task.IN_HUNDREDS else "100 x "
+        notes.append(f"{times}mean over seeds, with half of the 95 % t interval where there are several seeds")
         yield Table(f"{setting.variant}, {setting.checkpoint}", notes, ("method", "trained", *names), tuple(lines))
 
 
 def _mean(configuration: Configuration, metric: str) -> str:
     scores = list(configuration.scores(metric).values())
+    factor = 1 if metric in own_task.IN_HUNDREDS else 100
     low, high = significance.confidence_interval(scores) if len(scores) > 1 else (0.0, 0.0)
-    return f"{100 * fmean(scores):.1f}" + (f" \u00b1 {50 * (high - low):.1f}" if len(scores) > 1 else "")
+    return f"{factor * fmean(scores):.1f}" + (f" \u00b1 {factor * (high - low) / 2:.1f}" if len(scores) > 1 else "")
 
 
 def averages(tables: Tables) -> Iterator[Table]:

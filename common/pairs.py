@@ -1,0 +1,142 @@
+"""Read pairs of a source and a target, such as a table and what is said of it; a source may have several targets."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import own_files, synthetic
+from common.data import LONGEST_LINE, Examples, read_lines
+from common.errors import InputError
+from common.own_files import READERS, SPLITS
+
+SEPARATOR = "||"
+"""Between source and target in a line of a text file, as in the E2E files of LoRA's authors."""
+
+FORMATS = (".txt", *READERS)
+"""Endings of the names of files."""
+
+
+@dataclass(frozen=True)
+class Pairs(Examples):
+    """Examples with one pair each: `texts` are sources and targets. The pairs of a source are sampled together."""
+
+    def sample(self, n: int | None) -> Examples:
+        """n examples, all those of a source after each other, the same ones each time; all for None."""
+        if n is None or n >= len(self):
+            return self
+        of_source: dict[str, list[int]] = {}
+        for index, source in enumerate(self.texts[0]):
+            of_source.setdefault(source, []).append(index)
+        sources = random.Random(0).sample(list(of_source), len(of_source))
+        return self._select([index for source in sources for index in of_source[source]][:n])
+
+
+def references(pairs: Examples) -> dict[str, list[str]]:
+    """Source -> its targets, in the order of the file."""
+    found: dict[str, list[str]] = {}
+    for source, target in zip(*pairs.texts, strict=True):
+        found.setdefault(source, []).append(target)
+    return found
+
+
+def read(data: str, fields: Sequence[str]) -> tuple[dict[str, Examples], str]:
+    """Examples of the splits train and validation, and what the latter are.
+
+    Without a file for validation, a tenth of the sources is held out, the same ones in every run.
+
+    Raises:
+        InputError: a file or column is missing, or a line cannot be used; the message names file and line.
+    """
+    if data == "demo":
+        return {
+            "train": Examples(synthetic.tables("train"), None),
+            "validation": Pairs(synthetic.tables("validation"), None),
+        }, "other tables"
+    path = Path(data)
+    if own_files.is_one(path):
+        return _held_out(path, *_texts(path, fields))
+    found = {split: find(path, split) for split in ("train", "validation")}
+    if found["train"] is None:
+        there = ", ".join(sorted(each.name for each in path.iterdir())[:10]) or "nothing"
+        raise InputError(
+            f"{path} has {there}: wanted a file train.txt, with source{SEPARATOR}target a line, or a table"
+        )
+    train = _texts(found["train"], fields)
+    if found["validation"] is None:
+        return _held_out(found["train"], *train)
+    validation = Pairs(_texts(found["validation"], fields), None)
+    return {"train": Examples(train, None), "validation": validation}, found["validation"].name
+
+
+def find(folder: Path, split: str) -> Path | None:
+    """The file or folder of a split; None if there is none. Raises InputError if there are several."""
+    return own_files.find_split(folder, split, FORMATS)
+
+
+def _held_out(path: Path, sources: list[str], targets: list[str]) -> tuple[dict[str, Examples], str]:
+    known = list(dict.fromkeys(sources))
+    if len(known) < 2:
+        names = ", ".join(f"{name}.txt" for name in SPLITS["validation"])
+        raise InputError(f"{path} has one source: wanted more, to hold out a part, or a folder with one of {names}")
+    out = {*random.Random(0).sample(known, max(1, len(known) // 10))}
+    parts = []
+    for which in (False, True):
+        chosen = [pair for pair in zip(sources, targets, strict=True) if (pair[0] in out) == which]
+        parts.append(([source for source, _ in chosen], [target for _, target in chosen]))
+    return {"train": Examples(parts[0], None), "validation": Pairs(parts[1], None)}, "a tenth of the sources"
+
+
+def read_test(data: str, fields: Sequence[str]) -> tuple[dict[str, list[str]], str]:
+    """Source -> its targets, of a test set, and the name of the set. There are no targets if no line has one.
+
+    Raises:
+        InputError: as `read`, or a folder without a file for the split test.
+    """
+    if data == "demo":
+        return references(Examples(synthetic.tables("test"), None)), "test"
+    path: Path | None = Path(data)
+    name = "test"
+    if own_files.is_one(Path(data)):
+        name = Path(data).stem
+    elif (path := find(Path(data), "test")) is None:
+        names = " or ".join(f"{each}.txt" for each in SPLITS["test"])
+        raise InputError(f"{data} has no test set: wanted {names}, or give a file with --data")
+    assert path is not None
+    if sources := _sources_alone(path, fields):
+        return {source: [] for source in sources}, name
+    return references(Examples(_texts(path, fields), None)), name
+
+
+def _sources_alone(path: Path, fields: Sequence[str]) -> list[str]:
+    """The sources of a file without any target; empty if there is one."""
+    if path.suffix.lower() == ".txt":
+        lines = [line.strip() for line in read_lines(path) if line.strip()]
+        return [] if any(SEPARATOR in line for line in lines) else lines
+    table = own_files.read(path, fields[:1], fields[1], labelled=False)
+    return [] if any(table.labels) else table.texts[0]
+
+
+def _texts(path: Path, fields: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Sources and targets of a file."""
+    if path.is_file() and path.suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: wanted one of the formats {', '.join(FORMATS)}")
+    if path.suffix.lower() != ".txt":
+        sources, targets = own_files.read(path, fields, "", labelled=False).texts
+        return sources, targets
+    texts: tuple[list[str], list[str]] = ([], [])
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        parts = [part.strip() for part in line.split(SEPARATOR)]
+        if len(parts) != 2:
+            raise InputError(f"{path}, line {number}: {len(parts) - 1} times {SEPARATOR}, wanted source||target")
+        for what, text, into in zip(("source", "target"), parts, texts, strict=True):
+            if not text:
+                raise InputError(f"{path}, line {number}: the {what} is empty: wanted a text, or leave the line out")
+            if len(text) > LONGEST_LINE:
+                raise InputError(f"{path}, line {number}: {len(text):,} characters, wanted at most {LONGEST_LINE:,}")
+            into.append(text)
+    if not texts[0]:
+        raise InputError(f"{path} is empty: wanted source{SEPARATOR}target a line")
+    return texts

@@ -1,0 +1,79 @@
+"""Scores of generated texts against one or more references each, by libraries that papers use."""
+
+import functools
+import os
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+References = Sequence[Sequence[str]]
+"""For each text, its references."""
+
+
+def one_line(text: str) -> str:
+    """A text as it is in files and scored: without tabs, line ends and runs of spaces."""
+    return " ".join(text.split())
+
+
+def repeated(references: References) -> list[list[str]]:
+    """The references of each text, the last of them repeated where others have more: as many for each.
+
+    This changes no score, while sacrebleu's command line takes a missing reference for an empty one.
+    """
+    most = max(map(len, references))
+    return [[*own, *list(own[-1:]) * (most - len(own))] for own in references]
+
+
+def measure(texts: Sequence[str], references: References) -> tuple[dict[str, float], dict[str, str]]:
+    """Scores by name, and sacrebleu's signatures of those that it computes.
+
+    bleu, chrf: of all texts together, from 0 to 100. rouge_l, meteor: means over the texts, each with the reference
+    that it fits best, from 0 to 1; meteor only where nltk has WordNet.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    # force: no warning that texts look tokenized, as those of E2E are; nothing else depends on it.
+    streams = list(zip(*repeated(references), strict=True))
+    scores, signatures = dict[str, float](), dict[str, str]()
+    for name, metric in (("bleu", BLEU(force=True)), ("chrf", CHRF())):
+        scores[name] = metric.corpus_score(texts, streams).score
+        signatures[f"{name}_signature"] = str(metric.get_signature())
+    for name, of_text in (("rouge_l", _rouge_l()), ("meteor", _meteor())):
+        if of_text is not None:
+            scores[name] = statistics.fmean(map(of_text, texts, references))
+    return scores, signatures
+
+
+def _rouge_l() -> Callable[[str, Sequence[str]], float]:
+    """F of the longest common subsequence of lower-case words, without stemming."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"])
+    return lambda text, references: scorer.score_multi(references, text)["rougeL"].fmeasure
+
+
+def _meteor() -> Callable[[str, Sequence[str]], float] | None:
+    """METEOR of nltk on the words of sacrebleu's tokenizer 13a in lower case; None without WordNet."""
+    if not _has_wordnet():
+        return None
+    from nltk.translate.meteor_score import meteor_score
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    words: Any = lambda text: Tokenizer13a()(text.lower()).split()  # noqa: E731
+    return lambda text, references: meteor_score([words(each) for each in references], words(text))
+
+
+@functools.cache
+def _has_wordnet() -> bool:
+    """Whether nltk finds WordNet; it is never downloaded, and a line says once that it is not there."""
+    from nltk.corpus import wordnet
+
+    try:
+        wordnet.ensure_loaded()
+    except LookupError:
+        if os.environ.get("RANK", "0") == "0":
+            print("no METEOR: nltk has no WordNet here (python -m nltk.downloader wordnet)", file=sys.stderr)
+        return False
+    return True
