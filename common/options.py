@@ -300,6 +300,43 @@ class PredictOptions:
         own_task.search_of(vars(self))  # checks its options
 
 
+@dataclass(frozen=True)
+class TextOptions:
+    """Options of prediction for any texts."""
+
+    run: str = ""
+    """Folder of the run."""
+    text: tuple[str, ...] = ()
+    """Texts to predict; those of a pair follow each other."""
+    input: str | None = None
+    """File of texts: .txt (a text a line), .csv, .tsv, .jsonl or .parquet; - = standard input."""
+    input_format: Literal["txt", "csv", "tsv", "jsonl"] | None = None
+    """Format of the input; None = as the file's name says, txt for standard input."""
+    output: str | None = None
+    """File to write; None = standard output."""
+    output_format: Literal["jsonl", "csv"] | None = None
+    """Format of the output; None = as the file's name says, otherwise jsonl."""
+    top: int | None = None
+    """Give the probabilities of this many of the most probable classes only."""
+    checkpoint: str | None = None
+    """Base model: a hub name, a local folder, minilm or mpnet; None = as in training."""
+    batch_size: int = 64
+    """Examples of a forward pass."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _spell_paths(self)
+        n, wanted = self.top, f"choose from 1 to {MANY:,}"
+        check(
+            {
+                f"batch_size is {self.batch_size}: {wanted}": not 1 <= self.batch_size <= MANY,
+                f"top is {n}: choose at least 1": n is not None and n < 1,
+            }
+        )
+
+
 def spelled(values: Mapping[str, Any]) -> dict[str, str]:
     """The paths among these options, or of a result, in one spelling, so that a folder is one however it was typed."""
     names = {

@@ -4,10 +4,12 @@ import csv
 import difflib
 import io
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from common.data import LONGEST_LINE, NO_TEXT, read_lines, read_text
 from common.errors import InputError
@@ -21,6 +23,10 @@ UNLABELLED = "unsup"
 """Folder of IMDb's texts without a label."""
 Contents = tuple[list[str], list[tuple[str, dict[str, Any]]], tuple[str, ...]]
 """Names of the columns; each row, after its place in the file; and the classes in order, if they are declared."""
+Rows = tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]
+"""Names of the columns; and each row, after its place in the file, read as it is needed."""
+LONGEST_ROW = 16 * LONGEST_LINE
+"""Maximal number of bytes of a line of a stream."""
 Reader = Callable[[Path, Sequence[str]], Contents]
 """Reads a path, of which only the given columns are needed."""
 
@@ -76,19 +82,24 @@ def read(path: Path, fields: Sequence[str], label: str, labelled: bool = True) -
     else:
         raise InputError(f"{path}: wanted one of the formats {', '.join(READERS)}, or a folder")
     columns, rows, classes = reader(path, [*fields, label])
-    for name in (*fields, *[label] * labelled):
-        if columns.count(name) != 1:
-            raise InputError(_wrong_column(path, name, columns))
+    _check_columns(path, columns, (*fields, *[label] * labelled))
     if not rows:
         raise InputError(f"{path} has no examples: wanted at least one")
     places = [f"{path}, {place}" for place, _ in rows]
     texts = tuple(
-        [_checked(row.get(name), place, name) for place, (_, row) in zip(places, rows, strict=True)] for name in fields
+        [check_text(row.get(name), place, name) for place, (_, row) in zip(places, rows, strict=True)]
+        for name in fields
     )
     return Table(path, texts, [row.get(label) for _, row in rows], places, classes)
 
 
-def _wrong_column(path: Path, name: str, columns: list[str]) -> str:
+def _check_columns(path: Path | str, columns: list[str], wanted: Sequence[str]) -> None:
+    for name in wanted:
+        if columns.count(name) != 1:
+            raise InputError(_wrong_column(path, name, columns))
+
+
+def _wrong_column(path: Path | str, name: str, columns: list[str]) -> str:
     if name in columns:
         return f"{path}: the column {name!r} occurs {columns.count(name)} times, wanted once"
     near = [each for each in columns if each.strip().lower() == name.strip().lower()]
@@ -98,7 +109,7 @@ def _wrong_column(path: Path, name: str, columns: list[str]) -> str:
     return f"{path}: no column {name!r}{meant} there are {', '.join(map(repr, columns))[:500]}{hint}"
 
 
-def _checked(text: Any, place: str, name: str) -> str:
+def check_text(text: Any, place: str, name: str) -> str:
     """A text. Raises InputError if it is missing, empty, no text, too long, or has what is no character."""
     if not isinstance(text, str):
         found = "missing" if text is None else f"{reprlib.repr(text)} ({type(text).__name__})"
@@ -114,51 +125,115 @@ def _checked(text: Any, place: str, name: str) -> str:
 
 def _csv(path: Path, fields: Sequence[str]) -> Contents:
     """Fields may be quoted, and may then hold commas, line ends and doubled quotation marks."""
-    return _delimited(path, strict=True)
+    return _all_of(_csv_rows(path, io.StringIO(read_text(path), newline="")))
 
 
 def _tsv(path: Path, fields: Sequence[str]) -> Contents:
     """No quoting: a quotation mark is a character of the text, as in GLUE's files."""
-    return _delimited(path, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
-def _delimited(path: Path, **form: Any) -> Contents:
-    csv.field_size_limit(LONGEST_LINE)
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), **form)
-    lines, first = [], 1  # the first line of a row, which can have several
-    try:
-        for values in reader:
-            if values:  # not a blank line
-                lines.append((f"line {first}", values))
-            first = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{path}, line {first}: {error}: is a quotation mark missing, or not doubled?") from error
-    if not lines:
-        raise InputError(f"{path} is empty: wanted a header line with the names of the columns")
-    _, header = lines.pop(0)
-    for place, values in lines:
-        if len(values) != len(header):
-            raise InputError(f"{path}, {place}: {len(values)} fields, wanted {len(header)} as in the header")
-    return header, [(place, dict(zip(header, values, strict=True))) for place, values in lines], ()
+    return _all_of(_tsv_rows(path, io.StringIO(read_text(path), newline="")))
 
 
 def _json_lines(path: Path, fields: Sequence[str]) -> Contents:
     """A JSON object a line; the keys of the first one are the columns."""
-    rows = []
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
+    return _all_of(_json_rows(path, read_lines(path)))
+
+
+def _all_of(rows: Rows) -> Contents:
+    columns, each = rows
+    return columns, list(each), ()
+
+
+def _csv_rows(path: Path | str, lines: Iterable[str]) -> Rows:
+    return _delimited(path, lines, strict=True)
+
+
+def _tsv_rows(path: Path | str, lines: Iterable[str]) -> Rows:
+    return _delimited(path, lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _delimited(path: Path | str, lines: Iterable[str], **form: Any) -> Rows:
+    csv.field_size_limit(LONGEST_LINE)
+    reader = csv.reader(lines, **form)
+
+    def read() -> Iterator[tuple[str, list[str]]]:
+        first = 1  # line of a row, which can have several
         try:
-            row = parse_json(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", error)  # of json, whose errors also say where in this line
-            raise InputError(f"{path}, line {number}: not JSON ({reason}), wanted an object a line") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: no JSON object, wanted one a line")
-        rows.append((f"line {number}", row))
-    if not rows:
+            for values in reader:
+                if values:  # not a blank line
+                    yield f"line {first}", values
+                first = reader.line_num + 1
+        except csv.Error as error:
+            raise InputError(f"{path}, line {first}: {error}: is a quotation mark missing, or not doubled?") from error
+
+    found = read()
+    _, header = next(found, ("", []))
+    if not header:
+        raise InputError(f"{path} is empty: wanted a header line with the names of the columns")
+
+    def row(place: str, values: list[str]) -> tuple[str, dict[str, Any]]:
+        if len(values) != len(header):
+            raise InputError(f"{path}, {place}: {len(values)} fields, wanted {len(header)} as in the header")
+        return place, dict(zip(header, values, strict=True))
+
+    return header, (row(*each) for each in found)
+
+
+def _json_rows(path: Path | str, lines: Iterable[str]) -> Rows:
+    def read() -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", error)  # of json, whose errors also say where in this line
+                raise InputError(f"{path}, line {number}: not JSON ({reason}), wanted an object a line") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, line {number}: no JSON object, wanted one a line")
+            yield f"line {number}", row
+
+    found = read()
+    first = next(found, None)
+    if first is None:
         raise InputError(f"{path} is empty: wanted a JSON object a line")
-    return list(rows[0][1]), rows, ()
+    return list(first[1]), chain([first], found)
+
+
+def _lines_of(name: str, file: BinaryIO) -> Iterator[str]:
+    """The lines of a stream as they come, with their ends. Raises InputError as `read_text`."""
+    for number, line in enumerate(iter(partial(file.readline, LONGEST_ROW), b""), start=1):
+        if len(line) == LONGEST_ROW:
+            raise InputError(f"{name}, line {number}: longer than {LONGEST_ROW:,} bytes, wanted a text")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name}, line {number}: not UTF-8 ({error.reason}): convert it") from error
+        if "\0" in text:
+            raise InputError(f"{name}, line {number}: a NUL character, not allowed in text")
+        yield text
+
+
+def stream(name: str, file: BinaryIO, form: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The texts of each row of a file or of standard input, read as they are needed.
+
+    Args:
+        name: of the stream, for messages.
+        form: one of STREAMED; in txt, each line is a text.
+
+    Raises:
+        InputError: as `read`.
+    """
+    lines = _lines_of(name, file)
+    if form == "txt":
+        rows = ((f"line {n}", {fields[0]: line.rstrip("\r\n")}) for n, line in enumerate(lines, start=1))
+    else:
+        columns, rows = STREAMED[form](name, lines)
+        _check_columns(name, columns, fields)
+    place = None
+    for place, row in rows:
+        yield tuple(check_text(row.get(field), f"{name}, {place}", field) for field in fields)
+    if place is None:
+        raise InputError(f"{name} has no examples: wanted at least one")
 
 
 def _arrow(path: Path, fields: Sequence[str]) -> Contents:
@@ -208,3 +283,9 @@ READERS: dict[str, Reader] = {
     ".json": _json_lines,
     ".parquet": _arrow,
 }
+STREAMED: dict[str, Callable[[Path | str, Iterable[str]], Rows]] = {
+    "csv": _csv_rows,
+    "tsv": _tsv_rows,
+    "jsonl": _json_rows,
+}
+"""Formats that are read row by row."""

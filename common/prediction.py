@@ -1,9 +1,10 @@
 """Predict test sets with a trained model and write submission files for the leaderboard."""
 
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from common.checkpoints import load_tokenizer
 from common.encoders import longest_input, n_outputs, shortest_input
 from common.errors import Diverged, InputError, check, one_line_errors
 from common.evaluation import predict_logits
-from common.fast import prepare
+from common.fast import Prepared, prepare
 from common.fitting import positions_left
 from common.methods import Method, names
 from common.options import PredictOptions, parse
@@ -23,6 +24,10 @@ from common.runtime.processes import destroy_group_at_end
 from common.runtime.threads import share_cores
 from common.submission import submission_lines, write_submission
 from common.text_metrics import measure
+from common.tokens import Tokens
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def predict(kind: type[Method]) -> None:
@@ -46,12 +51,8 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     folder = find_run(method, options)
     if not options.run and os.environ.get("RANK", "0") == "0":
         print(choice(candidates(method, options)))
-    config = files.read_json(folder / runs.CONFIG)
-    files.require(folder / runs.CONFIG, config, task_name=str, data=str, max_length=int, frozen_dtype=str)
-    found = str(config.get("method"))
-    if found != method:
-        action = f"use {found}.test" if found in names() else f"known methods are {', '.join(names())}"
-        raise InputError(f"{folder} holds an adapter of {found}, not of {method}: {action}")
+    config = read_config(folder, method)
+    files.require(folder / runs.CONFIG, config, data=str)
     if "max_new_tokens" in config:
         return _generate(folder, config, options)
     unused = [name for name in own_task.SEARCH if getattr(options, name) is not None]
@@ -67,22 +68,12 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
 
     share_cores()
     accelerator = Accelerator()
-    model, used = loading.load_adapter(folder, options.checkpoint, options.language)
-    tokenizer = load_tokenizer(options.checkpoint or config["base_checkpoint"])
-    shortest = shortest_input(tokenizer, tests[0].n_texts)
-    limit = positions_left(used, longest_input(model, tokenizer), shortest)
-    if not shortest <= config["max_length"] <= limit or n_outputs(model) != tests[0].n_outputs:
-        sizes = f"max_length is {config['max_length']} and n_outputs {n_outputs(model)}"
-        raise InputError(f"{folder} is damaged: {sizes}, wanted {shortest} to {limit} and {tests[0].n_outputs}")
-    prepared = prepare(model, accelerator.device, config["frozen_dtype"])
-    model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
+    predictor = load(folder, config, options.checkpoint, accelerator, options.language)
     total = sum(map(len, examples))
     lines, scores = [], []
     with tqdm(total=total, desc=f"{method} {config['task_name']} test", disable=not accelerator.is_main_process) as bar:
         for task, texts in zip(tests, examples, strict=True):
-            tokens = classification.by_description(task).encode(texts, tokenizer, config["max_length"])
-            tokens = tokens.with_layout(prepared.layout)
-            outputs = predict_logits(model, tokens, options.batch_size, accelerator, bar.update)
+            outputs = predictor.outputs(texts, options.batch_size, bar.update)
             try:
                 lines.append(submission_lines(task, outputs, texts.ids))
                 scores += _scores(task, outputs, texts)
@@ -133,6 +124,71 @@ def _generate(folder: Path, config: dict[str, Any], options: PredictOptions) -> 
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         print(f"{task.name}: {shown} on {len(texts):,} sources ({', '.join(signatures.values())})")
     return paths
+
+
+def read_config(folder: Path, method: str | None = None, verb: str = "test") -> dict[str, Any]:
+    """What a run folder says of its run. Raises InputError if it is none, damaged, or of another method.
+
+    verb: of the command that wants it.
+    """
+    if not (folder / runs.CONFIG).is_file():
+        raise InputError(f"{folder} is not a run folder: wanted one with {runs.CONFIG} in it")
+    config = files.read_json(folder / runs.CONFIG)
+    files.require(folder / runs.CONFIG, config, task_name=str, max_length=int, frozen_dtype=str)
+    found = str(config.get("method"))
+    if method not in (None, found):
+        action = f"use {found}.{verb}" if found in names() else f"known methods are {', '.join(names())}"
+        raise InputError(f"{folder} holds an adapter of {found}, not of {method}: {action}")
+    return config
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model that is ready to predict."""
+
+    task: tasks.GlueTask
+    model: Any
+    method: Method
+    tokenizer: Any
+    max_length: int
+    prepared: Prepared
+    accelerator: Any
+
+    def encode(self, examples: data.Examples) -> Tokens:
+        """The tokens of examples, cut as in training."""
+        encoded = classification.by_description(self.task).encode(examples, self.tokenizer, self.max_length)
+        return encoded.with_layout(self.prepared.layout)
+
+    def outputs(
+        self, examples: data.Examples, batch_size: int, progress: Callable[[int], Any] = lambda n_examples: None
+    ) -> np.ndarray:
+        """Logits, see `predict_logits`."""
+        return predict_logits(self.model, self.encode(examples), batch_size, self.accelerator, progress)
+
+
+def load(
+    folder: Path,
+    config: dict[str, Any],
+    checkpoint: str | None,
+    accelerator: "Accelerator",
+    language: str | None = None,
+) -> Predictor:
+    """The model of a run, prepared on the device of the accelerator; config: from `read_config`.
+
+    Raises:
+        InputError: it cannot be loaded, or is damaged.
+    """
+    task = own_task.of(config)
+    model, method = loading.load_adapter(folder, checkpoint, language)
+    tokenizer = load_tokenizer(checkpoint or config["base_checkpoint"])
+    shortest = shortest_input(tokenizer, task.n_texts)
+    limit = positions_left(method, longest_input(model, tokenizer), shortest)
+    if not shortest <= config["max_length"] <= limit or n_outputs(model) != task.n_outputs:
+        sizes = f"max_length is {config['max_length']} and n_outputs {n_outputs(model)}"
+        raise InputError(f"{folder} is damaged: {sizes}, wanted {shortest} to {limit} and {task.n_outputs}")
+    prepared = prepare(model, accelerator.device, config["frozen_dtype"])
+    model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
+    return Predictor(task, model, method, tokenizer, config["max_length"], prepared, accelerator)
 
 
 def _read_tests(

@@ -14,7 +14,7 @@ from common import own_task, tasks
 from common.errors import InputError, plain
 from common.methods import REPOSITORY
 from common.options import PredictOptions, spelled
-from common.runs import CONFIG, RESULT, is_finished
+from common.runs import RESULT, is_finished
 from common.runtime.files import read_json, require
 
 
@@ -23,8 +23,6 @@ def find_run(method: str, options: PredictOptions) -> Path:
     if not options.run and not options.task_name:
         raise InputError("neither a task nor a run is given: use --task_name, or --run FOLDER")
     if options.run:
-        if not (Path(options.run) / CONFIG).is_file():
-            raise InputError(f"{options.run} is not a run folder: wanted one with {CONFIG} in it")
         return Path(options.run)
     return next(iter(candidates(method, options)))
 

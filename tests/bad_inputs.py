@@ -714,6 +714,32 @@ def exports() -> Iterator[Case]:
         adapter((lora % 8).replace("}", ', "lora_alpha": 8}'), **query, **head))  # fmt: skip
 
 
+def predictions() -> Iterator[Case]:
+    """Texts that cannot be predicted."""
+    run = "lora.predict --run FOLDER"
+    yield Case("no run to predict with", "lora.predict --text a")
+    yield Case("a folder that is no run, to predict with", f"{run} --text a")
+    for what, words in (
+        ("neither texts nor a file", ""),
+        ("texts and a file", "--text a --input FOLDER/a.txt"),
+        ("an empty text to predict", "--text="),
+        ("no most probable class", "--text a --top 0"),
+        ("an output in another format", "--text a --output FOLDER/out.xlsx"),
+        ("an input that is not there", "--input FOLDER/a.txt"),
+    ):
+        yield Case(what, f"{run} {words}".strip(), finished(lambda folder: None))
+    yield Case("texts for another method", "baseline.predict --run FOLDER --text a", finished(lambda folder: None))
+    for what, name, content in (
+        ("an input in another format", "a.xlsx", "PK"),
+        ("an input without a text", "a.txt", ""),
+        ("an input with an empty line", "a.txt", "a boy\n\na girl\n"),
+        ("an input in Latin-1", "a.txt", "caf\xe9".encode("latin-1")),
+        ("an input without the text's column", "a.csv", "text\na boy\n"),
+        ("an input whose row has no text", "a.jsonl", '{"sentence": "a boy"}\n{"text": "a girl"}\n'),
+    ):
+        yield Case(what, f"{run} --input FOLDER/{name}", finished(write(name, content)))
+
+
 def searches() -> Iterator[Case]:
     """Searches that cannot begin."""
 
@@ -767,6 +793,7 @@ SECTIONS = {
     "Folders": folders,
     "Runs and adapters": runs,
     "Exports and imports": exports,
+    "Predictions": predictions,
     "Searches": searches,
 }
 CHECKPOINTS = {"bert": "", "gpt2": ""}

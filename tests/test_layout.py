@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 from common import methods
-from common.options import GenerateOptions, MaskedLMOptions, PredictOptions, SweepOptions, TuneOptions
+from common.options import GenerateOptions, MaskedLMOptions, PredictOptions, SweepOptions, TextOptions, TuneOptions
 from common.study.space import SearchOptions
 
 METHODS = methods.names()
@@ -118,8 +118,8 @@ def test_reading_data_or_rows_imports_no_method_no_loop_and_no_transformers(modu
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_has_its_six_files(method):
-    files = {"__init__.py", "method.py", "tune.py", "test.py", "experiment.py", "README.md"}
+def test_a_method_has_its_seven_files(method):
+    files = {"__init__.py", "method.py", "tune.py", "test.py", "predict.py", "experiment.py", "README.md"}
     assert files <= {path.name for path in (REPOSITORY / method).iterdir()}
 
 
@@ -138,7 +138,8 @@ def test_a_method_touches_neither_data_nor_files(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_options_have_names_of_their_own(method):
     own = {field.name for field in dataclasses.fields(methods.find(method))}
-    for shared in (TuneOptions, MaskedLMOptions, GenerateOptions, PredictOptions, SweepOptions, SearchOptions):
+    options = (TuneOptions, MaskedLMOptions, GenerateOptions, PredictOptions, TextOptions, SweepOptions, SearchOptions)
+    for shared in options:
         assert not own & {field.name for field in dataclasses.fields(shared)}
 
 
@@ -150,7 +151,7 @@ def test_nothing_in_common_looks_like_a_test_to_pytest():
 
 
 def test_help_needs_neither_model_nor_data_nor_their_libraries():
-    modules = [f"{method}.{verb}" for method in METHODS for verb in ("tune", "test", "experiment")]
+    modules = [f"{method}.{verb}" for method in METHODS for verb in ("tune", "test", "predict", "experiment")]
     modules += [
         f"{path.parent.name}.{verb}" for verb in ("mlm", "generate") for path in REPOSITORY.glob(f"*/{verb}.py")
     ]

@@ -42,7 +42,7 @@ def clone(tmp_path_factory):
     (root / "norms" / "method.py").write_text(METHOD)
     about = "trained = (2 * layers + 1) * 2 * hidden\n\nThe default learning rate is 1e-3.\n"
     (root / "norms" / "README.md").write_text(about)
-    for verb in ("tune", "test", "experiment"):
+    for verb in ("tune", "test", "predict", "experiment"):
         text = (root / "lora" / f"{verb}.py").read_text()
         (root / "norms" / f"{verb}.py").write_text(text.replace("lora.method", "norms.method").replace("Lora", "Norms"))
     return root
