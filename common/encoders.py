@@ -288,6 +288,12 @@ def final_layer_norm(model: nn.Module) -> nn.Module | None:
     return getattr(encoder(model), "final_norm", getattr(encoder(model), "ln_f", None))
 
 
+def relative_positions(model: nn.Module) -> list[nn.Module]:
+    """The modules outside the layers that compute relative positions, of no text alone (MPNet, DeBERTa)."""
+    names = ("relative_attention_bias", "rel_embeddings", "LayerNorm")
+    return [stack(model).get_submodule(name) for name in names if hasattr(stack(model), name)]
+
+
 def outer_layer_norms(model: nn.Module) -> nn.ModuleList:
     """The LayerNorms below and above the layers."""
     final = final_layer_norm(model)

@@ -17,6 +17,8 @@ class Branch(nn.Module):
 
     adds = True
     """False if its result is not added to the output of the place: it works for other branches, or inserts tokens."""
+    place: tuple["Place", ...] = ()
+    """Where it was added; in a tuple, so that its modules are not registered as its own."""
     needs_all_tokens = False
     """Whether it needs the inputs of all tokens in the top layer too, where packed batches compute [CLS] alone."""
 
@@ -48,6 +50,7 @@ class Place:
             number += 1
             name = f"{folder}_{number}"
         self.owner.add_module(name, branch)
+        branch.place = (self,)
 
 
 # Hooks are partial functions or methods, not closures, so that a copy of a model has its own hooks.

@@ -27,18 +27,22 @@ class KeysValues(Place):
     """
 
     def add(self, branch: Branch) -> None:
-        from transformers import AttentionInterface
-
         self.register(branch)
-        attention = self.owner
-        if not hasattr(attention, PREPENDED):
-            AttentionInterface.register(PREPENDED, _attend)
-            attention.prepended = _Prepended(attention.config)
-            # This module gets its own config, so that the encoder still makes the masks of its attention function.
-            attention.config = copy.copy(attention.config)
-            attention.config._attn_implementation = PREPENDED
-            attention.register_forward_pre_hook(attention.prepended.keep)
-        attention.prepended.branches.append(branch)
+        prepended(self.owner).branches.append(branch)
+
+
+def prepended(attention: Any) -> "_Prepended":
+    """What is prepended to the keys and values of an attention module, which is set up for it in the first call."""
+    from transformers import AttentionInterface
+
+    if not hasattr(attention, PREPENDED):
+        AttentionInterface.register(PREPENDED, _attend)
+        attention.prepended = _Prepended(attention.config)
+        # This module gets its own config, so that the encoder still makes the masks of its attention function.
+        attention.config = copy.copy(attention.config)
+        attention.config._attn_implementation = PREPENDED
+        attention.register_forward_pre_hook(attention.prepended.keep)
+    return attention.prepended
 
 
 class _Prepended:
@@ -125,10 +129,10 @@ class Front(Place):
         self.encoder.register_forward_pre_hook(insert, with_kwargs=True)
         # Before other hooks, which see the text alone.
         self.stack.register_forward_hook(insert.remove, with_kwargs=True, prepend=True)
-        vectors = _Vectors(self.n, self.first_id, branch, self.owner)
-        self.words.register_forward_pre_hook(vectors.hide)
+        self.vectors = _Vectors(self.n, self.first_id, branch, self.owner)
+        self.words.register_forward_pre_hook(self.vectors.hide)
         hidden = self.words if self.level == "words" else self.owner
-        hidden.register_forward_hook(vectors.write)
+        hidden.register_forward_hook(self.vectors.write)
 
 
 class _Insert:
@@ -182,6 +186,14 @@ class _Insert:
         if "packing" not in kwargs and not self.is_cached:  # a packing has the index of each [CLS]
             output.last_hidden_state = output.last_hidden_state[:, self.n :]
         return output
+
+
+def with_front(encoder: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a forward pass with the tokens that `Front` puts before each sequence of an encoder."""
+    for hook in encoder._forward_pre_hooks.values():
+        if isinstance(hook, _Insert):
+            _, inputs = hook(encoder, (), inputs)
+    return inputs
 
 
 def _insert_tokens(

@@ -109,7 +109,7 @@ def test_pairs_are_read_in_every_format_from_files_and_from_standard_input(topic
     assert_equal(predicted(topics, input=str(tmp_path / "file.parquet")), wanted, OWN["labels"])
     assert_equal(predicted(topics, text=tuple(sum(PAIRS, ()))), wanted, OWN["labels"])
     for form, table in tables.items():
-        (tmp_path / f"file.{form}").write_text(table, encoding="utf-8", newline="")
+        (tmp_path / f"file.{form}").write_text("\ufeff" + table, encoding="utf-8", newline="")
         assert_equal(predicted(topics, input=str(tmp_path / f"file.{form}")), wanted, OWN["labels"])
         assert_equal(predicted(topics, table.encode(), input="-", input_format=form), wanted, OWN["labels"])
 

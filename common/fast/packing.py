@@ -4,8 +4,10 @@ Embeddings, linear layers, LayerNorms and every method that works token by token
 encoder's own modules: transformers accepts another attention function, and a hook passes on the [CLS] vectors.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -88,6 +90,72 @@ class Packing:
         return Packing(self.lengths, self.n_tokens, **tensors, n_front=self.n_front)
 
 
+class Joined(Packing):
+    """The packings of several batches, its parts, whose rows follow each other in one row.
+
+    A part keeps its own order and its own tokens in front, and is a range of the tokens of the row.
+    """
+
+    def __init__(self, parts: Sequence[Packing], n_tokens: int):
+        """n_tokens: of the row, with padding at its end that belongs to no part."""
+        self.parts = parts
+        self.tokens = _ranges(part.n_tokens for part in parts)
+        self.examples = _ranges(len(part.ranks) for part in parts)
+        self.attended: int | None = None
+        """The part whose attention is computed now."""
+        texts = [
+            torch.where(part.padded >= 0, part.padded + at.start, -1)[:, part.n_front :]
+            for part, at in zip(parts, self.tokens, strict=True)
+        ]
+        longest = max(text.shape[1] for text in texts)
+        super().__init__(
+            tuple(length for part in parts for length in part.lengths),
+            n_tokens,
+            torch.cat([part.first_tokens + at.start for part, at in zip(parts, self.tokens, strict=True)]),
+            torch.cat([part.ranks + at.start for part, at in zip(parts, self.examples, strict=True)]),
+            torch.cat([F.pad(text, (0, longest - text.shape[1]), value=-1) for text in texts]),
+        )
+
+    def ranges(self, n: int) -> list[slice]:
+        """Where each part is among n tokens: all of the row or, if there is one of each example, those."""
+        return self.tokens if n == self.n_tokens else self.examples
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        prefix: Sequence[Any] | None,
+        text: Any,
+        settings: dict[str, Any],
+    ) -> torch.Tensor:
+        """`packed_attention` of each part; prefix: of each part, None = it has none."""
+        found = []
+        of_text = None if text is None else text()
+        for number, (tokens, at) in enumerate(zip(self.tokens, self.ranges(query.shape[2]), strict=True)):
+            self.attended = number
+            q, k, v = (x[:, :, at] for x in (query, key, value))
+            own_text = None if of_text is None else partial(_cut, of_text, tokens)
+            own_prefix = None if prefix is None else prefix[number]
+            own = packed_attention(
+                module, q, k, v, None, packing=self.parts[number], prefix=own_prefix, text=own_text, **settings
+            )
+            found.append(own[0])
+        self.attended = None
+        out = torch.cat(found, dim=1)
+        return F.pad(out, (0, 0, 0, 0, 0, query.shape[2] - out.shape[1]))
+
+
+def _ranges(sizes: Iterable[int]) -> list[slice]:
+    ends = [0, *accumulate(sizes)]
+    return [slice(begin, end) for begin, end in pairwise(ends)]
+
+
+def _cut(pair: tuple[torch.Tensor, torch.Tensor], tokens: slice) -> tuple[torch.Tensor, ...]:
+    return tuple(each[:, tokens] for each in pair)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Layout of the packed batches of a run."""
@@ -136,6 +204,15 @@ class Layout:
         packing = Packing(tuple(sizes.tolist()), len(within), begins, ranks, padded)
         return inputs | {"position_ids": positions[None], "packing": packing}
 
+    def join(self, batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One batch of several from `pack`, whose examples follow each other."""
+        columns = {
+            name: torch.cat([batch[name] for batch in batches], dim=1) for name in batches[0].keys() - {"packing"}
+        }
+        n = columns["input_ids"].shape[1]
+        columns = {name: F.pad(column, (0, self.filler(n))) for name, column in columns.items()}
+        return columns | {"packing": Joined([batch["packing"] for batch in batches], n + self.filler(n))}
+
 
 def packed_attention(
     module: nn.Module,
@@ -147,7 +224,7 @@ def packed_attention(
     dropout: float = 0.0,
     *,
     packing: Packing,
-    prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
+    prefix: Any = None,
     text: Any = None,
     bias: Any = None,
     relative: Any = None,
@@ -158,13 +235,17 @@ def packed_attention(
 
     Args:
         prefix: keys and values in front of every sequence, each (heads, prefix, size); or in front of each sequence,
-            (batch, heads, prefix, size), in packed order.
+            (batch, heads, prefix, size), in packed order. Of each part, if the packing is a joined one.
         text: computes keys and values of all tokens, each (1, tokens, hidden), if the module got one token of each
             sequence only, so that query, key and value are (1, heads, batch, size).
         bias: added to the scores by head and distance, see bias.py.
         relative: keys and queries by distance, see disentangled.py.
         sliding_window: a query sees only keys of its text at distances below it.
     """
+    if isinstance(packing, Joined):
+        settings = {"scaling": scaling, "dropout": dropout, "bias": bias, "relative": relative}
+        settings["sliding_window"] = sliding_window
+        return packing.attend(module, query, key, value, prefix, text, settings), None
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
     if text is not None:
         k, v = (x[0].unflatten(-1, q.shape[1:]) for x in text())
