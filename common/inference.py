@@ -91,6 +91,7 @@ def task_of(config: dict[str, Any], folder: Path) -> GlueTask:
 
 
 def examples_of(rows: Iterable[Texts]) -> Examples:
+    """Examples without labels."""
     return Examples(tuple(map(list, zip(*rows, strict=True))), None)
 
 

@@ -224,6 +224,7 @@ def stream(name: str, file: BinaryIO, form: str, fields: Sequence[str]) -> Itera
         InputError: as `read`.
     """
     lines = _lines_of(name, file)
+    rows: Iterable[tuple[str, dict[str, Any]]]
     if form == "txt":
         rows = ((f"line {n}", {fields[0]: line.rstrip("\r\n")}) for n, line in enumerate(lines, start=1))
     else:

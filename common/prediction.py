@@ -13,7 +13,7 @@ from common.checkpoints import load_tokenizer
 from common.encoders import longest_input, n_outputs, shortest_input
 from common.errors import Diverged, InputError, check, one_line_errors
 from common.evaluation import predict_logits
-from common.fast import Prepared, prepare
+from common.fast import prepare
 from common.fitting import positions_left
 from common.methods import Method, names
 from common.options import PredictOptions, parse
@@ -23,8 +23,9 @@ from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
 from common.runtime.threads import share_cores
 from common.submission import submission_lines, write_submission
+from common.tasks import GlueTask
 from common.text_metrics import measure
-from common.tokens import Tokens
+from common.tokens import Layout
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -146,34 +147,25 @@ def read_config(folder: Path, method: str | None = None, verb: str = "test") -> 
 class Predictor:
     """A trained model that is ready to predict."""
 
-    task: tasks.GlueTask
+    task: GlueTask
     model: Any
-    method: Method
     tokenizer: Any
     max_length: int
-    prepared: Prepared
+    layout: Layout | None
     accelerator: Any
-
-    def encode(self, examples: data.Examples) -> Tokens:
-        """The tokens of examples, cut as in training."""
-        encoded = classification.by_description(self.task).encode(examples, self.tokenizer, self.max_length)
-        return encoded.with_layout(self.prepared.layout)
 
     def outputs(
         self, examples: data.Examples, batch_size: int, progress: Callable[[int], Any] = lambda n_examples: None
     ) -> np.ndarray:
         """Logits, see `predict_logits`."""
-        return predict_logits(self.model, self.encode(examples), batch_size, self.accelerator, progress)
+        tokens = classification.by_description(self.task).encode(examples, self.tokenizer, self.max_length)
+        return predict_logits(self.model, tokens.with_layout(self.layout), batch_size, self.accelerator, progress)
 
 
-def load(
-    folder: Path,
-    config: dict[str, Any],
-    checkpoint: str | None,
-    accelerator: "Accelerator",
-    language: str | None = None,
-) -> Predictor:
-    """The model of a run, prepared on the device of the accelerator; config: from `read_config`.
+def read_model(
+    folder: Path, config: dict[str, Any], checkpoint: str | None, language: str | None = None
+) -> tuple[GlueTask, Any, Method, Any]:
+    """The task of a run, its model, its method and its tokenizer; config: from `read_config`.
 
     Raises:
         InputError: it cannot be loaded, or is damaged.
@@ -186,20 +178,32 @@ def load(
     if not shortest <= config["max_length"] <= limit or n_outputs(model) != task.n_outputs:
         sizes = f"max_length is {config['max_length']} and n_outputs {n_outputs(model)}"
         raise InputError(f"{folder} is damaged: {sizes}, wanted {shortest} to {limit} and {task.n_outputs}")
+    return task, model, method, tokenizer
+
+
+def load(
+    folder: Path,
+    config: dict[str, Any],
+    checkpoint: str | None,
+    accelerator: "Accelerator",
+    language: str | None = None,
+) -> Predictor:
+    """The model of a run, prepared on the device of the accelerator. Raises InputError as `read_model`."""
+    task, model, _, tokenizer = read_model(folder, config, checkpoint, language)
     prepared = prepare(model, accelerator.device, config["frozen_dtype"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
-    return Predictor(task, model, method, tokenizer, config["max_length"], prepared, accelerator)
+    return Predictor(task, model, tokenizer, config["max_length"], prepared.layout, accelerator)
 
 
 def _read_tests(
     folder: Path, config: dict[str, Any], options: PredictOptions
-) -> tuple[list[tasks.GlueTask], list[data.Examples]]:
+) -> tuple[list[GlueTask], list[data.Examples]]:
     """The test sets of a run and their examples: those of its task in the table, or one of one's own data."""
     task, source = own_task.of(config), options.data or config["data"]
     if isinstance(task, TextTask):
         raise InputError(f"{folder} is a run of masked language modelling: it has no test set, its score is all of it")
     wanted = options.task_name or task.name
-    tests: list[tasks.GlueTask] = [task] if isinstance(task, OwnTask) else tasks.held_out(wanted)
+    tests: list[GlueTask] = [task] if isinstance(task, OwnTask) else tasks.held_out(wanted)
     if task.name not in (wanted, tests[0].trained_as):
         raise InputError(f"{folder} was trained on {task.name}: it cannot predict {wanted}")
     if not isinstance(task, OwnTask):
@@ -208,7 +212,7 @@ def _read_tests(
     return [replace(task, submission=f"predictions-{name}.tsv")], [examples]
 
 
-def _scores(task: tasks.GlueTask, outputs: np.ndarray, examples: data.Examples) -> list[str]:
+def _scores(task: GlueTask, outputs: np.ndarray, examples: data.Examples) -> list[str]:
     """The metrics of a test set with labels, in one line; nothing without labels."""
     if examples.labels is None:
         return []

@@ -34,6 +34,7 @@ class SharedEncoder:
         """
         model: Any = load_model(checkpoint, 1, "mean" if pools_all else None).eval().requires_grad_(False)
         prepared = prepare(model, device, frozen_dtype)
+        assert prepared.layout is not None  # as always without padding
         self.model, self.layout = model.to(device), prepared.layout
         self.frozen_dtype, self.device, self.batch = frozen_dtype, device, _Batch()
         self.runs: dict[str, Any] = {}
@@ -77,11 +78,9 @@ class SharedEncoder:
     def remove(self, name: str) -> None:
         """Forget a run."""
         del self.runs[name]
-        for each in (
-            *self._own.values(),
-            *self._prefixes.values(),
-            *(a for found in self._added.values() for a in found),
-        ):
+        added = (each for found in self._added.values() for each in found)
+        holders: list[Any] = [*added, *self._own.values(), *self._prefixes.values()]
+        for each in holders:
             each.of_run.pop(name, None)
 
     @torch.no_grad()
@@ -140,7 +139,7 @@ class SharedEncoder:
     def _add_prefix(self, name: str, path: str, attention: Any) -> None:
         if path not in self._prefixes:
             self._prefixes[path] = _Prefixes(self.batch)
-            prepended(self.model.get_submodule(path)).keys_values = self._prefixes[path]  # type: ignore[method-assign]
+            prepended(self.model.get_submodule(path)).keys_values = self._prefixes[path]  # type: ignore[assignment,method-assign]
         self._prefixes[path].of_run[name] = attention
 
 

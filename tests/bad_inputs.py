@@ -738,6 +738,17 @@ def predictions() -> Iterator[Case]:
         ("an input whose row has no text", "a.jsonl", '{"sentence": "a boy"}\n{"text": "a girl"}\n'),
     ):
         yield Case(what, f"{run} --input FOLDER/{name}", finished(write(name, content)))
+    for what, words in (
+        ("no run to serve", ""),
+        ("two runs of one name to serve", "FOLDER FOLDER --port 0"),
+        ("a folder that is no run, to serve", "FOLDER/gone --port 0"),
+        ("a folder to load from that is not there", "FOLDER --load_from FOLDER/gone"),
+        ("a port that there is not", "FOLDER --port 70000"),
+        ("requests without a text", "FOLDER --max_texts 0"),
+    ):
+        yield Case(
+            what, f"scripts.serve {words}".strip() + " --port 0" * ("port" not in words), finished(lambda _: None)
+        )
 
 
 def searches() -> Iterator[Case]:

@@ -126,11 +126,11 @@ class Joined(Packing):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        prefix: Sequence[Any] | None,
+        prefix: Any,
         text: Any,
         settings: dict[str, Any],
     ) -> torch.Tensor:
-        """`packed_attention` of each part; prefix: of each part, None = it has none."""
+        """`packed_attention` of each part; prefix: a list of those of the parts, None = it has none."""
         found = []
         of_text = None if text is None else text()
         for number, (tokens, at) in enumerate(zip(self.tokens, self.ranges(query.shape[2]), strict=True)):
@@ -224,7 +224,7 @@ def packed_attention(
     dropout: float = 0.0,
     *,
     packing: Packing,
-    prefix: Any = None,
+    prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
     text: Any = None,
     bias: Any = None,
     relative: Any = None,
