@@ -148,13 +148,17 @@ def test_tasks_are_listed_loaded_and_removed_while_others_are_answered(port, alo
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(client)
-        assert ask(port, "POST", "/tasks", {"run": "again"})[0] == 409
-        assert ask(port, "POST", "/tasks", {"run": "again", "task": "more"})[0] == 201
-        _, found = ask(port, "POST", "/predict", {"task": "more", "texts": TEXTS, "top": 1})
-        assert [list(each["probabilities"]) for each in found["predictions"]] == [[a["label"]] for a in alone["sst2"]]
-        assert ask(port, "DELETE", "/tasks/more") == (200, {"removed": "more"})
-        assert ask(port, "POST", "/predict", {"task": "more", "texts": TEXTS})[0] == 404
-        stop.set()
+        try:
+            assert ask(port, "POST", "/tasks", {"run": "again"})[0] == 409
+            assert ask(port, "POST", "/tasks", {"run": "again", "task": "more"})[0] == 201
+            _, found = ask(port, "POST", "/predict", {"task": "more", "texts": TEXTS, "top": 1})
+            assert [list(each["probabilities"]) for each in found["predictions"]] == [
+                [a["label"]] for a in alone["sst2"]
+            ]
+            assert ask(port, "DELETE", "/tasks/more") == (200, {"removed": "more"})
+            assert ask(port, "POST", "/predict", {"task": "more", "texts": TEXTS})[0] == 404
+        finally:
+            stop.set()
     assert not failed
     assert ask(port, "GET", "/healthz") == (200, {"status": "ok", "tasks": len(RUNS)})
 
