@@ -2,8 +2,9 @@
 
 A service of one run of each method, on one encoder, answers the same requests twice in each turn: those of one run
 after those of another, and all of them mixed. Clients are threads of another process, each with one connection and one
-example a request. Every answer is compared with what the run alone predicts. The ratio is that of the rates; the values
-of the runs are random, on which no time depends.
+example a request. Every answer is compared with what the run alone predicts. The ratio is that of the rates, and
+cpu_ratio the same by the processor time of the service, which other work on the machine changes less. The values of the
+runs are random, on which no time depends.
 """
 
 import argparse
@@ -15,8 +16,11 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from common import data, tasks
 from common.errors import one_line_errors
@@ -62,8 +66,11 @@ def is_equal(answer: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(abs(answer["probabilities"][name] - value) < 1e-4 for name, value in wanted["probabilities"].items())
 
 
-def seconds(port: int, requests: list[Request], clients: int) -> float:
-    """The time for some requests. Exits if one fails, or gets another answer than its run alone gives."""
+def seconds(service: psutil.Process, port: int, requests: list[Request], clients: int) -> tuple[float, float]:
+    """Time for some requests, and processor time of the service.
+
+    Exits if one fails, or gets another answer than its run alone gives.
+    """
 
     def work(own: list[Request]) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -76,11 +83,11 @@ def seconds(port: int, requests: list[Request], clients: int) -> float:
                 sys.exit(f"{body}: {answer.status} {found}, wanted {wanted}")
         return len(own)
 
-    began = time.perf_counter()
+    before, began = sum(service.cpu_times()[:2]), time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         done = sum(pool.map(work, [requests[number::clients] for number in range(clients)]))
     assert done == len(requests)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, sum(service.cpu_times()[:2]) - before
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -95,18 +102,26 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             try:
                 lines = iter(service.stdout.readline, "") if service.stdout else iter(())
                 port = int(next(line for line in lines if line.startswith("http://")).rpartition(":")[2])
-                seconds(port, mixed[: len(mixed) // 4], args.clients)  # kernels are compiled for sizes at first use
+                measure = partial(seconds, psutil.Process(service.pid), port, clients=args.clients)
+                measure(mixed[: len(mixed) // 4])  # kernels are compiled for sizes at first use
                 for turn in range(args.turns):
-                    mixes.append(seconds(port, mixed, args.clients))
-                    singles.append(sum(seconds(port, requests, args.clients) for requests in of_runs))
-                    print(f"turn {turn + 1}: {singles[-1] / mixes[-1]:.3f}", file=sys.stderr, flush=True)
+                    mixes.append(measure(mixed))
+                    singles.append(tuple(map(sum, zip(*map(measure, of_runs), strict=True))))
+                    print(f"turn {turn + 1}: {singles[-1]} s, mixed {mixes[-1]} s", file=sys.stderr, flush=True)
             finally:
                 service.terminate()
-    ratios = [single / mix for single, mix in zip(singles, mixes, strict=True)]
-    row = {"checkpoint": args.checkpoint, "methods": args.methods, "requests": len(mixed), "clients": args.clients}
-    row |= {"mixed_per_second": round(len(mixed) / statistics.median(mixes), 1)}
-    row |= {"single_per_second": round(len(mixed) / statistics.median(singles), 1)}
-    row |= {"ratio": round(statistics.median(ratios), 3), "ratio_range": [round(f(ratios), 3) for f in (min, max)]}
+    walls, cpus = ([one[n] / mix[n] for one, mix in zip(singles, mixes, strict=True)] for n in (0, 1))
+    row: dict[str, Any] = {
+        "checkpoint": args.checkpoint,
+        "methods": args.methods,
+        "requests": len(mixed),
+        "clients": args.clients,
+    }
+    for name, found in (("mixed", mixes), ("single", singles)):
+        row[f"{name}_per_second"] = round(len(mixed) / statistics.median(wall for wall, _ in found), 1)
+    for name, ratios in (("ratio", walls), ("cpu_ratio", cpus)):
+        row[name] = round(statistics.median(ratios), 3)
+        row[f"{name}_range"] = [round(f(ratios), 3) for f in (min, max)]
     return row | provenance()
 
 
