@@ -195,13 +195,14 @@ class Batcher:
     def _work(self) -> None:
         share_cores()  # a number of threads is that of the thread that sets it
         for batch in iter(lambda: list(self._next()), []):
+            wanted = [each for each in batch if each[2].set_running_or_notify_cancel()]
             try:
-                found: list[Any] = list(self.service.predict([(run, rows) for run, rows, _ in batch]))
+                found: list[Any] = list(self.service.predict([(run, rows) for run, rows, _ in wanted]))
             except Exception as error:  # a bug, or no memory: those who wait are told, and the next batch is computed
-                found = [error] * len(batch)
+                found = [error] * len(wanted)
             with self._counting:
                 self.waiting -= sum(len(rows) for _, rows, _ in batch)
-            for (_, _, future), answer in zip(batch, found, strict=True):
+            for (_, _, future), answer in zip(wanted, found, strict=True):
                 if isinstance(answer, Exception):
                     future.set_exception(answer)
                 else:

@@ -21,7 +21,7 @@ from common.checkpoints import load_model
 from common.inference import answers, examples_of
 from common.prediction import load, read_config
 from common.saving import save_adapter
-from common.service import Batcher, Service
+from common.service import Batcher, Busy, Service
 from common.web import LOCAL, Limits, build
 from hybrid.method import Hybrid
 from lora.method import Lora
@@ -221,6 +221,40 @@ def test_a_request_under_another_name_of_the_machine_is_refused(port):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/tasks", headers={"Host": "elsewhere.example"})
     assert connection.getresponse().status == 400
+
+
+class Echo:
+    """In the place of a service: answers with the texts, when it is let."""
+
+    batch_size = 4
+
+    def __init__(self):
+        self.let, self.batches = threading.Event(), []
+
+    def predict(self, requests):
+        self.let.wait(10)
+        self.batches.append([len(rows) for _, rows in requests])
+        if any("bug" in rows for _, rows in requests):
+            raise RuntimeError("a bug")
+        return [list(rows) for _, rows in requests]
+
+
+def test_requests_join_a_batch_up_to_its_size_and_neither_errors_nor_cancelled_ones_end_it():
+    echo = Echo()
+    batcher = Batcher(echo, wait=0.1, most_waiting=9)
+    futures = [batcher.submit(None, rows) for rows in (["a", "b"], ["c"], ["d", "e"], ["bug"], ["gone"], ["f"])]
+    with pytest.raises(Busy, match="8 examples wait: try again later"):
+        batcher.submit(None, ["g", "h"])
+    assert futures[4].cancel()
+    echo.let.set()
+    assert [future.result(10) for future in futures[:3]] == [["a", "b"], ["c"], ["d", "e"]]
+    for number in (3, 5):
+        with pytest.raises(RuntimeError, match="a bug"):
+            futures[number].result(10)
+    assert echo.batches == [[2, 1, 2], [1, 1]]
+    assert batcher.submit(None, ["last"]).result(10) == ["last"]
+    batcher.stop()
+    assert batcher.waiting == 0
 
 
 @pytest.mark.long
