@@ -111,7 +111,8 @@ def tokenize(
     if path and path.is_file():
         with contextlib.suppress(InputError):  # damaged: computed again
             stored, _ = files.read_tensors(path)
-    if not _fits(stored, names, len(examples), max_length, max(tokenizer.get_vocab().values())):
+    # The vocabulary is read for stored token ids alone: that takes longer than to tokenize a few examples.
+    if not (stored and _fits(stored, names, len(examples), max_length, max(tokenizer.get_vocab().values()))):
         encoded = tokenizer(*examples.texts, truncation="longest_first", max_length=max_length, padding=False)
         stored = {n: torch.tensor(list(chain.from_iterable(encoded[n])), dtype=torch.int32) for n in names}
         stored["lengths"] = torch.tensor([len(ids) for ids in encoded["input_ids"]], dtype=torch.int32)
