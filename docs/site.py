@@ -19,7 +19,7 @@ NAV = {
     "Start": "docs/install.md docs/options.md docs/your_data.md docs/python.md",
     "Tasks": "docs/superglue.md docs/encoders.md docs/intermediate.md docs/masked_lm.md",
     "Compare": "docs/sweeps.md results/README.md docs/inspect.md docs/mirrored.md",
-    "Use": "docs/export.md",
+    "Use": "docs/export.md docs/serving.md",
     "Run": "docs/cluster.md docs/speed.md docs/reliability.md docs/bad_input.md",
     "Develop": "CONTRIBUTING.md docs/architecture.md CHANGELOG.md",
 }

@@ -10,7 +10,15 @@ from conftest import REPOSITORY
 
 from common import training
 from common.methods import find
-from common.options import GenerateOptions, MaskedLMOptions, PredictOptions, SweepOptions, TuneOptions, parse
+from common.options import (
+    GenerateOptions,
+    MaskedLMOptions,
+    PredictOptions,
+    SweepOptions,
+    TextOptions,
+    TuneOptions,
+    parse,
+)
 from common.study import aggregation
 from common.study.significance import confidence_interval
 
@@ -42,11 +50,13 @@ def test_the_listed_options_exist():
 
 def test_the_commands_are_parsed(monkeypatch):
     """Every command that launches a module of a method is parsed, but not run."""
-    lines = re.findall(r"-m (\w+)\.(tune|test|experiment|mlm|generate)((?: [^#\n`|]*)?)", TEXT.replace("\\\n", " "))
+    verbs = "tune|test|predict|experiment|mlm|generate"
+    lines = re.findall(rf"-m (\w+)\.({verbs})((?: [^#\n`|]*)?)", TEXT.replace("\\\n", " "))
     assert len(lines) > 5
     for name, verb, words in lines:
         kind = find(name)
         parts = {"tune": {"options": TuneOptions(), "method": kind()}, "test": {"options": PredictOptions()}}
+        parts["predict"] = {"options": TextOptions()}
         parts["mlm"] = {"options": MaskedLMOptions(), "method": kind()}
         parts["generate"] = {"options": GenerateOptions(), "method": kind()}
         parts["experiment"] = {"options": TuneOptions(), "sweep": SweepOptions()}
