@@ -17,7 +17,7 @@ from common.data import Examples
 from common.errors import Diverged, InputError, check, one_line_errors
 from common.methods import Method
 from common.options import TextOptions, parse
-from common.own_task import TextTask
+from common.own_task import GeneratedTask, TextTask
 from common.runtime import files
 from common.runtime.threads import share_cores
 from common.tasks import GlueTask
@@ -83,8 +83,10 @@ def _batched(each: Iterator[Any], n: int) -> Iterator[tuple[Any, ...]]:
 
 
 def task_of(config: dict[str, Any], folder: Path) -> GlueTask:
-    """The task of a run that predicts texts. Raises InputError for masked language modelling."""
+    """The task of a run that predicts labels or scores. Raises InputError for language models."""
     task = own_task.of(config)
+    if isinstance(task, GeneratedTask):
+        raise InputError(f"{folder} generates text: use {config['method']}.test --run {folder} --data FILE")
     if isinstance(task, TextTask):
         raise InputError(f"{folder} is a run of masked language modelling: wanted one that predicts labels or scores")
     return task
