@@ -22,6 +22,7 @@ from common.tasks import TESTED, TRAINED
 TrainedTask = Literal[TRAINED]  # type: ignore[valid-type]  # computed from the table of tasks
 TestedTask = Literal[TESTED]  # type: ignore[valid-type]
 Pooling = Literal["pooler", "trained_pooler", "cls", "mean"]
+Selection = Literal["dev", "holdout", "holdout_only"]
 Metric = Literal[metrics.NAMES]  # type: ignore[valid-type]
 MANY = 10**8
 """Larger counts are a mistake. Products of two of them still fit into 64 bits."""
@@ -91,9 +92,10 @@ class TuneOptions:
     param_budget: int | None = None
     """Choose the largest size of the method (rank, bottleneck, length, ...) with at most this many trained parameters,
     not counting the head, to compare methods at one budget. At most half of the encoder's positions are taken."""
-    select: Literal["dev", "holdout"] = "dev"
+    select: Selection = "dev"
     """Selects the best epoch. dev: the development set; holdout: a fixed tenth of the training set, not trained on.
-    The development set is then scored only once, at the end (dev_... in the result), so that it selects nothing."""
+    The development set is then scored only once, at the end (dev_... in the result), so that it selects nothing.
+    holdout_only: the same tenth, however few max_train_samples are trained on, and no development set is read."""
     seed: int = 42
     """Seed of the initial weights of head and method, of the batches and of dropout."""
     max_train_samples: int | None = None
@@ -275,7 +277,7 @@ class PredictOptions:
     language: str | None = None
     """Folder of a run of masked language modelling, whose adapter takes the place of the one that this run was trained
     on (MAD-X)."""
-    select: Literal["dev", "holdout"] | None = None
+    select: Selection | None = None
     """Choose among the runs with this value of --select only."""
     batch_size: int = 64
     """Examples per process and forward pass."""

@@ -72,8 +72,9 @@ def candidates(method: str, options: PredictOptions) -> dict[Path, dict[str, Any
         )
     if len({(task.texts, task.file_label, task.metrics) for task in map(own_task.of, found.values())}) > 1:
         raise InputError(f"the runs under {home} have different columns or metrics: choose one with --run")
-    if len({result.get("select", "dev") for result in found.values()}) > 1:
-        raise InputError(f"the runs under {home} were selected on dev and on holdout: choose with --select")
+    selected = sorted({result.get("select", "dev") for result in found.values()})
+    if len(selected) > 1:
+        raise InputError(f"the runs under {home} were selected on {' and on '.join(selected)}: choose with --select")
 
     def rank(run: Path) -> tuple[int, float]:
         return found[run]["validation_examples"], found[run]["best_score"]
@@ -114,7 +115,8 @@ def read_result(folder: Path) -> dict[str, Any]:
 def on_dev(row: dict[str, Any], metric: str) -> str:
     """The key of a metric on the development set at the best epoch, the number that every table reports.
 
-    It is dev_... In rows of earlier versions it is best_..., unless held-out examples selected the epoch.
+    It is dev_... In rows of earlier versions it is best_..., unless held-out examples selected the epoch. With
+    select=holdout_only there is no such number: it is best_..., on the held-out examples.
     """
     return f"dev_{metric}" if f"dev_{metric}" in row or row.get("select") == "holdout" else f"best_{metric}"
 
@@ -177,12 +179,14 @@ def summary(result: dict[str, Any]) -> str:
         f"{name} {result[on_dev(result, name)]:.4f} ({task.floor} {majority_text(result, name)})"
         for name in task.reported
     )
-    held_out = f", with the score {result['best_score']:.4f} on held-out examples"
+    select = result.get("select")
+    held_out = {"holdout": f", with the score {result['best_score']:.4f} on held-out examples"}
+    held_out["holdout_only"] = ", all on held-out examples"
     return plain(
         f"{result['method']} on {task.name}{' (synthetic data)' if result['data'] == 'demo' else ''}"
         f"{', after ' * ('after' in result)}{result.get('after', '')}: {scores}; "
         f"epoch {result['best_epoch']} of {result['n_epochs']}"
-        f"{held_out if result.get('select') == 'holdout' else ''}"
+        f"{held_out.get(str(select), '')}"
         f"{', which gives the same answer for all examples' if result.get('best_collapsed') else ''}; "
         f"{result['trainable_params']:,} parameters trained, {result['trainable_params_without_head']:,} without the "
         f"head ({result['trainable_params_without_head'] / result['total_params']:.3%} of the encoder); "

@@ -80,6 +80,8 @@ class Task(Protocol):
 
 HOLDOUT = "holdout"
 """Name of the split of held-out training examples that select the best epoch instead of the validation splits."""
+HOLDOUT_ONLY = "holdout_only"
+"""Value of `select` with which that split is the only one to score."""
 TOKENS = "tokens"
 """Folder in the output_dir for the token ids of all runs."""
 DECISIVE = (
@@ -109,13 +111,16 @@ class TaskData:
     def rows(self) -> dict[str, Examples]:
         """Split -> examples: "train", all validation splits that exist, and HOLDOUT with select=holdout.
 
+        With select=holdout_only there are no validation splits, and HOLDOUT is the same for any max_train_samples.
+
         Raises:
             InputError: they cannot be read or used, or those to train on, or held out, have one label only.
         """
         options, task = self.options, self.task
         train = task.read("train", options.data)
-        rows = {"train": train.sample(options.max_train_samples)}
-        for split in task.validations:
+        alone = options.select == HOLDOUT_ONLY
+        rows = {"train": train.sample(None if alone else options.max_train_samples)}
+        for split in () if alone else task.validations:
             if split == task.validations[0] or task.is_there(split, options.data):
                 examples = task.read(split, options.data)
                 if not set(zip(*examples.texts, strict=True)).difference(zip(*train.texts, strict=True)):
@@ -124,8 +129,11 @@ class TaskData:
                         "training examples too, so that its score would say nothing: give other ones"
                     )
                 rows[split] = examples.sample(options.max_eval_samples)
-        if options.select == "holdout":
+        if options.select != "dev":
             rows["train"], rows[HOLDOUT] = rows["train"].hold_out()
+        if alone:
+            rows["train"] = rows["train"].sample(options.max_train_samples)
+            rows[HOLDOUT] = rows[HOLDOUT].sample(options.max_eval_samples)
         for split, examples in rows.items():
             if examples.labels is not None and (n_labels := len(set(examples.labels))) < 2:
                 self._report(split, len(examples), n_labels)

@@ -33,7 +33,7 @@ from common.runtime.device import device_name, release_memory, reset_peak_memory
 from common.runtime.processes import broadcast_from_main, destroy_group_at_end
 from common.runtime.stopping import Stop
 from common.runtime.threads import share_cores
-from common.task_data import HOLDOUT, TOKENS, Task, TaskData
+from common.task_data import HOLDOUT, HOLDOUT_ONLY, TOKENS, Task, TaskData
 from common.tokens import Tokens, padding_share, shares, shuffled
 
 LOG_EVERY = 10
@@ -224,7 +224,7 @@ class Run:
         self.splits = task_data.tokens(max_length, self.prepared.layout)  # those that select the best epoch
         self.tokens = self.splits.pop("train")
         self.dev_splits: dict[str, Tokens] = {}  # the development set, if it does not select but is scored at the end
-        if HOLDOUT in self.splits:
+        if HOLDOUT in self.splits:  # with holdout_only there is no development set
             self.dev_splits, self.splits = self.splits, {HOLDOUT: self.splits.pop(HOLDOUT)}
         self.optimizer: Any = make_optimizer(model, options)
         shards.shard_by_layer(accelerator, layers(model)[0], method.uses_all())
@@ -348,7 +348,8 @@ class Run:
         self.log(progress.step, values | {"epoch": epoch + 1})
         if self.accelerator.is_main_process:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != COLLAPSED)
-            self.bar.write(f"epoch {epoch + 1}{' on held-out examples' if self.dev_splits else ''}: {shown}")
+            where = "" if self.options.select == "dev" else " on held-out examples"
+            self.bar.write(f"epoch {epoch + 1}{where}: {shown}")
         best = progress.best_epoch
         if is_final and (not best or scores["score"] > progress.history[best - 1]["score"]):
             progress.best_epoch = epoch + 1
@@ -514,7 +515,7 @@ def result_of(run: Run, dev_scores: dict[str, float] | None) -> dict[str, Any]:
     best = history[progress.best_epoch - 1]
     validation = next(iter(run.splits.values()))
     majority = run.task.floor(run.tokens, validation)
-    dev_majority = run.task.floor(run.tokens, next(iter(run.dev_splits.values()))) if run.dev_splits else majority
+    on_dev = {} if run.options.select == HOLDOUT_ONLY else dev_facts(run, dev_scores or best, majority)
     return {
         "method": run.method.name,
         "run": run.folder.name,
@@ -524,9 +525,7 @@ def result_of(run: Run, dev_scores: dict[str, float] | None) -> dict[str, Any]:
         **{f"last_{name}": value for name, value in history[-1].items()},
         **{f"majority_{name}": value for name, value in majority.items()},
         "majority_score": mean_score(majority[name] for name in run.task.metrics),
-        **{f"dev_{name}": value for name, value in (dev_scores or best).items()},
-        **{f"dev_majority_{name}": value for name, value in dev_majority.items()},
-        "dev_majority_score": mean_score(dev_majority[name] for name in run.task.metrics),
+        **on_dev,
         **progress.variant_scores,
         "best_epoch": progress.best_epoch,
         "bad_steps": progress.bad_steps,
@@ -557,6 +556,18 @@ def result_of(run: Run, dev_scores: dict[str, float] | None) -> dict[str, Any]:
         "history": history,
         **provenance(),
     }
+
+
+def dev_facts(run: Run, scores: dict[str, float], majority: dict[str, float]) -> dict[str, float]:
+    """The scores on the development set and those of a constant answer there, for result.json.
+
+    majority: of the examples that select the best epoch.
+    """
+    if run.dev_splits:
+        majority = run.task.floor(run.tokens, next(iter(run.dev_splits.values())))
+    found = {f"dev_{name}": value for name, value in scores.items()}
+    found |= {f"dev_majority_{name}": value for name, value in majority.items()}
+    return found | {"dev_majority_score": mean_score(majority[name] for name in run.task.metrics)}
 
 
 def schedule(step: int, n_warmup: int, n_steps: int, shape: str = "linear") -> float:

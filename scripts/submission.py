@@ -6,10 +6,11 @@ zip has no folders, as the leaderboard requires.
 
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 from common.errors import InputError, one_line_errors, plain
 from common.methods import find
-from common.options import Arguments, PredictOptions
+from common.options import Arguments, PredictOptions, Selection
 from common.runtime import files
 from common.submission import collect
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("--output_dir", default="outputs", help="output folder of tune")
     parser.add_argument("--data", help="data of the runs, if there are runs on different data")
     parser.add_argument("--checkpoint", help="encoder of the runs, if there are several")
-    parser.add_argument("--select", choices=("dev", "holdout"), help="selection of the runs, if there are both")
+    parser.add_argument("--select", choices=get_args(Selection), help="selection of the runs, if there are both")
     parser.add_argument("--out", type=Path, default=Path("submission.zip"))
     parser.add_argument("--partial", action="store_true", help="write the zip even if files are missing")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -463,6 +463,13 @@ def test_the_card_of_a_run_on_the_hubs_data_names_its_split_and_what_selected_th
     assert (made.data.base_model, made.data.datasets) == ("bert-base-uncased", ["nyu-mll/glue"])
 
 
+def test_the_card_of_a_run_without_a_development_set_says_that_its_scores_are_of_training_examples(run):
+    made = card(of_the_hub(run, "bert-base-uncased", select="holdout_only"), "", "peft", "")
+    assert "was selected by held-out training examples" in made
+    assert "| accuracy | train | " in made
+    assert "| validation" not in made
+
+
 @pytest.mark.parametrize("encoder", ["minilm", "mpnet"])
 def test_the_card_says_that_scores_on_texts_which_the_encoder_has_seen_are_contaminated(encoder, run):
     text = card(of_the_hub(run, encoder), "", "peft", "")

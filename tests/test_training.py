@@ -24,7 +24,7 @@ from common.methods import apply, find, names, trainable
 from common.options import PredictOptions
 from common.results import find_run, summary
 from common.runs import read_predictions, run_folder
-from common.study import aggregation
+from common.study import aggregation, tables
 from common.study.curves import read_curves
 from common.study.tables import runs_table
 from common.task_data import TaskData
@@ -330,6 +330,36 @@ def test_a_result_has_its_date_its_host_and_the_scores_of_every_epoch(options):
     scores = [epoch["score"] for epoch in result["history"]]
     assert scores == pytest.approx(read_curves(folder)["validation/score"][1])
     assert (scores[result["best_epoch"] - 1], scores[-1]) == (result["best_score"], result["last_score"])
+
+
+@pytest.mark.slow
+def test_with_holdout_only_no_development_set_is_read_and_the_score_is_of_the_held_out_examples(options, tmp_path):
+    some = options(select="holdout_only", max_train_samples=40)
+    task = classification.find("sst2")
+    usual = task.read
+
+    def read(split, source):
+        assert split == "train"
+        return usual(split, source)
+
+    task.read = read
+    _, result = train(Lora(rank=2), some, TaskData(task, some))
+    assert (result["train_examples"], result["validation_examples"]) == (40, 20)
+    assert not [name for name in result if name.startswith("dev_")]
+    assert summary(result).count("on held-out examples") == 1
+    (setting,) = aggregation.group([result])
+    ((each,),) = aggregation.group([result]).values()
+    found = aggregation.predictions(each, "score", tmp_path)
+    assert (len(found.labels), found.mean()) == (20, pytest.approx(result["best_score"]))
+    said = tables.render(tables.of_task(setting, [each], "score"), "markdown")
+    assert "split: held-out training examples" in said
+    assert f"{result['best_score']:.4f}" in said
+    more = dataclasses.replace(some, max_train_samples=60, max_eval_samples=None)
+    every = dataclasses.replace(some, max_train_samples=None, max_eval_samples=None)
+    few, all_of_them = (TaskData(classification.find("sst2"), each).rows for each in (more, every))
+    assert few["holdout"] == all_of_them["holdout"]
+    assert len(few["train"]) == 60
+    assert set(few["train"].texts[0]) < set(all_of_them["train"].texts[0])
 
 
 @pytest.mark.parametrize("select", ["dev", "holdout"])

@@ -259,7 +259,8 @@ def predictions(configuration: Configuration, metric: str, home: Path) -> Predic
     """
     rows = configuration.rows
     task = own_task.of(rows[0])
-    split, names = task.validations[0], task.metrics
+    split = "holdout" if rows[0].get("select") == "holdout_only" else task.validations[0]
+    names = task.metrics
     for other in task.validations:
         for name in task.reported:
             if metric == name + task.suffix(other):

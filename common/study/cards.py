@@ -84,7 +84,12 @@ def card(trained: Trained, load: str, library: str, note: str) -> str:
 
 
 def _splits(task: GlueTask, result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Split, by its name on the hub, metric and key in the result, of all scores on development sets."""
+    """Split, by its name on the hub, metric and key in the result, of all scores on development sets.
+
+    With select=holdout_only there are none, but those on a part of the training set that was not trained on.
+    """
+    if result.get("select") == "holdout_only":
+        return [("train", metric, on_dev(dict(result), metric)) for metric in task.reported]
     keys = [(split, metric, on_dev(dict(result), metric) + task.suffix(split))
             for split in task.validations for metric in task.reported]  # fmt: skip
     named = {split: source.hub[1] for split, source in task.splits.items()}
@@ -96,7 +101,7 @@ def _scores(task: GlueTask, result: Mapping[str, Any]) -> str:
     for split, metric, key in _splits(task, result):
         floor = majority_text(dict(result), metric) if key == on_dev(dict(result), metric) else ""
         rows.append(f"| {metric} | {split} | {result[key]:.4f} | {floor} |")
-    by = "held-out training examples" if result.get("select") == "holdout" else "these scores themselves"
+    by = "held-out training examples" if result.get("select", "dev") != "dev" else "these scores themselves"
     text = f"One run with the seed {result['seed']}; epoch {result['best_epoch']} of {result['n_epochs']} was selected "
     text += f"by {by}."
     if result["data"] == "demo":

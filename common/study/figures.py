@@ -57,6 +57,7 @@ FLAT: dict[str, Any] = {"color": "#888888", "linewidth": 1}
 DASHED: dict[str, Any] = {"linestyle": (0, (4, 3))}
 BAND: dict[str, Any] = {"color": "#888888", "alpha": 0.2, "linewidth": 0}
 SELECTED = {"dev": "development set", "holdout": "held-out training examples"}
+SELECTED["holdout_only"] = f"{SELECTED['holdout']}, which the scores are on"
 
 
 @dataclass(frozen=True)

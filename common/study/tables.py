@@ -28,6 +28,7 @@ Cells = tuple[str | int, ...]
 SELECTION = {
     "dev": "dev, by the scores below: the best one is optimistic, the more so the more was tried",
     "holdout": "holdout, a tenth of the training set; the development set was used once, at the end",
+    "holdout_only": "holdout_only, a tenth of the training set, by the scores below: the best one is optimistic",
 }
 
 
@@ -58,13 +59,14 @@ def about(setting: Setting, configurations: list[Configuration]) -> list[str]:
         studies = searched.setdefault(row["method"], {})
         name = str(row.get("search_study"))
         studies[name] = max(row["search_trials"], studies.get(name, 0))
+    split = "held-out training examples" if setting.select == "holdout_only" else "development"
     trials = [f"{name} {sum(studies.values())}" for name, studies in searched.items()]
     tried = []
     for method in dict.fromkeys(each.method for each in configurations):
         runs = [str(len(each.rows)) for each in configurations if each.method == method]
         tried.append(f"{method} {len(runs)} ({', '.join(runs)})")
     return [
-        f"variant: {setting.variant}; data: {data}; split: development",
+        f"variant: {setting.variant}; data: {data}; split: {split}",
         f"configurations and epochs selected on: {SELECTION.get(setting.select, setting.select)}",
         f"encoder: {setting.checkpoint} (SHA-256 {setting.base_sha256[:12]}); seeds: {', '.join(map(str, seeds))}",
         f"configurations tried in these rows (seeds of each): {', '.join(tried)}",
