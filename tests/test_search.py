@@ -69,7 +69,7 @@ def open_worker(place, options, n, settings=SETTINGS) -> Search:
     facts = facts_of(method, options, settings, space)
     found, keeper = open_study(str(place), "s", facts, defaults(method, options, space), True, ["maximize"])
     data = TaskData(classification.find(options.task_name), options)
-    return Search(found, keeper, n, method, options, data, space, False, time.monotonic(), 0)
+    return Search(found, keeper, options, data, n, method, space, False, time.monotonic(), 0)
 
 
 # What is searched

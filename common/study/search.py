@@ -42,7 +42,7 @@ from common.study.space import (
     configuration,
     defaults,
     space_of,
-    suggest,
+    suggest_all,
 )
 from common.study.trials import Keeper, Release, open_study
 from common.task_data import TaskData
@@ -55,20 +55,50 @@ SURPLUS, REASON, TRAINED, DEV = "surplus", "reason", "trained_params_without_hea
 
 
 @dataclass(frozen=True)
-class Search:
-    """A study, and what its trials need to run."""
+class Trials:
+    """The trials of a study. Workers claim and run them; a subclass says what they are and in which order they come."""
 
     study: optuna.Study
     keeper: Keeper
-    n: int
-    """Number of trials to run."""
-    method: Method
     options: TuneOptions
+    """Those of every run that are not searched."""
     material: TaskData
-    space: Space
-    pareto: bool
-    began: float
-    done_before: int
+
+    def next(self) -> optuna.Trial | None:
+        """A new trial, whose values are not sampled yet; None if there is none to run now. Called under a lock."""
+        raise NotImplementedError
+
+    def sample(self, trial: optuna.Trial) -> None:
+        """Sample the values of a trial, or read those that it has."""
+        raise NotImplementedError
+
+    def configured(self, trial: optuna.Trial | FrozenTrial) -> tuple[Method, TuneOptions]:
+        """The method and the options of the run of a trial. Raises InputError for values that belong to none."""
+        raise NotImplementedError
+
+    def data(self, options: TuneOptions) -> TaskData:
+        """The data of a run."""
+        return self.material
+
+    def resumes(self, trial: FrozenTrial) -> bool:
+        """Whether to resume this trial now if no process is running it."""
+        return True
+
+    def ends_after(self, trial: optuna.Trial, epoch: int, score: float) -> bool:
+        """Note the score of an epoch; whether to prune the trial."""
+        raise NotImplementedError
+
+    def completed(self, folder: Path, result: Mapping[str, Any]) -> tuple[list[float], dict[str, Any]]:
+        """Keep the result of a run that went to its end; the values and the user attributes of its trial."""
+        raise NotImplementedError
+
+    def ended(self, trial: FrozenTrial, how: str) -> None:
+        """Report a trial that has ended."""
+        raise NotImplementedError
+
+    def label(self) -> str:
+        """Text for the progress bar of a run."""
+        return ""
 
     def counted(self) -> list[FrozenTrial]:
         """The trials that are running or finished, by number."""
@@ -79,35 +109,32 @@ class Search:
         """Number of finished trials."""
         return sum(trial.state.is_finished() for trial in self.counted())
 
+    def complete(self) -> list[FrozenTrial]:
+        """The trials with a score."""
+        return [trial for trial in self.counted() if trial.state == TrialState.COMPLETE]
+
     def claim(self) -> tuple[optuna.Trial, Release] | None:
         """Claim a trial of a dead worker, or a new one, for this process; the second value releases it.
 
         None if all trials to run are finished or running.
         """
         with self.keeper.claiming():
-            counted = self.counted()
-            lost = (t for t in counted if t.state == TrialState.RUNNING and self.keeper.is_lost(t))
-            found = next(lost, None)
+            running = (trial for trial in self.counted() if trial.state == TrialState.RUNNING and self.resumes(trial))
+            found = next(filter(self.keeper.is_lost, running), None)
             if found is not None:
-                trial = optuna.Trial(self.study, found._trial_id)
-                print(f"trial {trial.number}: resumed, since no process is running it")
-            elif len(counted) < self.n:
-                trial = self.study.ask()
-                numbers = [each.number for each in self.counted()]
-                if numbers.index(trial.number) >= self.n:  # two workers of a database claimed the last trial at once
-                    trial.set_user_attr(SURPLUS, True)
-                    self.study.tell(trial, state=TrialState.FAIL)
-                    return None
+                trial: optuna.Trial | None = optuna.Trial(self.study, found._trial_id)
+                print(f"trial {found.number}: resumed, since no process is running it")
             else:
+                trial = self.next()
+            if trial is None:
                 return None
             release = self.keeper.hold(trial)
-            # One seed per trial: with one seed for all, every worker and launch would sample the same values.
-            seed = np.random.SeedSequence([self.options.seed, trial.number]).generate_state(1)[0]
-            self.study.sampler = optuna.samplers.TPESampler(seed=int(seed))
-            for name, what in self.space.items():
-                if not isinstance(what, Same | Computed):
-                    suggest(trial, name, what)
+            self.sample(trial)
             return trial, release
+
+    def seed(self, trial: optuna.Trial) -> int:
+        """The seed of a trial's sampler: with one for all, every worker and launch would sample the same values."""
+        return int(np.random.SeedSequence([self.options.seed, trial.number]).generate_state(1)[0])
 
     def attempt(self, trial: optuna.Trial) -> None:
         """Run a trial and report its end to the study; any error but one of the machine makes it a failed trial.
@@ -117,8 +144,8 @@ class Search:
             InputError, OSError: an error that any trial would have, such as a full disk.
         """
         try:
-            method, options = configuration(self.method, self.options, self.space, trial.params)
-            folder, result = self.train(method, options, functools.partial(self.is_hopeless, trial))
+            method, options = self.configured(trial)
+            folder, result = self.train(method, options, functools.partial(self.ends_after, trial))
         except Pruned:
             self.finish(trial, TrialState.PRUNED)
             return
@@ -133,37 +160,30 @@ class Search:
         if not math.isfinite(result["best_score"]):
             self.finish(trial, TrialState.FAIL, notes={REASON: f"its score is {result['best_score']}"})
             return
-        row = result | {"search_study": self.study.study_name, "search_trials": self.n}
-        with files.confined_to(Path(options.output_dir)):
-            append_once(folder.parent / ROWS, row)  # first the row: a trial reported as finished is not run again
-        notes = {TRAINED: result["trainable_params_without_head"]}
-        notes |= {DEV: result["dev_score"]} if result["select"] == "holdout" else {}
-        values = [result["best_score"], notes[TRAINED]] if self.pareto else [result["best_score"]]
+        values, notes = self.completed(folder, result)
         self.finish(trial, TrialState.COMPLETE, values, notes)
 
     def train(
         self, method: Method, options: TuneOptions, after_epoch: training.AfterEpoch
     ) -> tuple[Path, dict[str, Any]]:
         """Train, or wait for another process that trains the same configuration and read its result."""
-        position = f" [trial {self.n_done() + 1} of {self.n}]"
+        position = self.label()
         reported = False
         while True:
             try:
-                return training.train(method, options, self.material, after_epoch, position)
+                return training.train(method, options, self.data(options), after_epoch, position)
             except Busy as busy:
                 if not reported:
                     print(f"the same configuration is already running: {busy}")
                     reported = True
                 time.sleep(WAIT)
 
-    def is_hopeless(self, trial: optuna.Trial, epoch: int, score: float) -> bool:
-        """Report the score of an epoch to the study; whether to prune the trial."""
-        if self.pareto:
-            return False
+    def note(self, trial: optuna.Trial, epoch: int, score: float) -> bool:
+        """Report the score of an epoch to the study; False if another worker has finished the trial."""
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about an epoch that a resumed trial reports again
             trial.report(score, epoch)
-            return trial.should_prune()
+            return True
         return False  # another worker took this one for dead and finished the trial
 
     def finish(
@@ -173,7 +193,7 @@ class Search:
         values: list[float] | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Report the end of a trial to the study, and print it."""
+        """Report the end of a trial to the study and to the user."""
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # finished by another worker
             for name, value in (notes or {}).items():
                 trial.set_user_attr(name, value)
@@ -184,15 +204,60 @@ class Search:
             how = f"score {ended.value:.4f}, pruned after epoch {ended.last_step}"
         else:
             how = f"score {ended.values[0]:.4f}, {ended.user_attrs[TRAINED]:,} trained parameters without the head"
+        self.ended(ended, how)
+
+
+@dataclass(frozen=True)
+class Search(Trials):
+    """A search of one method: a number of trials, and what their runs need."""
+
+    n: int
+    """Number of trials to run."""
+    method: Method
+    space: Space
+    pareto: bool
+    began: float
+    done_before: int
+
+    def next(self) -> optuna.Trial | None:
+        if len(self.counted()) >= self.n:
+            return None
+        trial = self.study.ask()
+        numbers = [each.number for each in self.counted()]
+        if numbers.index(trial.number) >= self.n:  # two workers of a database claimed the last trial at once
+            trial.set_user_attr(SURPLUS, True)
+            self.study.tell(trial, state=TrialState.FAIL)
+            return None
+        return trial
+
+    def sample(self, trial: optuna.Trial) -> None:
+        self.study.sampler = optuna.samplers.TPESampler(seed=self.seed(trial))
+        suggest_all(trial, self.space)
+
+    def configured(self, trial: optuna.Trial | FrozenTrial) -> tuple[Method, TuneOptions]:
+        return configuration(self.method, self.options, self.space, trial.params)
+
+    def ends_after(self, trial: optuna.Trial, epoch: int, score: float) -> bool:
+        return not self.pareto and self.note(trial, epoch, score) and trial.should_prune()
+
+    def completed(self, folder: Path, result: Mapping[str, Any]) -> tuple[list[float], dict[str, Any]]:
+        row = {**result, "search_study": self.study.study_name, "search_trials": self.n}
+        with files.confined_to(Path(self.options.output_dir)):
+            append_once(folder.parent / ROWS, row)  # first the row: a trial reported as finished is not run again
+        notes = {TRAINED: result["trainable_params_without_head"]}
+        notes |= {DEV: result["dev_score"]} if result["select"] == "holdout" else {}
+        values = [result["best_score"], notes[TRAINED]] if self.pareto else [result["best_score"]]
+        return values, notes
+
+    def label(self) -> str:
+        return f" [trial {self.n_done() + 1} of {self.n}]"
+
+    def ended(self, trial: FrozenTrial, how: str) -> None:
         done = self.n_done()
         left = (time.monotonic() - self.began) / max(1, done - self.done_before) * max(0, self.n - done) / 60
         best = max(self.complete(), key=lambda each: each.values[0], default=None)
         shown = f"best {best.values[0]:.4f} (trial {best.number})" if best else "none complete yet"
         print(f"trial {trial.number}: {how}; {done} of {self.n} done, {shown}, about {left:.0f} min left", flush=True)
-
-    def complete(self) -> list[FrozenTrial]:
-        """The trials with a score."""
-        return [trial for trial in self.counted() if trial.state == TrialState.COMPLETE]
 
 
 def _is_of_machine(error: BaseException | None) -> bool:
@@ -292,7 +357,7 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
     prune = settings.pruner == "median" and not settings.pareto
     study, keeper = open_study(storage, name, facts, defaults(method, options, space), prune, directions)
     n, now = settings.trials, time.monotonic()
-    this = Search(study, keeper, n, method, options, material, space, settings.pareto, began=now, done_before=0)
+    this = Search(study, keeper, options, material, n, method, space, settings.pareto, began=now, done_before=0)
     this = dataclasses.replace(this, done_before=this.n_done())
     for name, what in space.items():
         print(f"searching {name}: {_describe(what)}")

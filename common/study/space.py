@@ -118,20 +118,21 @@ def space_of(method: Method, options: TuneOptions, search: SearchOptions, given:
     return {name: what for name, what in every.items() if name not in decided}
 
 
-def suggest(trial: "optuna.Trial", name: str, what: Range | tuple[Any, ...]) -> None:
-    """Sample one value and store it with the trial."""
-    if isinstance(what, tuple):
-        trial.suggest_categorical(name, [_label(value) for value in what])
-    elif _is_integer(what):
-        trial.suggest_int(name, int(what.low), int(what.high), log=what.log)
-    else:
-        trial.suggest_float(name, what.low, what.high, log=what.log)
+def suggest_all(trial: "optuna.Trial", space: Space, prefix: str = "") -> None:
+    """Sample the values of a space and store them with the trial, under their names after a prefix."""
+    for name, what in space.items():
+        if isinstance(what, tuple):
+            trial.suggest_categorical(prefix + name, [_label(value) for value in what])
+        elif isinstance(what, Range) and _is_integer(what):
+            trial.suggest_int(prefix + name, int(what.low), int(what.high), log=what.log)
+        elif isinstance(what, Range):
+            trial.suggest_float(prefix + name, what.low, what.high, log=what.log)
 
 
 def configuration(
     method: Method, options: TuneOptions, space: Space, params: Mapping[str, Any]
 ) -> tuple[Method, TuneOptions]:
-    """The method and options of a trial; `params` are the values from `suggest`.
+    """The method and options of a trial; `params` are the values from `suggest_all`.
 
     Raises:
         InputError: the method does not accept the values, or its smallest size exceeds the budget.
