@@ -12,17 +12,18 @@ from common import classification, data, generation, loading, metrics, own_data,
 from common.checkpoints import load_tokenizer
 from common.encoders import longest_input, n_outputs, shortest_input
 from common.errors import Diverged, InputError, check, one_line_errors
-from common.evaluation import predict_logits
+from common.evaluation import evaluate, predict_logits
 from common.fast import prepare
 from common.fitting import positions_left
 from common.methods import Method, names
-from common.options import PredictOptions, parse
+from common.options import PredictOptions, TuneOptions, parse
 from common.own_task import OwnTask, TextTask
 from common.results import candidates, choice, find_run
 from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
 from common.runtime.threads import share_cores
 from common.submission import submission_lines, write_submission
+from common.task_data import Task
 from common.tasks import GlueTask
 from common.text_metrics import measure
 from common.tokens import Layout
@@ -193,6 +194,26 @@ def load(
     prepared = prepare(model, accelerator.device, config["frozen_dtype"])
     model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     return Predictor(task, model, tokenizer, config["max_length"], prepared.layout, accelerator)
+
+
+def score_run(folder: Path, task: Task, options: TuneOptions) -> dict[str, float]:
+    """The scores of a run on the validation splits of its task, by name; `score` is the mean of the first one's.
+
+    options: their data, checkpoint, max_eval_samples and eval_batch_size are used.
+
+    Raises:
+        InputError: no run, or unusable data.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    used = load(folder, read_config(folder), options.checkpoint, accelerator)
+    splits = {}
+    for split in task.validations:
+        if split == task.validations[0] or task.is_there(split, options.data):
+            examples = task.read(split, options.data).sample(options.max_eval_samples)
+            splits[split] = task.encode(examples, used.tokenizer, used.max_length, None).with_layout(used.layout)
+    return evaluate(task, used.model, splits, options.eval_batch_size, accelerator)[0]
 
 
 def _read_tests(

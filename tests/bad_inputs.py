@@ -794,6 +794,17 @@ def searches() -> Iterator[Case]:
     yield Case("a study of other options", f"{named} FOLDER/journal --study_name mine", other)
     rows = write("lora/mrpc/search.jsonl", '{"run": "a", "sco')
     yield Case("damaged rows", "scripts.search lora --output_dir FOLDER", rows)
+    for what, words in (
+        ("no time for a recommendation", "--minutes 0"),
+        ("a recommendation among methods that there are not", "--methods lora nosuch"),
+        ("a recommendation among one method twice", "--methods lora lora"),
+        ("a recommendation of no parameters", "--max_params 0"),
+        ("a recommendation of fewer parameters than any method has", "--methods lora bitfit --max_params 3"),
+        ("a recommendation without memory", "--max_mib 0"),
+        ("a recommendation without workers", "--workers 0"),
+        ("a recommendation with a learning rate", "--lr 1e-3"),
+    ):
+        yield Case(what, f"scripts.recommend {words}")
 
 
 SECTIONS = {
@@ -850,7 +861,7 @@ def run(case: Case) -> tuple[int, str, list[str]]:
         checkpoint = CHECKPOINTS["gpt2" if ".generate " in command else "bert"]
         fine = {"--checkpoint": checkpoint, "--data": "demo", "--output_dir": str(out)}
         module = command.split()[0]
-        if module.endswith((".tune", ".mlm", ".generate", ".experiment", ".search")):
+        if module.endswith((".tune", ".mlm", ".generate", ".experiment", ".search", ".recommend")):
             command += "".join(f" {name} {value}" for name, value in fine.items() if name not in command)
         code, said = call(command)
         left = {path for path in Path(temporary).rglob("*") if path.is_file() and "tokens" not in path.parts} - before

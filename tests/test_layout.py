@@ -13,6 +13,7 @@ from conftest import REPOSITORY
 
 from common import methods
 from common.options import GenerateOptions, MaskedLMOptions, PredictOptions, SweepOptions, TextOptions, TuneOptions
+from common.study.recommend import RecommendOptions
 from common.study.space import SearchOptions
 
 METHODS = methods.names()
@@ -138,8 +139,8 @@ def test_a_method_touches_neither_data_nor_files(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_options_have_names_of_their_own(method):
     own = {field.name for field in dataclasses.fields(methods.find(method))}
-    options = (TuneOptions, MaskedLMOptions, GenerateOptions, PredictOptions, TextOptions, SweepOptions, SearchOptions)
-    for shared in options:
+    of_runs = (TuneOptions, MaskedLMOptions, GenerateOptions)
+    for shared in (*of_runs, PredictOptions, TextOptions, SweepOptions, SearchOptions, RecommendOptions):
         assert not own & {field.name for field in dataclasses.fields(shared)}
 
 

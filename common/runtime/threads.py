@@ -14,7 +14,7 @@ NUMBER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 LAUNCHER = re.compile(
     r"\baccelerate\S* launch\b|\baccelerate[./-](commands[./])?launch\b|\btorchrun\b|\btorch\.distributed\.run\b"
 )
-RUN = re.compile(r"\w+\.(tune|experiment)|scripts\.search")
+RUN = re.compile(r"\w+\.(tune|experiment)|scripts\.(search|recommend)")
 """Modules that train."""
 
 

@@ -301,7 +301,7 @@ def facts_of(method: Method, options: TuneOptions, search: SearchOptions, space:
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """Between runs, raise Interrupted at a stop signal; during a run, its own handlers first finish a step."""
 
     def stop(number: int, _frame: object) -> None:
@@ -317,7 +317,7 @@ def _stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _storage_errors() -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
     """Report a storage that fails as one InputError; the trial that was running will be resumed."""
     try:
         yield
@@ -361,7 +361,7 @@ def search(method: Method, options: TuneOptions, settings: SearchOptions, given:
     this = dataclasses.replace(this, done_before=this.n_done())
     for name, what in space.items():
         print(f"searching {name}: {_describe(what)}")
-    with _stoppable(), _storage_errors():
+    with stoppable(), storage_errors():
         while this.n_done() < settings.trials:
             claimed = this.claim()
             if claimed is None:

@@ -108,6 +108,20 @@ def paired_bootstrap(
     return (1 + hits) / (1 + n), (float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
+def interval_over_examples(
+    answers: np.ndarray, references: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], float], n: int = 10_000
+) -> tuple[float, float]:
+    """95 % percentile interval of metric(answers, references) over resampled examples (Efron and Tibshirani, 1993).
+
+    Args:
+        answers, references: (examples,)
+    """
+    generator = np.random.default_rng(0)
+    samples = (generator.integers(0, len(references), len(references)) for _ in range(n))
+    low, high = np.percentile([metric(answers[index], references[index]) for index in samples], (2.5, 97.5))
+    return float(low), float(high)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p values, in the given order: max over j <= rank of (m - j + 1) p_(j), at most 1 (Holm, 1979)."""
     adjusted, largest = [math.nan] * len(p_values), 0.0
