@@ -271,7 +271,7 @@ def test_too_little_time_is_said_with_the_time_that_is_wanted(options, tmp_path,
 def test_too_few_examples_are_said(options, monkeypatch):
     monkeypatch.setattr("common.study.recommend.FEWEST_HELD_OUT", 10**6)
     with pytest.raises(InputError, match=r"\d+ examples, a tenth of those for training, are too few to choose on"):
-        recommend(options(), SETTINGS, set())
+        recommend(options(), dataclasses.replace(SETTINGS, minutes=0.01), set())
 
 
 @pytest.mark.parametrize("name", ["lr", "select", "time_limit", "on"])
