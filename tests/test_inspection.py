@@ -59,7 +59,7 @@ def test_the_update_of_lora_is_that_of_its_matrices(run):
     place = linear(layers(model)[0], "query").host
     plain = torch.nn.functional.linear(x, place.weight, place.bias)
     ratio = ((out - plain).norm(dim=-1) / plain.norm(dim=-1)).mean()
-    assert inspect(folder, TEXTS[1:]).added["attention.self.query.lora"][0] == pytest.approx(float(ratio), rel=1e-4)
+    assert inspect(folder, TEXTS[1:]).added["attention.self.query.lora"][0] == pytest.approx(ratio.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", [BitFit(), PromptTuning(4)], ids=str)

@@ -87,7 +87,7 @@ def test_logits_and_loss_are_those_of_transformers_model_for_multiple_choice(tok
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", few(names()))
 def test_packed_choices_have_the_logits_and_loss_of_padded_ones(name, kind, checkpoints, make_model):
     """The longest sequence is not the first, and the two of an example are not beside each other when packed."""
     padded, packed = (perturbed(find_method(name)(), make_model(kind, 1)) for _ in range(2))

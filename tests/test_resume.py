@@ -436,7 +436,14 @@ DEEP = [kind for kind in KINDS if kind != "albert"]
 """Encoders with several layers, from which random dropping can choose."""
 
 
-@pytest.mark.parametrize(("method", "kind"), zip(METHODS, itertools.cycle(DEEP), strict=False), ids=str)
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        pytest.param(*each.values, kind, marks=each.marks)
+        for each, kind in zip(few(METHODS), itertools.cycle(DEEP), strict=False)
+    ],
+    ids=str,
+)
 def test_of_every_method_and_encoder_each_tensor_of_a_checkpoint_is_held_to_the_run(method, kind, checkpoints, options):
     settings = options(checkpoint=checkpoints[kind], time_limit=1e-9)
     with pytest.raises(Interrupted):

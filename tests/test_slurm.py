@@ -113,6 +113,7 @@ def test_a_run_of_two_tasks_is_requeued_after_the_warning_signal_and_resumes(clu
     assert not list(tmp_path.rglob(CHECKPOINT))
 
 
+@pytest.mark.long
 def test_a_cancelled_run_of_a_grid_saves_and_is_not_requeued(cluster, small, tmp_path):
     words = ["lora", "--tasks", "rte sst2", "--lr", "1e-3", *small]
     job = cluster.start("grid", *words, array_task=2)

@@ -41,7 +41,7 @@ def weights(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", few(names()))
 def test_one_seed_gives_identical_weights(method, options):
-    settings = options(n_epochs=2)
+    settings = options()
     first = weights(train(find(method)(), settings)[0])
     again = weights(train(find(method)(), dataclasses.replace(settings, overwrite=True))[0])
     other = weights(train(find(method)(), dataclasses.replace(settings, seed=1))[0])
