@@ -366,12 +366,17 @@ def load_masked_lm(checkpoint: str, announce: bool = False) -> "PreTrainedModel"
     return model
 
 
+def _untied(source: str, config: Any) -> dict[str, bool]:
+    """The refusal of an output layer with a matrix of its own."""
+    tied = getattr(config, "tie_word_embeddings", True)
+    return {f"{source}: tie_word_embeddings is {tied}: wanted true, one matrix for input and output": tied is not True}
+
+
 def _masked_lm_config(source: str) -> Any:
     config = _config(source, 1)
-    tied = getattr(config, "tie_word_embeddings", True)
     check(
-        {
-            f"{source}: tie_word_embeddings is {tied}: wanted true, one matrix for input and output": tied is not True,
+        _untied(source, config)
+        | {
             f"{source} is of kind deberta-v2, which has no masked language modelling here: choose one of "
             f"{', '.join(kind for kind in KINDS if kind != 'deberta-v2')}": config.model_type == "deberta-v2",
         }
@@ -401,10 +406,9 @@ def load_causal_lm(checkpoint: str) -> "PreTrainedModel":
 def _causal_lm_config(source: str) -> Any:
     config = _config(source, 1, DECODERS)
     config.use_cache = False  # but in generation
-    tied = config.tie_word_embeddings
     check(
-        {
-            f"{source}: tie_word_embeddings is {tied}: wanted true, one matrix for input and output": tied is not True,
+        _untied(source, config)
+        | {
             f"{source}: reorder_and_upcast_attn is true: wanted false, as GPT-2 was trained": (
                 config.reorder_and_upcast_attn
             ),

@@ -119,7 +119,8 @@ def _generate(folder: Path, config: dict[str, Any], options: PredictOptions) -> 
         texts = generation.generated(model, list(references), *settings)
     if not accelerator.is_main_process:
         return []
-    with files.confined_to(Path(options.run or options.output_dir)):
+    home = Path(options.run or options.output_dir)
+    with files.confined_to(home):
         paths = generation.write(folder, split, texts, references)
     if all(references.values()):
         scores, signatures = measure(texts, list(references.values()))
