@@ -318,3 +318,13 @@ def test_a_killed_worker_loses_no_trial_and_the_others_give_the_answer(checkpoin
     assert time.time() - began < 75
     states = [trial.state for trial in study_under(tmp_path).trials]
     assert states.count(TrialState.RUNNING) <= 1  # one of the search, whose time was over
+
+
+@pytest.mark.parametrize(
+    ("score", "low", "said"), [(0.7, 0.6, "none is better"), (0.76, 0.7, "it may be no better"), (0.9, 0.8, "")]
+)
+def test_an_answer_that_may_be_no_better_than_the_majority_class_is_doubted(score, low, said, monkeypatch):
+    monkeypatch.setattr(answer, "bounds", lambda one: (low, 0.95))
+    best = SimpleNamespace(score=score, row={"majority_score": 0.75})
+    assert answer.doubt(best).startswith(said)
+    assert bool(answer.doubt(best)) == bool(said)

@@ -75,8 +75,8 @@ def report(this: Halving, asked: TuneOptions, home: Path, refused: Mapping[str, 
     print(
         f" (majority class {row['majority_score']:.4f}); trained on {n:,} of {this.n_all:,} others, seed {row['seed']}"
     )
-    if best.score <= row["majority_score"]:
-        print("none is better than the majority class: give more --minutes, or look at the data")
+    if warning := doubt(best):
+        print(warning)
     print(f"development set, scored once for this answer: {dev_score(this, best, asked):.4f}\n")
     print("\n".join(table(best, others)), end="\n\n")
     for line in untried(this, refused):
@@ -117,13 +117,28 @@ def too_little(this: Halving, n: int) -> str:
     return f"{known}; give about {math.ceil(wanted / 60)} --minutes, and the same command goes on from here"
 
 
-def interval(one: Finalist) -> str:
-    """The 95 % interval of a score over the held-out examples, as text; empty if it has none."""
-    if one.predictions is None:
-        return ""
+def bounds(one: Finalist) -> tuple[float, float] | None:
+    """The 95 % interval of a score over the held-out examples; None if it has none."""
     known = one.predictions
-    low, high = significance.interval_over_examples(known.answers[0], known.labels, known.metric, RESAMPLES)
-    return f" (95 % interval {low:.4f} to {high:.4f})"
+    if known is None:
+        return None
+    return significance.interval_over_examples(known.answers[0], known.labels, known.metric, RESAMPLES)
+
+
+def interval(one: Finalist) -> str:
+    """The same as text; empty if it has none."""
+    found = bounds(one)
+    return f" (95 % interval {found[0]:.4f} to {found[1]:.4f})" if found else ""
+
+
+def doubt(best: Finalist) -> str:
+    """What to say of an answer that may be no better than the majority class; empty if it surely is."""
+    majority, found = best.row["majority_score"], bounds(best)
+    if best.score <= majority:
+        return "none is better than the majority class: give more --minutes, or look at the data"
+    if found and found[0] <= majority:
+        return "it may be no better than the majority class, which the interval holds: give more --minutes"
+    return ""
 
 
 def dev_score(this: Halving, best: Finalist, asked: TuneOptions) -> float:
