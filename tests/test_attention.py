@@ -29,7 +29,7 @@ def attend(function, where, dropout=0.0):
 
 
 @pytest.mark.parametrize("single", [False, True])
-@pytest.mark.parametrize("n_prefix", [0, 2])
+@pytest.mark.parametrize("n_prefix", [pytest.param(0, marks=pytest.mark.long), 2])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_the_backward_pass_is_the_derivative_of_the_forward_pass(dropout, n_prefix, single):
     packing = packed(sequences_of())["packing"]

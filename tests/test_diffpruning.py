@@ -332,7 +332,7 @@ def test_an_epoch_with_a_dense_difference_is_scored_and_not_kept(select, options
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [2, 4, 5, 6, 9])
+@pytest.mark.parametrize("step", [2, 5, 9, *(pytest.param(step, marks=pytest.mark.long) for step in (4, 6))])
 def test_a_run_stopped_in_either_phase_or_between_them_ends_with_the_same_bits(step, options, tmp_path, monkeypatch):
     """The sixth of 12 steps fixes the mask."""
     settings, method = {"n_epochs": 2, "lr": 1e-3, "seed": 5}, dataclasses.replace(BRIEF, relaxed=0.4)

@@ -225,7 +225,15 @@ def test_the_file_of_a_frozen_adapter_keeps_every_bit_when_it_runs_in_bfloat16(m
     assert (later / BELOW / ADAPTER).read_bytes() == (Path(run) / ADAPTER).read_bytes()
 
 
-@pytest.mark.parametrize("method", [Lora(rank=2, dropout=0.1), Adapters(4), DiffPruning(), PREFIX], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        Lora(rank=2, dropout=0.1),
+        PREFIX,
+        *(pytest.param(m, marks=pytest.mark.long) for m in (Adapters(4), DiffPruning())),
+    ],
+    ids=str,
+)
 def test_a_run_resumes_with_the_same_bits(method, make, earlier, monkeypatch, tmp_path):
     settings = {
         "n_epochs": 2,

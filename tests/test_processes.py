@@ -187,6 +187,7 @@ def drawn(options: TuneOptions) -> list[float]:
     return found[1:]  # the first is of no step
 
 
+@pytest.mark.long
 def test_every_process_draws_its_own_dropout_masks(options):
     found = [*itertools.chain(*on_processes(2, drawn, options(max_train_samples=8, batch_size=2)))]
     assert (len(found), len(set(found))) == (4, 4)  # two steps on two processes
@@ -199,6 +200,7 @@ def test_two_processes_share_the_work_and_write_once(runs):
     assert len(list(runs[2].glob("events*"))) == len(list(runs[1].glob("events*")))
 
 
+@pytest.mark.long
 def test_two_processes_predict_the_same_as_one_in_the_same_order(runs):
     texts = []
     for n in (1, 2):

@@ -417,7 +417,9 @@ def interrupted(checkpoints, tmp_path_factory):
     return settings, out / "copy"
 
 
-@pytest.mark.parametrize("what", IMPOSSIBLE)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=pytest.mark.long if n % 3 else ()) for n, what in enumerate(IMPOSSIBLE)]
+)
 def test_a_checkpoint_with_a_right_digest_and_impossible_contents_is_refused(what, interrupted):
     settings, copy = interrupted
     folder = run_folder(Lora(rank=2), settings)
