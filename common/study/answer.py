@@ -114,7 +114,7 @@ def too_little(this: Halving, n: int) -> str:
     if speeds:
         epochs = FEWEST * this.options.n_epochs + 2 * len(this.candidates)
         wanted = max(wanted, 2 * epochs * max(speeds) / this.workers)
-    return f"{known}; give about {math.ceil(wanted / 60)} --minutes, and the same command goes on from here"
+    return f"{known}; give about {math.ceil(wanted / 60)} --minutes, and the same command resumes"
 
 
 def bounds(one: Finalist) -> tuple[float, float] | None:

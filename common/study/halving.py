@@ -1,7 +1,7 @@
 """Successive halving of configurations of several methods over epochs and training examples, within a given time.
 
 A new configuration is trained for one epoch on a part of the training examples. Of all that have ended at a rung, the
-best third is promoted: it goes on from where it stopped, up to three times as many epochs, whenever a worker is free
+best third is promoted: it resumes where it stopped, up to three times as many epochs, whenever a worker is free
 (asynchronous successive halving: Li et al., 2020). Then the best configurations are trained on as many examples as the
 time allows, all on the same ones.
 """
