@@ -46,9 +46,8 @@ def main() -> None:
                             and f"docs/{page.name}" not in listed)  # fmt: skip
     nav = {heading: words.split() for heading, words in NAV.items()}
     nav |= {"Methods": [f"{name}/README.md" for name in methods], "API": write_api(methods)}
-    (BUILD / "pages" / "README.md").rename(BUILD / "pages" / "index.md")
     parts = [f"{{{toml(heading)} = [{', '.join(map(toml, each))}]}}" for heading, each in nav.items()]
-    text = CONFIG.format(nav=", ".join(['{"Home" = "index.md"}', *parts]), root=toml(str(ROOT)))
+    text = CONFIG.format(nav=", ".join(['{"Home" = "README.md"}', *parts]), root=toml(str(ROOT)))
     (BUILD / "zensical.toml").write_text(text)
     program = Path(sys.executable).with_name("zensical")
     subprocess.run([program, "build", "--strict"], cwd=BUILD, check=True)

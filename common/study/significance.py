@@ -114,7 +114,8 @@ def interval_over_examples(
     """95 % percentile interval of metric(answers, references) over resampled examples (Efron and Tibshirani, 1993).
 
     Args:
-        answers, references: (examples,)
+        answers: (examples,)
+        references: (examples,)
     """
     generator = np.random.default_rng(0)
     samples = (generator.integers(0, len(references), len(references)) for _ in range(n))
