@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import nn
@@ -17,11 +17,13 @@ from common.encoders import (
     before_vocabulary,
     embeddings,
     hidden_size,
+    is_encoder_decoder,
     layers,
     norm_first,
     outer_layer_norms,
     sharing,
     sublayer,
+    sublayers,
     word_embeddings,
 )
 from common.errors import DoesNotFit, check
@@ -77,6 +79,8 @@ class Adapters(ByLayer):
         return getattr(F, self.activation or ("gelu" if self.placement == "houlsby" else "relu"))
 
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
+        if is_encoder_decoder(model) and (self.invertible or self.drop_layers == "random"):
+            raise DoesNotFit("an encoder-decoder has no invertible adapters and no random drop_layers: leave them out")
         if self.invertible:
             coupling = Coupling(word_embeddings(model).embedding_dim, self.function())
             yield embeddings(model), coupling
@@ -89,8 +93,8 @@ class Adapters(ByLayer):
                 raise DoesNotFit(f"drop_layers is random, but the encoder has 1 layer{sharing(model)}: choose 0")
             dropped = Dropped(n_layers)
             yield embeddings(model), dropped
-        names: tuple[Sublayer, ...] = ("attention", "feedforward") if self.placement == "houlsby" else ("feedforward",)
         for number, layer in self.with_adapters(model).items():
+            names: tuple[Sublayer, ...] = sublayers(layer) if self.placement == "houlsby" else ("feedforward",)
             for name in names:
                 yield sublayer(layer, name), Adapter(self, hidden_size(model), number, dropped, norm_first(layer))
 
@@ -101,7 +105,7 @@ class Adapters(ByLayer):
             train = self.placement == "houlsby" and self.drop_layers == 0
         if train:
             for layer in self.with_adapters(model).values():
-                for name in get_args(Sublayer):
+                for name in sublayers(layer):
                     sublayer(layer, name).host.requires_grad_(True)  # its LayerNorm
             if self.layers == "all" and self.drop_layers == 0:
                 outer_layer_norms(model).requires_grad_(True)

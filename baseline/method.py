@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import Branch, Linear, Place, encoder, final_layer_norm, layers, linear, pooler, sharing
+from common.encoders import Branch, Linear, Place, encoder, final_layer_norm, layers, linears, pooler, sharing
 from common.errors import DoesNotFit, check
 from common.merging import Mergeable, Weights
 from common.methods import Method
@@ -90,7 +90,8 @@ class Baseline(Method):
         n = self.random_params
         if n is None:
             return
-        found = [linear(layer, name) for layer, name in product(layers(model), get_args(Linear))]
+        parts = product(layers(model), get_args(Linear))
+        found = [place for layer, name in parts for place in linears(layer, name)]
         sizes = [sum(p.numel() for p in (place.host.weight, place.host.bias) if p is not None) for place in found]
         if n > sum(sizes):
             raise DoesNotFit(f"random_params is {n:,}, but the linear layers have {sum(sizes):,}: choose fewer")

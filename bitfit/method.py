@@ -12,8 +12,9 @@ from common.encoders import (
     embedding_projection,
     final_layer_norm,
     layer_norm,
-    linear,
+    linears,
     pooler,
+    sublayers,
     whole_bias,
 )
 from common.errors import DoesNotFit, check
@@ -22,7 +23,9 @@ from common.methods import ByLayer
 Group = Literal[Linear, "attention_layernorm", "output_layernorm", "embeddings"]
 """Biases of every layer by the module they belong to; `embeddings` are those below the lowest layer."""
 
-LAYER_NORMS: dict[str, Any] = {"attention_layernorm": "attention", "output_layernorm": "feedforward"}
+LAYER_NORMS: dict[str, tuple[str, ...]] = {
+    "attention_layernorm": ("attention", "cross_attention"), "output_layernorm": ("feedforward",),
+}  # fmt: skip
 SETS: dict[str, tuple[str, ...]] = {"all": get_args(Group), "query_mlp": ("query", "intermediate")}
 
 
@@ -84,6 +87,9 @@ class BitFit(ByLayer):
                     yield projection
             return
         for layer in self.changed(model).values():
-            yield layer_norm(layer, LAYER_NORMS[group]) if group in LAYER_NORMS else linear(layer, group).host
+            if group in LAYER_NORMS:
+                yield from (layer_norm(layer, name) for name in sublayers(layer) if name in LAYER_NORMS[group])
+            else:
+                yield from (place.host for place in linears(layer, group))
         if group == "output_layernorm" and self.layers == "all":
             yield final_layer_norm(model)  # None but in ModernBERT

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from common.encoders import DECODERS, KINDS, attention_function, encoder, head_parameters, take_attention_functions
+from common.encoders import (
+    ENCODER_DECODERS,
+    GENERATORS,
+    KINDS,
+    attention_function,
+    encoder,
+    head_parameters,
+    take_attention_functions,
+)
 from common.errors import InputError, check
 from common.options import Pooling
 from common.pooling import set_places, set_pooling
@@ -187,8 +195,11 @@ def _config(source: str, n_outputs: int, kinds: tuple[str, ...] = KINDS) -> Any:
         raise InputError(f"{source} is a model of kind {kind}: known{of} are {', '.join(kinds)}")
     # transformers builds a list as long as these say before anybody can ask how large the model is.
     counts = ("num_hidden_layers", "n_layers", "n_layer", "num_hidden_groups", "inner_group_num")
-    for name in (*counts, "global_attn_every_n_layers"):
+    of_both = ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+    for name in (*counts, *of_both, "global_attn_every_n_layers"):
         value = values.get(name, 1)
+        if name == "num_decoder_layers" and value is None:  # T5: as many as num_layers
+            continue
         if type(value) is not int or not 1 <= value <= MOST_LAYERS:
             wanted = f"wanted a number from 1 to {MOST_LAYERS:,}"
             raise InputError(f"{source} has a config.json with {name} {value!r}: {wanted}")
@@ -206,13 +217,14 @@ def _unsupported(config: Any, values: dict[str, Any]) -> dict[str, bool]:
 
     All other fields decide modules, which run unchanged in packed batches.
     """
-    flags = ("is_decoder", "is_encoder_decoder", "add_cross_attention")
+    is_pair = config.model_type in ENCODER_DECODERS
+    flags = ("is_decoder", *(() if is_pair else ("is_encoder_decoder",)), "add_cross_attention")
     decoder = next((name for name in flags if getattr(config, name, False)), None)
     positions = values.get("position_embedding_type") or "absolute"
     drops = {name: value for name, value in values.items() if "dropout" in name and value is not None}
     dropped = next((name for name, value in drops.items() if not 0 <= value < 1), None)
     counts_padding = any(name in config.model_type for name in ("roberta", "camembert"))
-    buckets = getattr(config, "relative_attention_num_buckets", 32)
+    buckets = 32 if is_pair else getattr(config, "relative_attention_num_buckets", 32)
     groups, n_layers = getattr(config, "num_hidden_groups", 1), config.num_hidden_layers
     width, heads, pad = config.hidden_size, config.num_attention_heads, config.pad_token_id
     return {
@@ -224,7 +236,8 @@ def _unsupported(config: Any, values: dict[str, Any]) -> dict[str, bool]:
         "it has pruned_heads, which transformers 5 does not read: wanted all heads": bool(values.get("pruned_heads")),
         "it has a quantization_config: wanted weights that are not quantized": bool(values.get("quantization_config")),
         f"{dropped} is {drops.get(dropped or '')}: wanted a probability from 0 to below 1": dropped is not None,
-        f"hidden_size is {width} with {heads} attention heads: wanted a multiple": heads < 1 or width % heads > 0,
+        f"hidden_size is {width} with {heads} attention heads: wanted a multiple": heads < 1
+        or (width % heads > 0 and not hasattr(config, "d_kv")),
         f"relative_attention_num_buckets is {buckets}: wanted 32, which transformers computes": buckets != 32,
         f"num_hidden_groups is {groups} with {n_layers} layers: wanted at most one group for each layer": (
             groups > n_layers
@@ -384,18 +397,20 @@ def _masked_lm_config(source: str) -> Any:
     return config
 
 
-def load_causal_lm(checkpoint: str) -> "PreTrainedModel":
-    """A pretrained causal language model, which has no head: its output layer has the matrix of the word embeddings.
+def load_generator(checkpoint: str) -> "PreTrainedModel":
+    """A pretrained model that generates text, causal or an encoder-decoder. It has no head.
 
-    Called with `places`, it returns the logits of these tokens, (1, n, vocabulary), see `pooling.set_places`.
+    Its output layer, which mostly has the matrix of the word embeddings, belongs to it. Called with `places`, it
+    returns the logits of these tokens, of its decoder if it has one, (1, n, vocabulary), see `pooling.set_places`.
 
     Raises:
-        InputError: as `load_model`, or the output layer has a matrix of its own.
+        InputError: as `load_model`, or an output layer or decoder that is not supported.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     with _loading(checkpoint, _weights_problem) as source:
-        model, _ = _pretrained(AutoModelForCausalLM, checkpoint, source, _causal_lm_config(source))
+        config = _generator_config(source)
+        model, _ = _pretrained(_generator_class(config), checkpoint, source, config)
     model.generation_config = GenerationConfig()  # not that of the checkpoint, which may sample
     take_attention_functions(model)
     model.base = _base(model, checkpoint, source)
@@ -403,17 +418,50 @@ def load_causal_lm(checkpoint: str) -> "PreTrainedModel":
     return model
 
 
-def _causal_lm_config(source: str) -> Any:
-    config = _config(source, 1, DECODERS)
+def decoder_start(checkpoint: str) -> int | None:
+    """The token that the decoder of a checkpoint begins with; None = it is a causal model, which begins with a text."""
+    with _loading(checkpoint) as source:
+        config = _generator_config(source)
+    return config.decoder_start_token_id if config.model_type in ENCODER_DECODERS else None
+
+
+def _generator_class(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if config.model_type in ENCODER_DECODERS else AutoModelForCausalLM
+
+
+def _generator_config(source: str) -> Any:
+    config = _config(source, 1, GENERATORS)
     config.use_cache = False  # but in generation
-    check(
-        _untied(source, config)
-        | {
+    kind, start, pad = (
+        getattr(config, name, None) for name in ("model_type", "decoder_start_token_id", "pad_token_id")
+    )
+    if kind == "gpt2":
+        problems = _untied(source, config) | {
             f"{source}: reorder_and_upcast_attn is true: wanted false, as GPT-2 was trained": (
                 config.reorder_and_upcast_attn
             ),
         }
-    )
+    else:
+        problems = {
+            f"{source}: decoder_start_token_id is {start} and pad_token_id {pad}: wanted two tokens": (
+                start is None or pad is None
+            )
+        }
+    if kind == "marian":
+        heads = config.encoder_attention_heads, config.decoder_attention_heads
+        drops = config.encoder_layerdrop, config.decoder_layerdrop
+        problems |= _untied(source, config) | {
+            f"{source}: share_encoder_decoder_embeddings is false: wanted one vocabulary for source and target": (
+                not config.share_encoder_decoder_embeddings
+            ),
+            f"{source}: the encoder has {heads[0]} attention heads and the decoder {heads[1]}: wanted as many": (
+                heads[0] != heads[1]
+            ),
+            f"{source}: encoder_layerdrop and decoder_layerdrop are {drops[0]} and {drops[1]}: wanted 0": any(drops),
+        }
+    check(problems)
     return config
 
 
@@ -442,7 +490,8 @@ def _pretrained(kind: Any, checkpoint: str, source: str, config: Any) -> tuple[A
 
 def _check_weights(checkpoint: str, model: Any, info: dict[str, Any]) -> None:
     """Raise InputError unless the weights of the encoder are all there, none is left over, and all are finite."""
-    prefix, parts = model.base_model_prefix + ".", {name for name, _ in encoder(model).named_children()}
+    prefix = "" if encoder(model) is model else model.base_model_prefix + "."
+    parts = {name for name, _ in encoder(model).named_children()}
     missing = sorted(name for name in info["missing_keys"] if name.startswith(prefix))
     if missing:
         raise InputError(
@@ -498,11 +547,11 @@ def meta_masked_lm(checkpoint: str) -> "PreTrainedModel":
     return model
 
 
-def meta_causal_lm(checkpoint: str) -> "PreTrainedModel":
-    """The model of `load_causal_lm` on the meta device. Raises InputError as `meta_model` and `load_causal_lm`."""
-    from transformers import AutoModelForCausalLM
-
-    model = _on_meta(AutoModelForCausalLM, checkpoint, _causal_lm_config)
+def meta_generator(checkpoint: str) -> "PreTrainedModel":
+    """The model of `load_generator` on the meta device. Raises InputError as `meta_model` and `load_generator`."""
+    with _loading(checkpoint) as source:
+        kind = _generator_class(_generator_config(source))
+    model = _on_meta(kind, checkpoint, _generator_config)
     set_places(model)
     return model
 

@@ -1,10 +1,12 @@
-"""Generate the continuations of token sequences, by greedy or beam search of transformers with a cache."""
+"""Generate what follows token sequences, or translates them, by greedy or beam search of transformers with a cache."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
+from common.encoders import is_encoder_decoder
 from common.own_task import Search
 from common.runtime.device import send
 from common.runtime.shards import reshard
@@ -26,14 +28,15 @@ def generate(
 ) -> list[list[int]]:
     """What follows each prompt, without `end` and what is after it; the same on every process.
 
-    Prompts are padded on the left, those of about one length together. Batches do not depend on the number of
+    A prompt of an encoder-decoder is what its encoder reads. Prompts are padded on the left, for an encoder on the
+    right, those of about one length together. Batches do not depend on the number of
     processes, and a prompt's text not on its batch, but for rounding and where a text reaches `longest`.
 
     Args:
-        model: a causal language model, without the wrapper for several processes.
+        model: a causal language model or an encoder-decoder, without the wrapper for several processes.
         prompts: token ids of each, (tokens,).
         end: id of the token that ends a text.
-        longest: maximal number of tokens of a prompt and its text together.
+        longest: maximal number of tokens of a prompt and its text together; of the text, for an encoder-decoder.
         batch_size: sequences of a forward pass; a beam is a sequence.
     """
     from accelerate.utils import gather_object
@@ -60,20 +63,28 @@ def _of_batch(
 ) -> list[list[int]]:
     from transformers import GenerationConfig
 
-    length = max(map(len, prompts))
-    ids = torch.stack([torch.nn.functional.pad(prompt, (length - len(prompt), 0), value=end) for prompt in prompts])
-    sizes = torch.tensor([len(prompt) for prompt in prompts])
-    mask = (torch.arange(length) >= length - sizes[:, None]).long()
+    length, is_pair, pad = max(map(len, prompts)), is_encoder_decoder(model), end
+    if is_pair:
+        pad = model.config.pad_token_id
+    before = [0 if is_pair else length - len(prompt) for prompt in prompts]
+    ids = torch.stack(
+        [F.pad(prompt, (n, length - len(prompt) - n), value=pad) for prompt, n in zip(prompts, before, strict=True)]
+    )
+    first, sizes = torch.tensor(before)[:, None], torch.tensor([len(prompt) for prompt in prompts])[:, None]
+    mask = ((torch.arange(length) >= first) & (torch.arange(length) < first + sizes)).long()
     config = GenerationConfig(
-        max_new_tokens=min(search.max_new_tokens, longest - length),
+        max_new_tokens=min(search.max_new_tokens, longest if is_pair else longest - length),
         num_beams=search.num_beams,
         length_penalty=search.length_penalty if search.num_beams > 1 else None,
         no_repeat_ngram_size=search.no_repeat_ngram_size or None,
         do_sample=False,
         use_cache=True,
         eos_token_id=end,
-        pad_token_id=end,
+        pad_token_id=pad,
+        # A decoder that begins with the padding token, as Marian's and T5's do, must not say it.
+        decoder_start_token_id=model.config.decoder_start_token_id if is_pair else None,
+        suppress_tokens=[pad] if is_pair else None,
     )
     batch = send({"input_ids": ids.long(), "attention_mask": mask}, device)
-    new = model.generate(**batch, generation_config=config)[:, length:].tolist()
-    return [each[: each.index(end)] if end in each else each for each in new]
+    new = model.generate(**batch, generation_config=config)[:, 1 if is_pair else length :].tolist()
+    return [each[: each.index(end)] if end in each else [i for i in each if not is_pair or i != pad] for each in new]

@@ -15,10 +15,10 @@ from torch import nn
 from common import own_task
 from common.checkpoints import (
     base_of,
-    load_causal_lm,
+    load_generator,
     load_masked_lm,
     load_model,
-    meta_causal_lm,
+    meta_generator,
     meta_masked_lm,
     meta_model,
 )
@@ -175,7 +175,7 @@ def _loaders(config: Mapping[str, Any]) -> tuple[Callable[[str], Any], ...]:
     if "mask_share" in config:
         return meta_masked_lm, load_masked_lm
     if "max_new_tokens" in config:
-        return meta_causal_lm, load_causal_lm
+        return meta_generator, load_generator
     head = {"n_outputs": config["n_outputs"], "pooling": config.get("pooling")}
     return partial(meta_model, **head), partial(load_model, **head)
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
 
 from common import metrics, own_task
 from common.errors import InputError, all_at_once, check, check_types, one_line_errors
-from common.own_task import LANGUAGES, Search
+from common.own_task import LANGUAGES, PAIRS, Search
 from common.runtime.files import one_spelling, read_json, read_yaml
 from common.tasks import TESTED, TRAINED
 
@@ -210,12 +210,13 @@ class GenerateOptions(TuneOptions):
     command: ClassVar[str] = "generate"
 
     checkpoint: str = "gpt2"
-    """Pretrained causal language model of kind gpt2: a hub name or a local folder."""
-    task_name: str = "events"
-    """Name of the task, otherwise that of its file or folder; that of demo is events."""
+    """Pretrained model of kind gpt2, marian or t5: a hub name or a local folder."""
+    task_name: str = PAIRS[0]
+    """Name of the task, otherwise that of its file or folder; of demo events (tables) or translation."""
     data: str = "demo"
     """A folder with train, valid and test files, or one file, or demo (synthetic). A text file (.txt) has a pair a
-    line, source||target; the other formats are those of one's own data."""
+    line, source||target; parallel files have the name of a column as their ending, as train.en and train.de; the other
+    formats are those of one's own data."""
     # Constants, and so no options here.
     text_fields: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
     label_field: ClassVar[None] = None  # type: ignore[misc]
@@ -225,12 +226,15 @@ class GenerateOptions(TuneOptions):
     on: ClassVar[None] = None  # type: ignore[misc]
     stack: ClassVar[bool] = False  # type: ignore[misc]
     source_field: str = "source"
-    """Column of the sources in CSV, TSV, JSON lines or Parquet."""
+    """Column of the sources in CSV, TSV, JSON lines or Parquet, or ending of parallel files."""
     target_field: str = "target"
-    """Column of the targets there."""
+    """Column of the targets there, or ending."""
+    source_prefix: str = ""
+    """Text before every source, such as "translate English to German: " for T5, or >>deu<< for some Marian models."""
     max_length: int | None = None
     """Maximal number of tokens of source and target together, with those between and after them; a pair that is longer
-    loses the end of its longer text. None = the model's maximum."""
+    loses the end of its longer text. Of a model with an encoder and a decoder, of source and target each. None = the
+    model's maximum."""
     generate: Literal["end", "epoch", "never"] = "end"
     """When to generate for the sources of the validation set and score the texts: with the best epoch at the end, also
     after every epoch, which takes long, or never. The log-likelihood of the targets selects the best epoch."""
@@ -245,12 +249,15 @@ class GenerateOptions(TuneOptions):
 
     def settle_data(self) -> None:
         """Name the task, and check the search."""
-        is_named = self.data == "demo" or self.task_name != GenerateOptions.task_name
+        is_named = self.data == "demo" or self.task_name != PAIRS[0]
         name, length, fields = self.task_name if is_named else name_of(self.data), self.max_length, self.source_field
         check(
             {
                 f"data is {self.data}: give a folder with train.txt, a file, or demo": self.data == "hub",
                 f"{name!r} cannot be the name of a task: choose another --task_name": not own_task.is_name(name),
+                f"task_name is {name!r}: the tasks of demo are {' and '.join(PAIRS)}": (
+                    self.data == "demo" and name not in PAIRS
+                ),
                 f"source_field and target_field are {fields}: name two columns": fields == self.target_field,
                 f"max_length is {length}: choose at least 4, for source, target and the tokens after each": (
                     length is not None and 0 < length < 4

@@ -98,6 +98,8 @@ class GeneratedTask(OwnTask):
     also: tuple[str, ...] = field(default=("perplexity", "accuracy"), compare=False)  # METEOR is not everywhere
     floor: ClassVar[str] = "constant answer"
     search: Search = Search()
+    prefix: str = ""
+    """Text before every source."""
 
     @property
     def of_epochs(self) -> tuple[str, ...]:
@@ -105,7 +107,8 @@ class GeneratedTask(OwnTask):
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"source_field": self.texts[0], "target_field": self.texts[1]} | vars(self.search)
+        fields = {"source_field": self.texts[0], "target_field": self.texts[1]}
+        return fields | ({"source_prefix": self.prefix} if self.prefix else {}) | vars(self.search)
 
 
 OF_TEXT = ("bleu", "chrf", "rouge_l", "meteor")
@@ -114,6 +117,8 @@ IN_HUNDREDS = ("bleu", "chrf")
 """Scores from 0 to 100, in the units of sacrebleu."""
 LANGUAGES = ("english", "hsilgne")
 """The two languages of the synthetic text, see common/synthetic.py."""
+PAIRS = ("events", "translation")
+"""The tasks of the synthetic pairs: from tables to sentences, and from one of these languages to the other."""
 
 
 def is_name(name: str) -> bool:
@@ -155,8 +160,9 @@ def _text_task(row: Mapping[str, Any]) -> TextTask:
 
 def _generated_task(row: Mapping[str, Any]) -> GeneratedTask:
     name, *fields = (row.get(key) for key in ("task_name", "source_field", "target_field"))
-    if not all(isinstance(text, str) for text in (name, *fields)) or not is_name(str(name)):
-        raise InputError(f"the row of {name!r} is damaged: its source and target are {fields}")
+    prefix = row.get("source_prefix", "")
+    if not all(isinstance(text, str) for text in (name, prefix, *fields)) or not is_name(str(name)):
+        raise InputError(f"the row of {name!r} is damaged: its source and target are {fields}, after {prefix!r}")
     of_text = (metric for metric in OF_TEXT if f"dev_{metric}" in row)
     also = (*GeneratedTask.also, *of_text)
-    return GeneratedTask(str(name), tuple(map(str, fields)), also=also, search=search_of(row))
+    return GeneratedTask(str(name), tuple(map(str, fields)), also=also, search=search_of(row), prefix=prefix)

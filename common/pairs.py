@@ -1,4 +1,7 @@
-"""Read pairs of a source and a target, such as a table and what is said of it; a source may have several targets."""
+"""Read pairs of a source and a target, such as a table and what is said of it, or a sentence and its translation.
+
+A source may have several targets.
+"""
 
 import random
 from collections.abc import Sequence
@@ -9,6 +12,7 @@ from common import own_files, synthetic
 from common.data import LONGEST_LINE, Examples, read_lines
 from common.errors import InputError
 from common.own_files import READERS, SPLITS
+from common.own_task import PAIRS
 
 SEPARATOR = "||"
 """Between source and target in a line of a text file, as in the E2E files of LoRA's authors."""
@@ -40,27 +44,32 @@ def references(pairs: Examples) -> dict[str, list[str]]:
     return found
 
 
-def read(data: str, fields: Sequence[str]) -> tuple[dict[str, Examples], str]:
+def read(data: str, fields: Sequence[str], name: str = PAIRS[0]) -> tuple[dict[str, Examples], str]:
     """Examples of the splits train and validation, and what the latter are.
 
     Without a file for validation, a tenth of the sources is held out, the same ones in every run.
+
+    Args:
+        fields: columns of source and target, or endings of parallel files.
+        name: of the task, which says what demo is.
 
     Raises:
         InputError: a file or column is missing, or a line cannot be used; the message names file and line.
     """
     if data == "demo":
         return {
-            "train": Examples(synthetic.tables("train"), None),
-            "validation": Pairs(synthetic.tables("validation"), None),
-        }, "other tables"
+            "train": Examples(synthetic.pairs(name, "train"), None),
+            "validation": Pairs(synthetic.pairs(name, "validation"), None),
+        }, "other events"
     path = Path(data)
     if own_files.is_one(path):
         return _held_out(path, *_texts(path, fields))
-    found = {split: find(path, split) for split in ("train", "validation")}
+    found = {split: find(path, split, fields) for split in ("train", "validation")}
     if found["train"] is None:
         there = ", ".join(sorted(each.name for each in path.iterdir())[:10]) or "nothing"
         raise InputError(
-            f"{path} has {there}: wanted a file train.txt, with source{SEPARATOR}target a line, or a table"
+            f"{path} has {there}: wanted a file train.txt, with source{SEPARATOR}target a line, or a table, or the "
+            f"parallel files train.{fields[0]} and train.{fields[1]}"
         )
     train = _texts(found["train"], fields)
     if found["validation"] is None:
@@ -69,9 +78,22 @@ def read(data: str, fields: Sequence[str]) -> tuple[dict[str, Examples], str]:
     return {"train": Examples(train, None), "validation": validation}, found["validation"].name
 
 
-def find(folder: Path, split: str) -> Path | None:
-    """The file or folder of a split; None if there is none. Raises InputError if there are several."""
-    return own_files.find_split(folder, split, FORMATS)
+def find(folder: Path, split: str, fields: Sequence[str]) -> Path | None:
+    """The file or folder of a split, of parallel files that of the sources; None if there is none.
+
+    Raises InputError if there are several.
+    """
+    named = [each for each in sorted(folder.iterdir()) if each.stem.lower() in SPLITS[split]]
+    parallel = [each for each in named if each.suffix[1:] in fields and each.is_file()]
+    if not parallel:
+        return own_files.find_split(folder, split, FORMATS)
+    if len({each.stem for each in parallel}) > 1 or len(named) > len(parallel):
+        found = " and ".join(each.name for each in named)
+        raise InputError(f"{folder} has {found} for the split {split}: keep one, or two parallel files")
+    source = parallel[0].with_suffix(f".{fields[0]}")
+    if source not in parallel:
+        raise InputError(f"{parallel[0]} is there and {source.name} is not: wanted both parallel files")
+    return source
 
 
 def _held_out(path: Path, sources: list[str], targets: list[str]) -> tuple[dict[str, Examples], str]:
@@ -87,29 +109,31 @@ def _held_out(path: Path, sources: list[str], targets: list[str]) -> tuple[dict[
     return {"train": Examples(parts[0], None), "validation": Pairs(parts[1], None)}, "a tenth of the sources"
 
 
-def read_test(data: str, fields: Sequence[str]) -> tuple[dict[str, list[str]], str]:
+def read_test(data: str, fields: Sequence[str], name: str = PAIRS[0]) -> tuple[dict[str, list[str]], str]:
     """Source -> its targets, of a test set, and the name of the set. There are no targets if no line has one.
 
     Raises:
         InputError: as `read`, or a folder without a file for the split test.
     """
     if data == "demo":
-        return references(Examples(synthetic.tables("test"), None)), "test"
+        return references(Examples(synthetic.pairs(name, "test"), None)), "test"
     path: Path | None = Path(data)
-    name = "test"
+    split = "test"
     if own_files.is_one(Path(data)):
-        name = Path(data).stem
-    elif (path := find(Path(data), "test")) is None:
+        split = Path(data).stem
+    elif (path := find(Path(data), "test", fields)) is None:
         names = " or ".join(f"{each}.txt" for each in SPLITS["test"])
         raise InputError(f"{data} has no test set: wanted {names}, or give a file with --data")
     assert path is not None
     if sources := _sources_alone(path, fields):
-        return {source: [] for source in sources}, name
-    return references(Examples(_texts(path, fields), None)), name
+        return {source: [] for source in sources}, split
+    return references(Examples(_texts(path, fields), None)), split
 
 
 def _sources_alone(path: Path, fields: Sequence[str]) -> list[str]:
     """The sources of a file without any target; empty if there is one."""
+    if path.suffix == f".{fields[0]}":
+        return [] if path.with_suffix(f".{fields[1]}").exists() else _lines(path)
     if path.suffix.lower() == ".txt":
         lines = [line.strip() for line in read_lines(path) if line.strip()]
         return [] if any(SEPARATOR in line for line in lines) else lines
@@ -119,6 +143,8 @@ def _sources_alone(path: Path, fields: Sequence[str]) -> list[str]:
 
 def _texts(path: Path, fields: Sequence[str]) -> tuple[list[str], list[str]]:
     """Sources and targets of a file."""
+    if path.suffix == f".{fields[0]}":
+        return _parallel(path, path.with_suffix(f".{fields[1]}"))
     if path.is_file() and path.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: wanted one of the formats {', '.join(FORMATS)}")
     if path.suffix.lower() != ".txt":
@@ -140,3 +166,32 @@ def _texts(path: Path, fields: Sequence[str]) -> tuple[list[str], list[str]]:
     if not texts[0]:
         raise InputError(f"{path} is empty: wanted source{SEPARATOR}target a line")
     return texts
+
+
+def _parallel(*paths: Path) -> tuple[list[str], list[str]]:
+    """Sources and targets of two files with a text a line, those of one pair in the same line."""
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path} not found: wanted two parallel files, {' and '.join(p.name for p in paths)}")
+    sources, targets = (_lines(path) for path in paths)
+    if len(sources) != len(targets):
+        raise InputError(
+            f"{paths[0]} has {len(sources):,} lines and {paths[1].name} {len(targets):,}: wanted as many, a source and "
+            "its target in the same line"
+        )
+    return sources, targets
+
+
+def _lines(path: Path) -> list[str]:
+    """The texts of a file, one a line."""
+    lines = [line.strip() for line in read_lines(path)]
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            raise InputError(
+                f"{path}, line {number}: it is empty: wanted a text, or leave the line out, also in a parallel file"
+            )
+        if len(line) > LONGEST_LINE:
+            raise InputError(f"{path}, line {number}: {len(line):,} characters, wanted at most {LONGEST_LINE:,}")
+    if not lines:
+        raise InputError(f"{path} is empty: wanted a text a line")
+    return lines

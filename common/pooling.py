@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.encoders import encoder, is_causal, pooler, sequences, stack
+from common.encoders import encoder, generates, pooler, sequences, stack
 from common.errors import check
 from common.options import Pooling
 from common.sequences import Sequences
@@ -49,7 +49,7 @@ def is_read_as_usual(model: Any) -> bool:
 def set_places(model: Any) -> None:
     """Let the head of a language model read the tokens at `places` alone, if the model is called with them."""
     model.pooling, model.reads_all_tokens = None, True
-    hooks = _Places(_at if is_causal(model) else sequences(model).at)
+    hooks = _Places(_at if generates(model) else sequences(model).at)
     model.register_forward_pre_hook(hooks.keep, with_kwargs=True)
     stack(model).register_forward_hook(hooks.pick, with_kwargs=True)
 

@@ -18,6 +18,7 @@ from common.fitting import positions_left
 from common.methods import Method, names
 from common.options import PredictOptions, TuneOptions, parse
 from common.own_task import OwnTask, TextTask
+from common.pair_tokens import Form, generated
 from common.results import candidates, choice, find_run
 from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
@@ -98,7 +99,7 @@ def _generate(folder: Path, config: dict[str, Any], options: PredictOptions) -> 
     search = own_task.search_of(vars(options), task.search)
     if options.task_name not in (None, task.name):
         raise InputError(f"{folder} was trained on {task.name}: it cannot predict {options.task_name}")
-    references, split = pairs.read_test(options.data or config["data"], task.texts)
+    references, split = pairs.read_test(options.data or config["data"], task.texts, task.name)
 
     from accelerate import Accelerator
     from tqdm import tqdm
@@ -115,8 +116,8 @@ def _generate(folder: Path, config: dict[str, Any], options: PredictOptions) -> 
     with tqdm(
         total=len(references), desc=f"{used.name} {task.name} {split}", disable=not accelerator.is_main_process
     ) as bar:
-        settings = tokenizer, config["max_length"], search, options.batch_size, accelerator, bar.update
-        texts = generation.generated(model, list(references), *settings)
+        form = Form(tokenizer, config["max_length"], task.prefix)
+        texts = generated(model, list(references), form, search, options.batch_size, accelerator, bar.update)
     if not accelerator.is_main_process:
         return []
     home = Path(options.run or options.output_dir)

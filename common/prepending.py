@@ -23,7 +23,7 @@ class KeysValues(Place):
     the batch before them if each sequence has its own.
 
     The inputs of a branch are the hidden states, and the keys and values of the text. The text keeps its positions, its
-    masks and its maximal length, since the added keys have no queries.
+    masks and its maximal length, since the added keys have no queries. In T5 they have no relative position either.
     """
 
     def add(self, branch: Branch) -> None:
@@ -90,6 +90,8 @@ def _attend(
     if attention_mask is not None:
         visible: Any = True if attention_mask.dtype == torch.bool else 0.0
         attention_mask = F.pad(attention_mask, (prefix[0].shape[-2], 0), value=visible)
+    if settings.get("position_bias") is not None:
+        settings["position_bias"] = F.pad(settings["position_bias"], (prefix[0].shape[-2], 0))
     return attend(module, query, key, value, attention_mask, **settings)
 
 
@@ -102,12 +104,21 @@ def _causal_mask(query: torch.Tensor, n_keys: int) -> torch.Tensor:
 class Front(Place):
     """n tokens before every sequence. Branches return their vectors, (n, features).
 
-    The encoder returns only the outputs of the text, so that head and pooler still use [CLS]. The new tokens have ids
-    after the vocabulary. The word embeddings look up id 0 for them, and the vectors then replace the result.
+    The encoder returns only the outputs of the text, so that head and pooler still use [CLS]; a decoder attends to
+    those of the new tokens too, as in Lester et al. (2021). The new tokens have ids after the vocabulary. The word
+    embeddings look up id 0 for them, and the vectors then replace the result.
     """
 
     def __init__(
-        self, n: int, level: Level, encoder: Any, stack: nn.Module, embeddings: Any, words: Any, first_position: int
+        self,
+        n: int,
+        level: Level,
+        encoder: Any,
+        stack: nn.Module,
+        embeddings: Any,
+        words: Any,
+        first_position: int,
+        decoder: nn.Module | None = None,
     ):
         """
         Args:
@@ -115,8 +126,10 @@ class Front(Place):
             embeddings: computes the input of the lowest layer.
             words: the embeddings of the vocabulary.
             first_position: of a sequence.
+            decoder: attends to the outputs of the stack, those of the new tokens too; None = there is no decoder.
         """
         super().__init__(embeddings)
+        self.decoder = decoder
         self.n, self.level, self.encoder, self.stack = n, level, encoder, stack
         self.words, self.first_position = words, first_position
         owners = [getattr(hook, "__self__", None) for hook in self.words._forward_pre_hooks.values()]
@@ -127,8 +140,10 @@ class Front(Place):
         self.register(branch)
         insert = _Insert(self.n, self.first_id, self.level, self.first_position)
         self.encoder.register_forward_pre_hook(insert, with_kwargs=True)
-        # Before other hooks, which see the text alone.
-        self.stack.register_forward_hook(insert.remove, with_kwargs=True, prepend=True)
+        if self.decoder is None:  # before other hooks, which see the text alone
+            self.stack.register_forward_hook(insert.remove, with_kwargs=True, prepend=True)
+        else:
+            self.decoder.register_forward_pre_hook(insert.show, with_kwargs=True)
         self.vectors = _Vectors(self.n, self.first_id, branch, self.owner)
         self.words.register_forward_pre_hook(self.vectors.hide)
         hidden = self.words if self.level == "words" else self.owner
@@ -180,6 +195,11 @@ class _Insert:
         if positions is not None and self.level == "words":
             found["position_ids"] = positions + self.n
         return found
+
+    def show(self, _decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Let a decoder attend to the tokens too."""
+        mask = kwargs.get("encoder_attention_mask")
+        return args, kwargs if mask is None else kwargs | {"encoder_attention_mask": F.pad(mask, (self.n, 0), value=1)}
 
     def remove(self, _stack: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         """Keep only the outputs of the text."""

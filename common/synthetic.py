@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from common.own_task import LANGUAGES
+from common.own_task import LANGUAGES, PAIRS
 from common.tasks import TASKS, GlueTask
 
 SIZES = {"train": 1000, "validation": 250, "test": 250}
@@ -342,20 +342,24 @@ def generate(task: GlueTask, split: str) -> tuple[tuple[list[str], ...], list[in
     return columns, None if split == "test" else list(seen.values())
 
 
-def tables(split: str) -> tuple[list[str], list[str]]:
-    """Sources and targets: attributes of events, and sentences that say just those. A source has one to three targets.
+def pairs(name: str, split: str) -> tuple[list[str], list[str]]:
+    """Sources and targets of one of the tasks PAIRS. No source is in two splits.
 
-    No table is in two splits.
+    events: attributes of events, and sentences that say just those, one to three for a source. translation: sentences
+    about events, and the same in the other language with another order of words.
     """
+    is_table = name == PAIRS[0]
     parts = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}[split]
-    rng = random.Random(f"tables/{split}")
+    rng = random.Random(f"{'tables' if is_table else name}/{split}")
     found: dict[str, list[str]] = {}
     while sum(map(len, found.values())) < SIZES[split]:
         event, optional = _event(rng, AGENTS), [name for name in ("look", "place", "time") if rng.random() < 0.6]
         known = {name: getattr(event, name) for name in ("agent", "verb", "thing", *optional)}
-        source = " | ".join(f"{name} : {value}" for name, value in known.items())
+        sayings = _sayings(known)
+        source = " | ".join(f"{name} : {value}" for name, value in known.items()) if is_table else sayings[0]
         if sum(map(ord, source)) % 5 in parts:
-            found.setdefault(source, rng.sample(_sayings(known), rng.choice((1, 2, 3))))
+            targets = rng.sample(sayings, rng.choice((1, 2, 3))) if is_table else [_translation(known)]
+            found.setdefault(source, targets)
     pairs = [(source, target) for source, targets in found.items() for target in targets]
     return [source for source, _ in pairs], [target for _, target in pairs]
 
@@ -371,6 +375,13 @@ def _sayings(known: dict[str, str]) -> list[str]:
         f"{when and when + ' , '}{who} {same} {what}{where} .",
         f"{what} was {participle} by {who}{where}{when and ' ' + when} .",
     ]
+
+
+def _translation(known: dict[str, str]) -> str:
+    """The first of these sentences in the other language: adjectives follow their nouns, and the verb is at the end."""
+    parts = [known.get("time", ""), f"the {known['agent']}", f"the {known['thing']} {known.get('look', '')}"]
+    parts += [f"in the {known['place']}"] if "place" in known else []
+    return translate(" ".join([*" ".join(parts).split(), VERBS[known["verb"]][0], "."]))
 
 
 def text(language: str, split: str) -> list[str]:

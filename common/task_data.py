@@ -87,7 +87,8 @@ TOKENS = "tokens"
 DECISIVE = (
     "checkpoint", "task_name", "data", "text_fields", "label_field", "metric",
     "select", "max_train_samples", "max_eval_samples", "output_dir", "mask_share", "whole_words", "line_by_line",
-    "source_field", "target_field", "generate", "num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram_size",
+    "source_field", "target_field", "source_prefix", "generate", "num_beams", "max_new_tokens", "length_penalty",
+    "no_repeat_ngram_size",
 )  # fmt: skip
 """The options that the data of a run depends on."""
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "site"
 NAV = {
     "Start": "docs/install.md docs/options.md docs/your_data.md docs/python.md",
-    "Tasks": "docs/superglue.md docs/encoders.md docs/intermediate.md docs/masked_lm.md docs/table_to_text.md",
+    "Tasks": "docs/superglue.md docs/encoders.md docs/intermediate.md docs/masked_lm.md docs/generation.md",
     "Compare": "docs/recommend.md docs/sweeps.md results/README.md docs/inspect.md docs/mirrored.md",
     "Use": "docs/export.md docs/serving.md",
     "Run": "docs/cluster.md docs/speed.md docs/reliability.md docs/bad_input.md",

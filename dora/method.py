@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import Branch, Linear, Place, linear
+from common.encoders import Branch, Linear, Place, linears
 from common.errors import DoesNotFit, check
 from common.merging import Mergeable, Weights
 from common.methods import ByLayer, Method
@@ -91,8 +91,8 @@ class Dora(ByLayer):
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
         for layer in self.changed(model).values():
             for target in self.targets:
-                place = linear(layer, target)
-                yield place, Decomposed(place.host, self.rank, self.alpha, self.dropout)
+                for place in linears(layer, target):
+                    yield place, Decomposed(place.host, self.rank, self.alpha, self.dropout)
 
     def of_size(self, size: int) -> Method:
         """With the same alpha / rank, so that a parameter budget does not change the scale of the update."""

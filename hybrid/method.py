@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from common.encoders import is_causal, sequences
+from common.encoders import generates, sequences
 from common.errors import DoesNotFit, check
 from common.methods import ByLayer, Method, trainable
 from hybrid.gates import gated
@@ -72,10 +72,10 @@ class Hybrid(ByLayer):
         ]
 
     def inject(self, model: nn.Module) -> None:
-        if self.gates and is_causal(model):
+        if self.gates and generates(model):
             raise DoesNotFit(
-                "gates are computed from the mean over all tokens, which would show a causal model those that it has "
-                "to predict: leave gates out"
+                "gates are computed from the mean over all tokens, which would show a model those that it has to "
+                "predict: leave gates out"
             )
         of_model = sequences(model) if self.gates else None
         for method in self.methods():

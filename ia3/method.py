@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from common.encoders import Branch, Linear, Place, linear, linear_input
+from common.encoders import Branch, Linear, Place, linear_inputs, linears
 from common.errors import check
 from common.merging import Mergeable, Weights
 from common.methods import ByLayer
@@ -59,8 +59,8 @@ class Ia3(ByLayer):
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
         for layer in self.changed(model).values():
             for name in self.outputs:
-                place = linear(layer, name)
-                yield place, Scale(place.host.out_features, at_input=False)
+                for place in linears(layer, name):
+                    yield place, Scale(place.host.out_features, at_input=False)
             for name in self.inputs:
-                place = linear_input(layer, name)
-                yield place, Scale(place.host.in_features, at_input=True)
+                for place in linear_inputs(layer, name):
+                    yield place, Scale(place.host.in_features, at_input=True)

@@ -1,11 +1,11 @@
 """LN tuning: y = g * (x - mean) / std + b, where only the g and b of all LayerNorms are trained (Qi et al., 2022)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from torch import nn
 
-from common.encoders import Sublayer, layer_norm, outer_layer_norms
+from common.encoders import layer_norm, outer_layer_norms, sublayers
 from common.methods import ByLayer
 
 
@@ -21,5 +21,5 @@ class LnTuning(ByLayer):
         if self.layers == "all":
             outer_layer_norms(model).requires_grad_(True)
         for layer in self.changed(model).values():
-            for name in get_args(Sublayer):
+            for name in sublayers(layer):
                 layer_norm(layer, name).requires_grad_(True)

@@ -4,13 +4,13 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import Branch, Linear, Place, linear
+from common.encoders import Branch, Linear, Place, linears
 from common.errors import DoesNotFit, check
 from common.merging import Mergeable, Weights
 from common.methods import ByLayer, Method
@@ -94,8 +94,8 @@ class Loha(ByLayer):
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
         for layer in self.changed(model).values():
             for target in self.targets:
-                place: Any = linear(layer, target)
-                yield place, Hadamard(place.host, self.rank, self.alpha)
+                for place in linears(layer, target):
+                    yield place, Hadamard(place.host, self.rank, self.alpha)
 
     def of_size(self, size: int) -> Method:
         """With the same alpha / rank, so that a parameter budget does not change the scale of the update."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoders import Branch, Linear, Place, linear
+from common.encoders import Branch, Linear, Place, linears
 from common.errors import DoesNotFit, check
 from common.merging import Mergeable, Weights
 from common.methods import ByLayer, Method
@@ -78,8 +78,8 @@ class Lora(ByLayer):
         scaling = self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
         for layer in self.changed(model).values():
             for target in self.targets:
-                place = linear(layer, target)
-                yield place, LowRank(place.host, self.rank, scaling, self.dropout)
+                for place in linears(layer, target):
+                    yield place, LowRank(place.host, self.rank, scaling, self.dropout)
 
     def of_size(self, size: int) -> Method:
         """With the same alpha / rank, so that a parameter budget does not change the scale of the update."""

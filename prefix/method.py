@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from common.encoders import Branch, Place, embeddings, hidden_size, keys_values, n_heads
+from common.encoders import Branch, Place, embeddings, head_size, keys_values, n_heads, sublayers
 from common.errors import check
 from common.methods import ByLayer, Method, trainable
 
@@ -22,7 +22,13 @@ class Prefix(Branch):
     adds = False
 
     def __init__(self, length: int, n_layers: int, width: int, heads: int, hidden_dim: int):
-        """length: l, width: hidden size of the encoder, hidden_dim: hidden units of the MLP, 0 = no MLP."""
+        """
+        Args:
+            length: l.
+            n_layers: attentions with a prefix, one a layer, or two in a decoder with cross-attention.
+            width: features of all heads, the hidden size of most encoders.
+            hidden_dim: hidden units of the MLP; 0 = no MLP.
+        """
         super().__init__()
         self.n_layers, self.heads = n_layers, heads
         features = n_layers * 2 * width
@@ -81,10 +87,12 @@ class PrefixTuning(ByLayer):
 
     def branches(self, model: nn.Module) -> Iterator[tuple[Place, Branch]]:
         stack = self.changed(model).values()
-        prefix = Prefix(self.prefix_length, len(stack), hidden_size(model), n_heads(model), self.hidden_dim)
+        places = [keys_values(x, name) for x in stack for name in sublayers(x) if name != "feedforward"]
+        heads = n_heads(model)
+        prefix = Prefix(self.prefix_length, len(places), heads * head_size(model), heads, self.hidden_dim)
         yield embeddings(model), prefix
-        for number, layer in enumerate(stack):
-            yield keys_values(layer), OfLayer(prefix, number)
+        for number, place in enumerate(places):
+            yield place, OfLayer(prefix, number)
 
     def stored(self, model: nn.Module) -> tuple[Method, Mapping[str, torch.Tensor]]:
         """With an MLP, only its output is stored, which loads as a prefix without an MLP."""

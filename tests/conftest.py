@@ -27,7 +27,7 @@ from forks import FORKS
 from common import tasks, training
 from common.checkpoints import load_model
 from common.classification import TextClassification
-from common.encoders import first_position, n_token_types
+from common.encoders import ENCODER_DECODERS, GENERATORS, first_position, n_token_types
 from common.exchange import to_peft
 from common.fast import prepare
 from common.fast.packing import Layout
@@ -49,12 +49,22 @@ ALIKE = ("dora", "ia3", "lntuning", "loha")
 """Methods that loop and checkpoints treat as others: LoRA's branches on linear layers, and BitFit's vectors."""
 
 
-def few(methods: list) -> list:
-    """Cases for parametrize: `make test` runs those of one method of each way to train, `make test-long` the others."""
-    return [
-        pytest.param(method, marks=pytest.mark.long if getattr(method, "name", method) in ALIKE else ())
-        for method in methods
-    ]
+FEWEST = ("baseline", "hybrid", "lora", "prefix")
+"""Methods of which each adds or trains something else: all weights, several parts, matrices, and keys and values."""
+
+
+def few(methods: list, kept: tuple[str, ...] = ()) -> list:
+    """Cases for parametrize: `make test` runs those of one method of each way to train, `make test-long` the others.
+
+    kept: the methods that `make test` runs instead, the first case of each.
+    """
+    cases, seen = [], set()
+    for method in methods:
+        name = getattr(method, "name", method)
+        is_long = name not in kept or name in seen if kept else name in ALIKE
+        seen.add(name)
+        cases.append(pytest.param(method, marks=pytest.mark.long if is_long else ()))
+    return cases
 
 
 def _vocabulary() -> list[str]:
@@ -101,14 +111,33 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, vectors: bool = True
         names |= {"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"}
         shape = {names.get(name, name): value for name, value in shape.items()}
         shape |= {"bos_token_id": 2, "eos_token_id": 3}
+    if kind in ENCODER_DECODERS:
+        size, ends = shape["vocab_size"], {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
+        shape = {"vocab_size": size, "d_model": HIDDEN, **ends}
+        if kind == "marian":
+            both = {"layers": LAYERS, "attention_heads": 4, "ffn_dim": INTERMEDIATE}
+            shape |= {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in both.items()}
+            shape |= {
+                "decoder_vocab_size": size,
+                "max_position_embeddings": 64,
+                "init_std": 0.2,
+                "forced_eos_token_id": None,
+            }
+        else:  # the width of all heads is not that of the model
+            shape |= {"num_layers": LAYERS, "num_heads": 4, "d_kv": 6, "d_ff": INTERMEDIATE, "initializer_factor": 1.0}
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(kind, **shape | changes)
-    model = transformers.AutoModel.from_config(config)
+    of_kind = transformers.AutoModelForSeq2SeqLM if kind in ENCODER_DECODERS else transformers.AutoModel
+    model = of_kind.from_config(config)
+    if kind == "marian":
+        model.final_logits_bias.normal_()
+    if kind == "t5":
+        model.shared.weight.data *= 0.2  # else each token is followed by itself
     if vectors:
         perturb([parameter for parameter in model.parameters() if parameter.ndim == 1])
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    special = {"bos_token": "[CLS]", "eos_token": "[SEP]"} if kind == "gpt2" else {}
+    special = {"bos_token": "[CLS]", "eos_token": "[SEP]"} if kind in GENERATORS else {}
     tokenizer = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=64, **special)
     tokenizer.save_pretrained(folder)
     return folder
@@ -118,7 +147,7 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, vectors: bool = True
 def checkpoints(tmp_path_factory) -> dict[str, str]:
     """Kind of model -> checkpoint folder."""
     home = tmp_path_factory.mktemp("checkpoints")
-    return {kind: str(save_checkpoint(kind, home / kind)) for kind in (*KINDS, "gpt2")}
+    return {kind: str(save_checkpoint(kind, home / kind)) for kind in (*KINDS, *GENERATORS)}
 
 
 @pytest.fixture
@@ -183,6 +212,8 @@ def still(kind: str) -> dict[str, float]:
         return {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
     if kind == "modernbert":
         return {}  # it has none unless its config says so
+    if kind in ENCODER_DECODERS:
+        return {"dropout": 0.0} if kind == "marian" else {"dropout_rate": 0.0}
     if kind == "gpt2":
         return {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     head = {"classifier_dropout_prob": 0.0} if kind == "albert" else {}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import few
+from conftest import FEWEST, few
 from safetensors.torch import load_file
 
 from common import classification, methods, runs
@@ -49,7 +49,7 @@ def test_a_non_finite_output_is_no_answer(name, value):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task_name", ["sst2", "stsb"])
-@pytest.mark.parametrize("method", few(methods.names()))
+@pytest.mark.parametrize("method", few(methods.names(), FEWEST))
 def test_a_learning_rate_far_too_large_ends_in_one_error_and_no_result(method, task_name, options):
     settings = options(task_name=task_name, lr=1e38, n_epochs=2, warmup_ratio=0.0)
     with pytest.raises(Diverged, match="choose a smaller lr"):

@@ -19,15 +19,16 @@ from test_resume import PowerCut, at_step, lose_power
 from adapters.method import Adapters
 from baseline.method import Baseline
 from common import likelihood, own_task, pairs, synthetic, text_metrics
-from common.checkpoints import load_causal_lm, load_tokenizer
+from common.checkpoints import load_generator, load_tokenizer
 from common.data import Examples
 from common.decoding import generate
 from common.errors import InputError
 from common.fast import prepare
-from common.generation import Generation, encode
+from common.generation import Generation
 from common.loading import load_adapter
 from common.methods import find, trainable
 from common.options import GenerateOptions, PredictOptions
+from common.pair_tokens import Form, encode
 from common.prediction import answer
 from common.results import read_result, summary
 from common.runs import read_predictions
@@ -51,7 +52,7 @@ def options(tmp_path, gpt2):
     data = tmp_path / "data"
     data.mkdir()
     for split, n in (("train", 40), ("validation", 14), ("test", 9)):
-        some = zip(*(texts[:n] for texts in synthetic.tables(split)), strict=True)
+        some = zip(*(texts[:n] for texts in synthetic.pairs("events", split)), strict=True)
         (data / f"{split}.txt").write_text("".join(f"{source}||{target} \n" for source, target in some))
 
     def make(**changes) -> GenerateOptions:
@@ -63,7 +64,7 @@ def options(tmp_path, gpt2):
 
 
 def tokens_of(checkpoint: str, max_length: int = 60):
-    return encode(Examples((SOURCES, TARGETS), None), load_tokenizer(checkpoint), max_length)
+    return encode(Examples((SOURCES, TARGETS), None), Form(load_tokenizer(checkpoint), max_length))
 
 
 def prompts_of(checkpoint: str) -> list[torch.Tensor]:
@@ -82,7 +83,7 @@ def texts_of(model, checkpoint: str, prompts=None, longest: int = 64, end: int =
 def test_the_loss_is_that_of_transformers_with_the_source_left_out_of_the_labels(gpt2):
     tokens, task = tokens_of(gpt2), Generation.__new__(Generation)
     batch, labels = tokens.batch(torch.tensor([2, 0, 1]), CPU)
-    ours = task.loss(load_causal_lm(gpt2).eval(), batch, labels)
+    ours = task.loss(load_generator(gpt2).eval(), batch, labels)
     theirs, n = 0.0, 0
     for source, target in zip(SOURCES, TARGETS, strict=True):
         tokenizer = load_tokenizer(gpt2)
@@ -99,7 +100,7 @@ def test_the_loss_is_that_of_transformers_with_the_source_left_out_of_the_labels
     "method", [PrefixTuning(5), PromptTuning(3), PromptTuning(3, level="embeddings"), Adapters(4), Lora()], ids=str
 )
 def test_an_example_has_the_same_loss_alone_as_in_a_padded_batch(method, gpt2):
-    tokens, model = tokens_of(gpt2, 50), perturbed(method, load_causal_lm(gpt2))
+    tokens, model = tokens_of(gpt2, 50), perturbed(method, load_generator(gpt2))
     assert "attention_mask" not in tokens.batch(torch.arange(3), CPU)[0]
     alone, together = (likelihood.score(model, tokens, size, Accelerator(cpu=True))[1] for size in (1, 3))
     np.testing.assert_allclose(alone, together, atol=1e-4, rtol=1e-5)
@@ -120,7 +121,7 @@ def test_a_pair_that_is_too_long_loses_the_end_of_its_longer_text(gpt2, capsys):
     tokenizer = load_tokenizer(gpt2)
     long, short = " ".join(["the"] * 20), "a ruby"
     n = len(tokenizer(short, add_special_tokens=False)["input_ids"])
-    tokens = encode(Examples(([long, short, long], [short, long, long]), None), tokenizer, 12)
+    tokens = encode(Examples(([long, short, long], [short, long, long]), None), Form(tokenizer, 12))
     assert tokens.lengths.tolist() == [12, 12 - 1, 12 - 1]  # the end of text goes with the end of a target
     assert tokens.labels.tolist() == [n + 1, 10 - n, 5]
     assert [part[-1] == 3 for part in tokens.columns["input_ids"].split(tokens.lengths.tolist())] == [
@@ -139,7 +140,7 @@ def test_a_pair_that_is_too_long_loses_the_end_of_its_longer_text(gpt2, capsys):
     "method", [PrefixTuning(5), PromptTuning(3), PromptTuning(3, level="embeddings"), Hybrid()], ids=str
 )
 def test_a_padded_batch_gives_the_tokens_of_each_prompt_alone_without_a_cache(method, num_beams, gpt2):
-    model = perturbed(method, load_causal_lm(gpt2))
+    model = perturbed(method, load_generator(gpt2))
     end = texts_of(model, gpt2, num_beams=num_beams)[0][3]  # so that texts do end
     wanted = []
     for prompt in prompts_of(gpt2):
@@ -159,7 +160,7 @@ def test_a_padded_batch_gives_the_tokens_of_each_prompt_alone_without_a_cache(me
 def test_generation_with_a_prefix_is_that_with_its_keys_and_values_in_the_cache_by_hand(gpt2):
     from transformers import DynamicCache
 
-    model, other = perturbed(PrefixTuning(5), load_causal_lm(gpt2)), plain(gpt2)
+    model, other = perturbed(PrefixTuning(5), load_generator(gpt2)), plain(gpt2)
     (table,) = trainable(model).values()
     keys_values = table.detach().view(5, 2, 2, 4, 8).permute(1, 2, 3, 0, 4)[:, :, None]  # layer, key or value, 1, heads
 
@@ -190,12 +191,12 @@ def test_generation_with_a_prefix_is_that_with_its_keys_and_values_in_the_cache_
 
 def test_a_text_ends_where_the_positions_of_the_model_end(gpt2):
     prompts = [torch.full((60,), 7)]
-    model = load_causal_lm(gpt2)
+    model = load_generator(gpt2)
     assert len(texts_of(model, gpt2, prompts, max_new_tokens=50)[0]) <= 4
 
 
 def test_options_of_the_search_reach_it(gpt2):
-    model = perturbed(Lora(), load_causal_lm(gpt2))
+    model = perturbed(Lora(), load_generator(gpt2))
     settings = [{}, {"num_beams": 4}, {"num_beams": 4, "length_penalty": -9.0}, {"no_repeat_ngram_size": 1}]
     found = [texts_of(model, gpt2, max_new_tokens=12, **each) for each in settings]
     assert all(a != b for number, a in enumerate(found) for b in found[:number])
@@ -206,7 +207,9 @@ def test_options_of_the_search_reach_it(gpt2):
 
 
 def test_the_tables_of_demo_have_several_targets_and_none_is_in_two_splits():
-    found = [pairs.references(Examples(synthetic.tables(split), None)) for split in ("train", "validation", "test")]
+    found = [
+        pairs.references(Examples(synthetic.pairs("events", split), None)) for split in ("train", "validation", "test")
+    ]
     assert not found[0].keys() & found[1].keys() | found[0].keys() & found[2].keys() | found[1].keys() & found[2].keys()
     assert {len(targets) for targets in found[0].values()} == {1, 2, 3}
     values = [each.split(" : ")[1] for each in next(iter(found[0])).split(" | ")]

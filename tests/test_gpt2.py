@@ -8,7 +8,7 @@ from conftest import perturbed
 from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
-from common.checkpoints import load_causal_lm
+from common.checkpoints import load_generator
 from common.encoders import head_parameters, layers, linear, take_attention_functions
 from common.errors import DoesNotFit
 from common.methods import apply, count, count_without_head, trainable
@@ -27,7 +27,7 @@ def plain(checkpoint: str):
 
 def test_the_linear_layers_are_those_of_transformers(gpt2):
     ids = torch.randint(5, 100, (2, 9), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(load_causal_lm(gpt2).eval()(ids).logits, plain(gpt2)(ids).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(load_generator(gpt2).eval()(ids).logits, plain(gpt2)(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_trained_parameters_of_the_shape_of_gpt2_are_those_of_the_formulas():
@@ -58,7 +58,7 @@ def test_lora_on_a_layer_of_its_own_is_that_of_peft(target, gpt2):
     import peft
 
     module = {"attention_output": "attn.c_proj", "intermediate": "mlp.c_fc", "output": "mlp.c_proj"}[target]
-    ours = perturbed(Lora(4, 8.0, targets=(target,)), load_causal_lm(gpt2))
+    ours = perturbed(Lora(4, 8.0, targets=(target,)), load_generator(gpt2))
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=rf".*\.{module}", fan_in_fan_out=True)
     theirs = peft.get_peft_model(plain(gpt2), config)
     of_theirs = [
@@ -78,7 +78,7 @@ def test_lora_on_query_key_and_value_is_that_of_peft_on_the_fused_layer_if_their
     import peft
 
     parts = ("query", "key", "value")
-    ours = perturbed(Lora(4, 8.0, targets=parts), load_causal_lm(gpt2))
+    ours = perturbed(Lora(4, 8.0, targets=parts), load_generator(gpt2))
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn"], fan_in_fan_out=True)
     theirs = peft.get_peft_model(plain(gpt2), config)
     pairs_of = []
@@ -109,13 +109,13 @@ def assert_equal_to_peft(ours, theirs, mine, others) -> None:
 
 
 def test_gates_are_refused_since_they_would_see_the_target(gpt2):
-    with pytest.raises(DoesNotFit, match="would show a causal model those that it has to predict"):
-        apply(Hybrid(gates=True), load_causal_lm(gpt2))
+    with pytest.raises(DoesNotFit, match="would show a model those that it has to predict"):
+        apply(Hybrid(gates=True), load_generator(gpt2))
 
 
 @pytest.mark.parametrize("method", [PrefixTuning(5), PromptTuning(3, level="embeddings"), Lora()], ids=str)
 def test_a_token_does_not_see_those_after_it(method, gpt2):
-    model = perturbed(method, load_causal_lm(gpt2))
+    model = perturbed(method, load_generator(gpt2))
     ids = torch.randint(5, 100, (1, 9), generator=torch.Generator().manual_seed(0))
     changed = ids.clone()
     changed[0, 5] += 1
@@ -128,7 +128,7 @@ def test_a_token_does_not_see_those_after_it(method, gpt2):
 @pytest.mark.parametrize("level", ["words", "embeddings"])
 def test_a_text_sees_the_vectors_before_it_with_and_without_a_mask(level, gpt2):
     """transformers takes positions that begin again for those of another text, which would not be seen."""
-    model = perturbed(PromptTuning(3, level=level), load_causal_lm(gpt2))
+    model = perturbed(PromptTuning(3, level=level), load_generator(gpt2))
     ids = torch.randint(5, 100, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, model(ids, attention_mask=torch.ones_like(ids)).logits)

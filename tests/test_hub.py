@@ -62,7 +62,11 @@ def test_without_an_answer_of_the_hub_offline_mode_is_switched_on(online, monkey
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: cannot load mrpc/train of nyu-mll/glue (the hub cannot be reached and the data is not cached)"),
+        pytest.param(
+            [],
+            "error: cannot load mrpc/train of nyu-mll/glue (the hub cannot be reached and the data is not cached)",
+            marks=pytest.mark.long,
+        ),
         (["--data", "demo"], "error: cannot load the checkpoint 'bert-base-uncased'"),
     ],
 )

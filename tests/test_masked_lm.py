@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import MASKED_LM_KINDS, few, outcome, perturbed, random_batch, save_checkpoint, still
+from conftest import FEWEST, MASKED_LM_KINDS, few, outcome, perturbed, random_batch, save_checkpoint, still
 from test_processes import launch
 from test_resume import PowerCut, at_step, lose_power
 
@@ -361,7 +361,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(method, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", few(names()))
+@pytest.mark.parametrize("name", few(names(), FEWEST))
 def test_every_method_trains_and_its_adapter_gives_its_score_again(name, mlm):
     settings = mlm(n_epochs=2)
     folder, result = train(find(name)(), settings)

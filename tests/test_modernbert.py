@@ -20,7 +20,7 @@ from baseline.method import Baseline
 from bitfit.method import BitFit
 from common import encoders, methods
 from common.checkpoints import load_model
-from common.encoders import encoder, head_parameters, layers, linear, linear_input
+from common.encoders import encoder, head_parameters, layers, linear, linear_inputs
 from common.errors import DoesNotFit
 from common.fast import prepare
 from common.fast.attention import PackedAttention, padded_attention
@@ -263,7 +263,7 @@ def test_a_branch_at_the_input_of_the_queries_changes_no_keys_and_comes_before_t
 
     model, plain = loaded(folder), loaded(folder)
     linear(layers(model)[1], "query").add(Times())
-    linear_input(layers(model)[1], "query").add(Plus())
+    linear_inputs(layers(model)[1], "query")[0].add(Plus())
     x, own = torch.randn(1, 6, 32), layers(plain)[1].attn.Wqkv
     query, _, _ = own(x + 1).chunk(3, dim=-1)
     _, key, value = own(x).chunk(3, dim=-1)

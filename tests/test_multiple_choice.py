@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from conftest import KINDS, bert_base, few, perturbed, save_checkpoint, still
+from conftest import FEWEST, KINDS, bert_base, few, perturbed, save_checkpoint, still
 from test_processes import launch
 
 from common import data, tasks
@@ -105,7 +105,7 @@ def test_packed_choices_have_the_logits_and_loss_of_padded_ones(name, kind, chec
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", few(names()))
+@pytest.mark.parametrize("name", few(names(), FEWEST))
 def test_every_method_trains_and_its_stored_predictions_give_its_score(name, options, capsys):
     settings = options(task_name="copa", n_epochs=2, eval_batch_size=8, report_to=("none",))
     folder, result = train(find_method(name)(), settings)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 METHOD = '''"""Train the LayerNorms alone."""
 from dataclasses import dataclass

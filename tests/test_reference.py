@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import few, save_checkpoint, still
+from conftest import FEWEST, few, save_checkpoint, still
 from torch import nn
 
 from common import methods, training
@@ -14,7 +14,7 @@ from common.training import train
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("method", few(methods.names()))
+@pytest.mark.parametrize("method", few(methods.names(), FEWEST))
 def test_thirty_steps_of_the_fast_path_have_the_loss_curve_of_the_plain_one(method, options, tmp_path, monkeypatch):
     """Without dropout, which would drop other units; in float32; every step within 1e-5."""
     checkpoint = str(save_checkpoint("bert", tmp_path / "no_dropout", **still("bert")))

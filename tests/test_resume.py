@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, REPOSITORY, at_step, few, outcome, save_checkpoint, send_sigterm
+from conftest import FEWEST, KINDS, REPOSITORY, at_step, few, outcome, save_checkpoint, send_sigterm
 from safetensors.torch import load_file
 
 from adapters.method import Adapters
@@ -442,7 +442,7 @@ DEEP = [kind for kind in KINDS if kind != "albert"]
     ("method", "kind"),
     [
         pytest.param(*each.values, kind, marks=each.marks)
-        for each, kind in zip(few(METHODS), itertools.cycle(DEEP), strict=False)
+        for each, kind in zip(few(METHODS, FEWEST), itertools.cycle(DEEP), strict=False)
     ],
     ids=str,
 )
@@ -463,7 +463,7 @@ def test_of_every_method_and_encoder_each_tensor_of_a_checkpoint_is_held_to_the_
         train(method, settings)
 
 
-@pytest.mark.parametrize("method", few(METHODS), ids=str)
+@pytest.mark.parametrize("method", few(METHODS, FEWEST), ids=str)
 def test_an_adapter_of_other_shapes_is_not_restored_for_the_scores_at_the_end(method, options, monkeypatch):
     settings = options(select="holdout", max_train_samples=100)
     usual = loading.restore

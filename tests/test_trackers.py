@@ -76,6 +76,7 @@ def test_trackers_of_a_run_that_ended_early_are_closed_before_the_next(options, 
     assert [tracker.closed for tracker in kept] == [1, 1]
 
 
+@pytest.mark.long
 def test_wandb_keeps_every_point_of_runs_in_one_project(options, monkeypatch, tmp_path):
     wandb = pytest.importorskip("wandb")
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_DIR", str(tmp_path)), ("WANDB_SILENT", "true")):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import GivenScores, few
+from conftest import FEWEST, GivenScores, few
 from safetensors.torch import load_file
 
 from baseline.method import Baseline
@@ -39,7 +39,7 @@ def weights(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", few(names()))
+@pytest.mark.parametrize("method", few(names(), FEWEST))
 def test_one_seed_gives_identical_weights(method, options):
     settings = options()
     first = weights(train(find(method)(), settings)[0])

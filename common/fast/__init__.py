@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from common.encoders import first_position, is_causal
+from common.encoders import first_position, generates
 from common.errors import check
 from common.fast.dropout import use_fast_dropout
 from common.fast.linear import use_fast_linear
@@ -57,7 +57,7 @@ def prepare(
     if padding == "batch":
         return Prepared(None, frozen_dtype)
     use_fast_dropout(model)
-    if is_causal(model):  # its padding is at the end, where no token sees it, or there is a cache
+    if generates(model):  # its padding is at the end, where no token sees it, or there is a cache
         return Prepared(None, frozen_dtype)
     take_packed(model)
     return Prepared(Layout(first_position(model), rounded=device.type == "cpu"), frozen_dtype)
