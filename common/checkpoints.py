@@ -452,6 +452,8 @@ def _generator_config(source: str) -> Any:
     if kind == "marian":
         heads = config.encoder_attention_heads, config.decoder_attention_heads
         drops = config.encoder_layerdrop, config.decoder_layerdrop
+        ignored = ("normalize_before", "normalize_embedding", "add_final_layer_norm")
+        other = next((name for name in ignored if getattr(config, name, False)), None)
         problems |= _untied(source, config) | {
             f"{source}: share_encoder_decoder_embeddings is false: wanted one vocabulary for source and target": (
                 not config.share_encoder_decoder_embeddings
@@ -460,6 +462,7 @@ def _generator_config(source: str) -> Any:
                 heads[0] != heads[1]
             ),
             f"{source}: encoder_layerdrop and decoder_layerdrop are {drops[0]} and {drops[1]}: wanted 0": any(drops),
+            f"{source}: {other} is true, which transformers ignores: wanted false": other is not None,
         }
     check(problems)
     return config

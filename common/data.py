@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Examples:
     def _select(self, indices: list[int]) -> Examples:
         labels: Any = self.labels and [self.labels[index] for index in indices]
         ids = self.ids and [self.ids[index] for index in indices]
-        return Examples(tuple([column[index] for index in indices] for column in self.texts), labels, ids)
+        return replace(self, texts=tuple([column[i] for i in indices] for column in self.texts), labels=labels, ids=ids)
 
 
 def read(task: GlueTask, split: str, data: str) -> Examples:

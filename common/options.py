@@ -222,7 +222,6 @@ class GenerateOptions(TuneOptions):
     label_field: ClassVar[None] = None  # type: ignore[misc]
     metric: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
     pooling: ClassVar[None] = None  # type: ignore[misc]
-    select: ClassVar[str] = "dev"  # type: ignore[misc]
     on: ClassVar[None] = None  # type: ignore[misc]
     stack: ClassVar[bool] = False  # type: ignore[misc]
     source_field: str = "source"

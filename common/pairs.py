@@ -23,7 +23,24 @@ FORMATS = (".txt", *READERS)
 
 @dataclass(frozen=True)
 class Pairs(Examples):
-    """Examples with one pair each: `texts` are sources and targets. The pairs of a source are sampled together."""
+    """Examples with one pair each: `texts` are sources and targets. The pairs of a source are held out together."""
+
+    def hold_out(self) -> tuple[Examples, Examples]:
+        """Split into pairs to train on and those of a tenth of the sources, the same ones each time.
+
+        Raises InputError if there is one source.
+        """
+        known = list(dict.fromkeys(self.texts[0]))
+        if len(known) < 2:
+            raise InputError("all pairs have one source: wanted more, to hold out a part")
+        out = {*random.Random(0).sample(known, max(1, len(known) // 10))}
+        parts = [[n for n, source in enumerate(self.texts[0]) if (source in out) == which] for which in (False, True)]
+        return self._select(parts[0]), Grouped(self._select(parts[1]).texts, None)
+
+
+@dataclass(frozen=True)
+class Grouped(Pairs):
+    """The same for validation: the pairs of a source are sampled together."""
 
     def sample(self, n: int | None) -> Examples:
         """n examples, all those of a source after each other, the same ones each time; all for None."""
@@ -58,8 +75,8 @@ def read(data: str, fields: Sequence[str], name: str = PAIRS[0]) -> tuple[dict[s
     """
     if data == "demo":
         return {
-            "train": Examples(synthetic.pairs(name, "train"), None),
-            "validation": Pairs(synthetic.pairs(name, "validation"), None),
+            "train": Pairs(synthetic.pairs(name, "train"), None),
+            "validation": Grouped(synthetic.pairs(name, "validation"), None),
         }, "other events"
     path = Path(data)
     if own_files.is_one(path):
@@ -74,8 +91,8 @@ def read(data: str, fields: Sequence[str], name: str = PAIRS[0]) -> tuple[dict[s
     train = _texts(found["train"], fields)
     if found["validation"] is None:
         return _held_out(found["train"], *train)
-    validation = Pairs(_texts(found["validation"], fields), None)
-    return {"train": Examples(train, None), "validation": validation}, found["validation"].name
+    validation = Grouped(_texts(found["validation"], fields), None)
+    return {"train": Pairs(train, None), "validation": validation}, found["validation"].name
 
 
 def find(folder: Path, split: str, fields: Sequence[str]) -> Path | None:
@@ -97,16 +114,11 @@ def find(folder: Path, split: str, fields: Sequence[str]) -> Path | None:
 
 
 def _held_out(path: Path, sources: list[str], targets: list[str]) -> tuple[dict[str, Examples], str]:
-    known = list(dict.fromkeys(sources))
-    if len(known) < 2:
+    if len(set(sources)) < 2:
         names = ", ".join(f"{name}.txt" for name in SPLITS["validation"])
         raise InputError(f"{path} has one source: wanted more, to hold out a part, or a folder with one of {names}")
-    out = {*random.Random(0).sample(known, max(1, len(known) // 10))}
-    parts = []
-    for which in (False, True):
-        chosen = [pair for pair in zip(sources, targets, strict=True) if (pair[0] in out) == which]
-        parts.append(([source for source, _ in chosen], [target for _, target in chosen]))
-    return {"train": Examples(parts[0], None), "validation": Pairs(parts[1], None)}, "a tenth of the sources"
+    train, validation = Pairs((sources, targets), None).hold_out()
+    return {"train": train, "validation": validation}, "a tenth of the sources"
 
 
 def read_test(data: str, fields: Sequence[str], name: str = PAIRS[0]) -> tuple[dict[str, list[str]], str]:

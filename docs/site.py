@@ -18,7 +18,8 @@ BUILD = ROOT / "site"
 NAV = {
     "Start": "docs/install.md docs/options.md docs/your_data.md docs/python.md",
     "Tasks": "docs/superglue.md docs/encoders.md docs/intermediate.md docs/masked_lm.md docs/generation.md",
-    "Compare": "docs/recommend.md docs/sweeps.md results/README.md docs/inspect.md docs/mirrored.md",
+    "Compare": "docs/recommend.md docs/sweeps.md docs/inspect.md docs/mirrored.md",
+    "Results": "results/README.md results/PROTOCOL.md",
     "Use": "docs/export.md docs/serving.md",
     "Run": "docs/cluster.md docs/speed.md docs/reliability.md docs/bad_input.md",
     "Develop": "CONTRIBUTING.md docs/architecture.md CHANGELOG.md",
@@ -38,7 +39,7 @@ def main() -> None:
     shutil.rmtree(BUILD, ignore_errors=True)
     methods = sorted(path.parent.name for path in ROOT.glob("*/method.py"))
     own = [ROOT / name / "README.md" for name in methods]
-    pages = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), *own, ROOT / "results" / "README.md"]
+    pages = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), *own, *(ROOT / "results").glob("*.md")]
     for page in pages:
         copy(page)
     listed = " ".join(NAV.values()).split()

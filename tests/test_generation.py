@@ -239,7 +239,7 @@ def test_pairs_are_read_from_text_and_tables_and_a_tenth_of_the_sources_is_held_
 
 def test_a_sample_for_validation_keeps_the_targets_of_a_source_together():
     sources, targets = [f"s{n % 20}" for n in range(60)], [f"t{n}" for n in range(60)]
-    some = pairs.references(pairs.Pairs((sources, targets), None).sample(30))
+    some = pairs.references(pairs.Grouped((sources, targets), None).sample(30))
     assert (len(some), {len(each) for each in some.values()}) == (10, {3})
 
 
@@ -330,6 +330,21 @@ def test_the_texts_of_a_run_are_those_of_its_best_epoch(options, monkeypatch):
     tokens: Any = TaskData(task, settings).tokens(64, None)["validation"]
     texts = tokens.generated(load_adapter(folder)[0], task.search, 64, Accelerator(cpu=True))
     assert (folder / "generated-validation.txt").read_text().splitlines() == texts
+
+
+@pytest.mark.slow
+def test_held_out_sources_select_the_best_epoch_and_validation_is_scored_at_the_end(options):
+    settings = options(select="holdout", n_epochs=2, max_train_samples=30)
+    folder, result = train(Lora(), settings)
+    rows = TaskData(Generation(settings), settings).rows
+    held_out = {*rows["holdout"].texts[0]}
+    assert not held_out & {*rows["train"].texts[0]}
+    assert len(rows["train"]) + len(rows["holdout"]) == 30
+    assert len(held_out) == max(1, len({*rows["train"].texts[0], *held_out}) // 10)
+    assert result["best_log_likelihood"] != result["dev_log_likelihood"]
+    texts = (folder / "generated-validation.txt").read_text().splitlines()
+    assert len(texts) == len({*rows["validation"].texts[0]})
+    assert read_predictions(folder).keys() == {"validation"}
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
 """Every tracker gets training by step and validation by epoch, and no point is lost; all runs are in one project."""
 
+import csv
 import json
+import os
 import struct
 from pathlib import Path
 
 import pytest
 from accelerate.tracking import GeneralTracker
+from conftest import at_step, send_sigterm
 
-from common.errors import InputError
+from common.errors import InputError, Interrupted
 from common.runtime import trackers
 from common.study.curves import read_curves
 from common.training import train
@@ -74,6 +77,30 @@ def test_trackers_of_a_run_that_ended_early_are_closed_before_the_next(options, 
         train(Lora(rank=2), options(lr=1e30, max_bad_steps=1, n_epochs=9))
     train(Lora(rank=2), options())
     assert [tracker.closed for tracker in kept] == [1, 1]
+
+
+def test_the_csv_file_of_an_interrupted_run_has_every_point_once(options, kept, monkeypatch):
+    settings = options(n_epochs=2, report_to=("csv",), checkpoint_every=2)
+    at_step(monkeypatch, 7, send_sigterm)
+    with pytest.raises(Interrupted):
+        train(Lora(rank=2), settings)
+    folder, _ = train(Lora(rank=2), settings)
+    with (folder / "scalars.csv").open(newline="") as file:
+        names, *rows = csv.reader(file)
+    assert names == ["step", "name", "value"]
+    wanted = [(step, name, value) for step, values in kept[-1].points for name, value in values.items()]
+    assert [(int(step), name, float(value)) for step, name, value in rows] == wanted
+    assert {name for _, name, _ in rows} >= {"train/loss", "validation/score", "final/score"}
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system cannot open a file without following links")
+def test_the_csv_file_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "other").write_text("kept")
+    (tmp_path / "scalars.csv").symlink_to(tmp_path / "other")
+    (tracker,) = trackers.create(("csv",), tmp_path)
+    with pytest.raises(OSError, match="symbolic link"):
+        tracker.start()
+    assert (tmp_path / "other").read_text() == "kept"
 
 
 @pytest.mark.long

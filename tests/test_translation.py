@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import REPOSITORY, outcome, perturbed, save_checkpoint, still
+from safetensors.torch import load_file, save_file
 from test_processes import launch
 from test_resume import PowerCut, at_step, lose_power
 
@@ -193,6 +194,18 @@ def test_every_parameter_of_a_prefix_gets_a_gradient_and_reaches_three_attention
     assert torch.all(gradients > 0)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_half_of_the_parameters_of_peft_s_prefix_get_no_gradient(checkpoints):
+    import peft
+
+    settings = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)
+    model = peft.get_peft_model(plain(checkpoints["marian"]), settings)
+    ids = torch.tensor([[5, 9, 30, 3]])
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=torch.tensor([[7, 9, 3]])).loss.backward()
+    (table,) = trainable(model).values()
+    assert (table.grad == 0).float().mean() == 0.5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prefix_is_keys_and_values_by_hand_in_encoder_decoder_and_between(kind, checkpoints):
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -284,6 +297,21 @@ def test_a_gated_feed_forward_part_has_two_linear_layers_of_one_name(tmp_path):
         ("attention", "feedforward"),
         ("attention", "cross_attention", "feedforward"),
     ]
+
+
+def test_an_output_layer_of_its_own_is_kept_and_trained_with_all_others(tmp_path):
+    folder = save_checkpoint("t5", tmp_path, feed_forward_proj="gated-gelu")
+    tensors, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    tensors["lm_head.weight"] = torch.randn(tensors["shared.weight"].shape)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config.pop("scale_decoder_outputs", None)
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))  # as Flan-T5 has it
+    model = load_generator(str(folder))
+    assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
+    assert not model.config.scale_decoder_outputs
+    assert torch.equal(model.encoder.embed_tokens.weight, tensors["shared.weight"])
+    assert count(trainable(apply(Baseline(), model))) == sum(tensor.numel() for tensor in tensors.values())
+    assert not head_parameters(model)
 
 
 @pytest.mark.parametrize(
@@ -478,6 +506,7 @@ def test_an_encoder_decoder_with_another_shape_than_supported_is_refused_in_one_
         ({"share_encoder_decoder_embeddings": False}, "wanted one vocabulary for source and target"),
         ({"decoder_attention_heads": 2}, "wanted as many"),
         ({"decoder_layerdrop": 0.1}, "wanted 0"),
+        ({"normalize_before": True}, "normalize_before is true, which transformers ignores"),
     ):
         folder = save_checkpoint("marian", tmp_path / next(iter(changes)), **changes)
         with pytest.raises(InputError, match=why):

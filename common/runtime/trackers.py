@@ -1,5 +1,6 @@
-"""Experiment trackers: TensorBoard, or any other that accelerate supports."""
+"""Experiment trackers: TensorBoard, a CSV file, or any other that accelerate supports."""
 
+import csv
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 PROJECT = "peft-glue"
 """The project, or experiment, of all runs; WANDB_PROJECT names another."""
+CSV, SCALARS = "csv", "scalars.csv"
+"""Name of the tracker that writes this file into the run's folder."""
 _open: list[Any] = []
 """Trackers that are not closed yet."""
 
@@ -19,7 +22,7 @@ def resolve(report_to: tuple[str, ...]) -> list[str]:
     """Names of the trackers to use. Raises InputError for one that is unknown or not installed."""
     from accelerate.tracking import get_available_trackers
 
-    installed = [str(tracker) for tracker in get_available_trackers()]
+    installed = [*map(str, get_available_trackers()), CSV]
     if report_to == ("none",):
         return []
     if "all" in report_to:
@@ -31,14 +34,45 @@ def resolve(report_to: tuple[str, ...]) -> list[str]:
 
 
 def create(report_to: tuple[str, ...], folder: Path) -> list[Any]:
-    """What `Accelerator(log_with=...)` takes: names, and for TensorBoard a tracker that writes into the run's folder.
+    """What `Accelerator(log_with=...)` takes: names, and trackers that write into the run's folder.
 
     accelerate has one name for TensorBoard's folder, which is the run's, and for the other trackers' project.
     """
     from accelerate.tracking import TensorBoardTracker
 
-    names = resolve(report_to)
-    return [TensorBoardTracker(folder.name, folder.parent) if name == "tensorboard" else name for name in names]
+    made = {"tensorboard": lambda: TensorBoardTracker(folder.name, folder.parent), CSV: lambda: _csv(folder / SCALARS)}
+    return [made[name]() if name in made else name for name in resolve(report_to)]
+
+
+def _csv(path: Path) -> Any:
+    """A tracker that writes a file with a line for each value: step, name, value. A resumed run writes it anew."""
+    from accelerate.tracking import GeneralTracker, on_main_process
+
+    class Csv(GeneralTracker):
+        name, requires_logging_directory, main_process_only = CSV, False, True
+
+        def __init__(self) -> None:
+            super().__init__(_blank=True)
+
+        @on_main_process  # type: ignore[untyped-decorator]
+        def start(self) -> None:
+            # Not through a link, which could lead out of the folder.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+            self.file = os.fdopen(os.open(path, flags, 0o666), "w", newline="", encoding="utf-8", buffering=1)
+            csv.writer(self.file).writerow(("step", "name", "value"))
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            """They are in the result."""
+
+        @on_main_process  # type: ignore[untyped-decorator]
+        def log(self, values: dict[str, Any], step: int | None = None, **_words: Any) -> None:
+            csv.writer(self.file).writerows((step, name, value) for name, value in values.items())
+
+        @on_main_process  # type: ignore[untyped-decorator]
+        def finish(self) -> None:
+            self.file.close()
+
+    return Csv()
 
 
 def start(accelerator: "Accelerator", run: str, settings: dict[str, Any]) -> None:
