@@ -229,7 +229,7 @@ class GenerateOptions(TuneOptions):
     target_field: str = "target"
     """Column of the targets there, or ending."""
     source_prefix: str = ""
-    """Text before every source, such as "translate English to German: " for T5, or >>deu<< for some Marian models."""
+    """Text before every source and a space, such as "translate English to German:" for T5, or ">>deu<<" for OPUS-MT."""
     max_length: int | None = None
     """Maximal number of tokens of source and target together, with those between and after them; a pair that is longer
     loses the end of its longer text. Of a model with an encoder and a decoder, of source and target each. None = the

@@ -31,7 +31,7 @@ class Form:
     max_length: int
     """Maximal number of tokens: of source and target together for a causal model, of each for an encoder-decoder."""
     prefix: str = ""
-    """Text before every source, such as T5's name of a task."""
+    """Text before every source and a space, such as T5's name of a task; empty = none."""
 
     @property
     def end(self) -> int:
@@ -47,6 +47,10 @@ class Form:
         first = self.tokenizer.bos_token_id
         return self.end if first is None else int(first)
 
+    def whole(self, sources: Sequence[str]) -> list[str]:
+        """Sources with what is before them."""
+        return [f"{self.prefix} {source}" if self.prefix else source for source in sources]
+
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without special tokens."""
         return self._ids(list(texts))
@@ -57,7 +61,7 @@ class Form:
 
     def ids_of_sources(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of whole sources for an encoder-decoder, with special tokens, however long."""
-        return self._ids([self.prefix + text for text in texts], add_special_tokens=True)
+        return self._ids(self.whole(texts), add_special_tokens=True)
 
     def _ids(self, *texts: list[str], add_special_tokens: bool = False, **named: list[str]) -> list[list[int]]:
         settings = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
@@ -176,7 +180,7 @@ def _for_causal(examples: Examples, form: Form) -> tuple[PairTokens, int]:
     n_targets: list[int] = []
     n_cut = 0
     targets = form.ids([f" {target}" for target in examples.texts[1]])
-    sources = form.ids([form.prefix + source for source in examples.texts[0]])
+    sources = form.ids(form.whole(examples.texts[0]))
     for source, target in zip(sources, targets, strict=True):
         kept = source[: max(room - len(target), room // 2)]
         said = [*target, form.end][: room - len(kept) + (len(target) <= room - len(kept))]
@@ -236,7 +240,7 @@ def generated(
     else:
         room = longest - 2
         kept = max(room - search.max_new_tokens, room // 2)
-        prompts = [[*ids[:kept], form.separator] for ids in form.ids([form.prefix + source for source in sources])]
+        prompts = [[*ids[:kept], form.separator] for ids in form.ids(form.whole(sources))]
     tensors = [torch.tensor(prompt) for prompt in prompts]
     found = generate(model, tensors, search, form.end, longest, batch_size, accelerator, progress)
     return [one_line(str(form.tokenizer.decode(ids, skip_special_tokens=True))) for ids in found]

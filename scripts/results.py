@@ -19,7 +19,7 @@ from common.study.search import stoppable
 def main() -> None:
     parser = Arguments(__doc__)
     parser.add_argument("--data", default="hub", help="hub, or a folder with the official GLUE download")
-    parser.add_argument("--parts", nargs="+", default=list(protocol.PARTS), help="parts of the protocol; default: all")
+    parser.add_argument("--parts", nargs="+", help="parts of the protocol; default: all")
     parser.add_argument("--variants", nargs="+", help="these variants of methods only; default: all")
     parser.add_argument("--tasks", nargs="+", help="these tasks only; default: all")
     parser.add_argument("--workers", type=int, help="jobs at once, one thread each; default: one for each core")
@@ -31,13 +31,14 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args, changes = parser.parse_known_args()
     with one_line_errors(args.debug):
+        known = protocol.read()
         wanted = [
             job
-            for job in protocol.jobs(args.parts)
+            for job in protocol.jobs(known, args.parts or list(known.parts))
             if (not args.variants or job.variant in args.variants) and (not args.tasks or job.task in args.tasks)
         ]
         if not wanted:
-            raise InputError(f"no job is left: choose variants from {', '.join(protocol.VARIANTS)}")
+            raise InputError(f"no job is left: choose variants from {', '.join(known.variants)}")
         where = ["--data", args.data, "--output_dir", str(args.output_dir)]
         if args.dry_run:
             for job in wanted:

@@ -16,29 +16,32 @@ from common.methods import find, names
 from common.options import TuneOptions, given, parse
 from common.runs import read_rows
 from common.study import protocol
-from common.study.protocol import PARTS, VARIANTS, Driver, Job, Part, jobs
+from common.study.protocol import Driver, Part, Protocol, jobs
 from common.study.space import Same, SearchOptions, space_of
 
 pytestmark = pytest.mark.slow
 SMALL = ["--data", "demo", "--max_train_samples", "60", "--max_eval_samples", "20"]
 CHANGES = ["--n_epochs", "1", "--batch_size", "16"]
 
+PROTOCOL = protocol.read()
+
 
 def test_every_method_is_in_the_protocol_and_each_search_comes_before_its_seeds():
-    assert {each.split()[0] for each in VARIANTS.values()} == {*names()}
-    order = [job.name for job in jobs(list(PARTS))]
-    assert len({*order}) == len(order)
+    assert {each.split()[0] for each in PROTOCOL.variants.values()} == {*names()}
+    every = list(jobs(PROTOCOL, list(PROTOCOL.parts)))
+    assert len({job.name for job in every}) == len(every)
     seen = set()
-    for job in jobs(list(PARTS)):
+    for job in every:
         assert job.seed is None or job.search.name in seen
         seen.add(job.name)
     with pytest.raises(InputError, match="unknown part 'z': choose from a, b, c, d, e"):
-        list(jobs(["z"]))
+        list(jobs(PROTOCOL, ["z"]))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PROTOCOL.variants)
 def test_a_search_varies_the_options_of_the_loop_alone(variant):
-    words = Job("a", "minilm", "mrpc", variant, 6).command([])[3:]
+    job = next(job for job in jobs(PROTOCOL, ["a"]) if job.variant == variant)
+    words = job.command([])[3:]
     kind = find(words[0])
     options, search, method = parse(
         "program", words[1:], options=TuneOptions(lr=kind.default_lr), search=SearchOptions(), method=kind()
@@ -53,15 +56,23 @@ def test_a_search_varies_the_options_of_the_loop_alone(variant):
 
 
 @pytest.fixture
-def parts(bert, monkeypatch):
-    """One part of two variants with two seeds."""
-    monkeypatch.setattr(protocol, "PARTS", {"a": Part(bert, ("sst2",), ("lntuning", "bitfit"), 2, (42, 7))})
+def small(bert):
+    """small(lntuning="lntuning"): the jobs of two variants with two seeds."""
+
+    def make(lntuning: str = "lntuning"):
+        part, variants = (
+            Part(bert, ["sst2"], ["lntuning", "bitfit"], 2),
+            {"lntuning": lntuning, "bitfit": "bitfit --terms all"},
+        )
+        return list(jobs(Protocol(variants, PROTOCOL.searched, [42, 7], {"a": part}), ["a"]))
+
+    return make
 
 
 @pytest.mark.long
-def test_the_best_trial_of_each_search_is_trained_with_all_seeds_once(parts, tmp_path):
+def test_the_best_trial_of_each_search_is_trained_with_all_seeds_once(small, tmp_path):
     driver = Driver(tmp_path / "jobs", tmp_path / "rows.jsonl", [*SMALL, "--output_dir", str(tmp_path)], CHANGES)
-    driver.run(list(jobs(["a"])), 2)
+    driver.run(small(), 2)
     rows = read_rows(tmp_path / "rows.jsonl")
     assert sorted((row["variant"], row["seed"]) for row in rows) == [
         ("bitfit", 7), ("bitfit", 42), ("lntuning", 7), ("lntuning", 42),
@@ -73,18 +84,17 @@ def test_the_best_trial_of_each_search_is_trained_with_all_seeds_once(parts, tmp
         assert row["lr"] == max(trials, key=lambda each: each["best_score"])["lr"]
     before = json.loads(driver.path.read_text())
     again = Driver(tmp_path / "jobs", tmp_path / "rows.jsonl", driver.where, CHANGES)
-    again.run(list(jobs(["a"])), 2)
+    again.run(small(), 2)
     assert json.loads(driver.path.read_text()) == before
     assert len(before) == 6
-    assert again.left(list(jobs(["a"])), 2) == "0:00 h"
+    assert again.left(small(), 2) == "0:00 h"
 
 
 @pytest.mark.long
-def test_a_job_that_fails_stops_no_other_and_is_named(parts, tmp_path, monkeypatch):
-    monkeypatch.setitem(VARIANTS, "lntuning", "lntuning --layers 7")
+def test_a_job_that_fails_stops_no_other_and_is_named(small, tmp_path):
     driver = Driver(tmp_path / "jobs", tmp_path / "rows.jsonl", [*SMALL, "--output_dir", str(tmp_path)], CHANGES)
-    with pytest.raises(InputError, match=r"1 of 6 jobs failed, such as .* sst2 lntuning search of 2: exit code 2, see"):
-        driver.run(list(jobs(["a"])), 1)
+    with pytest.raises(InputError, match=r"1 of 6 jobs failed, such as .* sst2 lntuning search: exit code 2, see"):
+        driver.run(small("lntuning --layers 7"), 1)
     assert {row["variant"] for row in read_rows(tmp_path / "rows.jsonl")} == {"bitfit"}
 
 

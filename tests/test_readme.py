@@ -1,6 +1,7 @@
 """The commands and the Python of the README and docs/ are valid, and their links exist."""
 
 import re
+import shlex
 import sys
 from dataclasses import fields
 from statistics import fmean
@@ -60,7 +61,7 @@ def test_the_commands_are_parsed(monkeypatch):
         parts["mlm"] = {"options": MaskedLMOptions(), "method": kind()}
         parts["generate"] = {"options": GenerateOptions(), "method": kind()}
         parts["experiment"] = {"options": TuneOptions(), "sweep": SweepOptions()}
-        monkeypatch.setattr(sys, "argv", ["program", *(word for word in words.split() if word != "...")])
+        monkeypatch.setattr(sys, "argv", ["program", *(word for word in shlex.split(words) if word != "...")])
         parse("program", **parts[verb])
 
 

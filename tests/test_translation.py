@@ -150,7 +150,7 @@ def test_a_text_that_is_too_long_loses_its_end(checkpoints, capsys):
 
 def test_a_prefix_of_a_source_is_read_in_training_and_in_generation(checkpoints):
     tokenizer = load_tokenizer(checkpoints["t5"])
-    form = Form(tokenizer, 60, "the museum ")
+    form = Form(tokenizer, 60, "the museum")
     tokens = encode(Examples((SOURCES, TARGETS), None), form, 0)
     assert (
         tokens.columns["input_ids"][: tokens.lengths[0]].tolist() == tokenizer("the museum " + SOURCES[0])["input_ids"]

@@ -1,8 +1,11 @@
-"""The jobs of the protocol (results/PROTOCOL.md): searches, then runs with the found settings and several seeds."""
+"""The jobs of the protocol (results/PROTOCOL.md): searches, then runs with the found settings and several seeds.
+
+Which ones is in results/protocol.json: variants (a method and its options), options of all searches, seeds, and parts.
+"""
 
 import hashlib
-import json
 import os
+import re
 import shlex
 import signal
 import statistics
@@ -12,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +25,7 @@ from common.results import read_result
 from common.runs import append_once
 from common.runtime import files, locks
 
-TEXT = REPOSITORY / "results" / "PROTOCOL.md"
-VARIANTS: dict[str, str] = {
-    "fine-tuning": "baseline",
-    "lora": "lora --rank 8 --alpha 8 --dropout 0",
-    "adapters": "adapters --bottleneck_size 64 --placement houlsby",
-    "bitfit": "bitfit --terms all",
-    "prefix": "prefix --prefix_length 20",
-    "prompt": "prompt --prompt_length 20 --init vocabulary",
-    "ia3": "ia3",
-    "lntuning": "lntuning",
-    "dora": "dora --rank 8 --alpha 8 --dropout 0",
-    "loha": "loha --rank 8 --alpha 8",
-    "pfeiffer": "adapters --bottleneck_size 64 --placement pfeiffer",
-    "parallel": "adapters --bottleneck_size 64 --placement parallel",
-    "hybrid": "hybrid --parts lora adapters:placement=pfeiffer prefix --layers all",
-    "diffpruning": "diffpruning --sparsity_penalty 1.25e-7",
-    "head": "baseline --top_k 0",
-    "top-2": "baseline --top_k 2",
-    "random": "baseline --random_params 73728",
-}
-"""Name -> method and its options. Those that scripts.search would vary are given, so that they are not searched."""
-MAIN = ("fine-tuning", "lora", "adapters", "bitfit", "prefix", "prompt")
-SEARCHED = "--n_epochs_range 3 6 --batch_sizes 16 32 --select holdout --report_to none"
-"""Beside the learning rate, over two decades."""
+TEXT, LIST = REPOSITORY / "results" / "PROTOCOL.md", REPOSITORY / "results" / "protocol.json"
 UNKNOWN = 600.0
 """Seconds that a job is guessed to take while none is known."""
 
@@ -55,20 +35,28 @@ class Part:
     """Some variants on some tasks with one encoder."""
 
     checkpoint: str
-    tasks: tuple[str, ...]
-    variants: tuple[str, ...]
+    tasks: list[str]
+    variants: list[str]
     trials: int
-    seeds: tuple[int, ...] = (42, 43, 44)
 
 
-PARTS = {
-    "a": Part("minilm", ("mrpc", "rte", "cola", "stsb"), tuple(VARIANTS), 6),
-    "b": Part("mpnet", ("mrpc", "rte"), ("fine-tuning", "lora", "adapters", "bitfit", "ia3", "lntuning"), 2),
-    "c": Part("minilm", ("sst2",), MAIN, 4),
-    "d": Part("mpnet", ("cola",), ("fine-tuning", "lora", "adapters", "bitfit", "ia3", "lntuning"), 2),
-    "e": Part("minilm", ("wnli",), ("lora",), 2),
-}
-"""Parts in the order in which they are run."""
+@dataclass(frozen=True)
+class Protocol:
+    """What is run."""
+
+    variants: dict[str, str]
+    """Name -> method and its options. Those that scripts.search would vary are given, so that they are not searched."""
+    searched: str
+    """Options of all searches, which vary the learning rate over two decades, too."""
+    seeds: list[int]
+    parts: dict[str, Part]
+    """In the order in which they are run."""
+
+
+def read() -> Protocol:
+    """The protocol of the repository."""
+    found = files.read_json(LIST)
+    return Protocol(**found | {"parts": {name: Part(**part) for name, part in found["parts"].items()}})
 
 
 @dataclass(frozen=True)
@@ -79,48 +67,47 @@ class Job:
     checkpoint: str
     task: str
     variant: str
-    trials: int
+    search_words: tuple[str, ...]
+    """Those of the search, but for where data and runs are."""
     seed: int | None = None
 
     @property
     def name(self) -> str:
-        what = f"search of {self.trials}" if self.seed is None else f"seed {self.seed}"
-        return f"{self.checkpoint} {self.task} {self.variant} {what}"
+        what = "search" if self.seed is None else f"seed {self.seed}"
+        return f"{self.part}: {self.checkpoint} {self.task} {self.variant} {what}"
 
     @property
     def search(self) -> "Job":
         """The search that a run needs."""
-        return Job(self.part, self.checkpoint, self.task, self.variant, self.trials)
+        return replace(self, seed=None)
 
     def command(self, shared: Sequence[str], found: str = "") -> list[str]:
         """Its command. found: the last line of the search, the command of its best trial."""
-        if self.seed is not None:
-            seed = [] if self.seed == 42 else ["--seed", str(self.seed)]  # 42 is the default and not in the line
-            return [sys.executable, *shlex.split(found)[1:], *seed]
-        method, *own = VARIANTS[self.variant].split()
-        frozen = [] if method == "baseline" and "--random_params" not in own else ["--frozen_dtype", "bfloat16"]
-        words = [method, "--task_name", self.task, "--checkpoint", self.checkpoint, "--trials", str(self.trials)]
-        return [sys.executable, "-m", "scripts.search", *words, *own, *SEARCHED.split(), *frozen, *shared]
+        if self.seed is None:
+            return [sys.executable, "-m", "scripts.search", *self.search_words, *shared]
+        seed = [] if self.seed == 42 else ["--seed", str(self.seed)]  # 42 is the default and not in the line
+        return [sys.executable, *shlex.split(found)[1:], *seed]
 
 
-def jobs(parts: Sequence[str]) -> Iterator[Job]:
-    """All jobs of some parts, in their order: each search is followed by its runs."""
+def jobs(protocol: Protocol, parts: Sequence[str]) -> Iterator[Job]:
+    """All jobs of some parts, in their order: each search is followed by its runs. Raises InputError."""
     for name in parts:
-        if name not in PARTS:
-            raise InputError(f"unknown part {name!r}: choose from {', '.join(PARTS)}")
-        part = PARTS[name]
+        if name not in protocol.parts:
+            raise InputError(f"unknown part {name!r}: choose from {', '.join(protocol.parts)}")
+        part = protocol.parts[name]
         for task in part.tasks:
             for variant in part.variants:
-                search = Job(name, part.checkpoint, task, variant, part.trials)
+                method, *own = protocol.variants[variant].split()
+                words = [method, "--task_name", task, "--checkpoint", part.checkpoint, "--trials", str(part.trials)]
+                search = Job(name, part.checkpoint, task, variant, (*words, *own, *protocol.searched.split()))
                 yield search
-                yield from (Job(name, part.checkpoint, task, variant, part.trials, seed) for seed in part.seeds)
+                yield from (replace(search, seed=seed) for seed in protocol.seeds)
 
 
-def digest(shared: Sequence[str]) -> str:
-    """What identifies the protocol in a row: a digest of its text and of these jobs; or what is not as it says."""
-    facts = json.dumps([TEXT.read_text(encoding="utf-8"), VARIANTS, SEARCHED, repr(PARTS)])
-    changed = f" changed by {shlex.join(shared)}" if shared else ""
-    return hashlib.sha256(facts.encode()).hexdigest()[:12] + changed
+def digest(changes: Sequence[str]) -> str:
+    """What identifies the protocol in a row: a digest of its text and of its list; and what is not as they say."""
+    changed = f" changed by {shlex.join(changes)}" if changes else ""
+    return hashlib.sha256(TEXT.read_bytes() + LIST.read_bytes()).hexdigest()[:12] + changed
 
 
 @dataclass
@@ -156,7 +143,7 @@ class Driver:
 
             def work() -> None:
                 while not self.stopped and (job := self._next(waiting, taken)) is not None:
-                    bar.set_postfix_str(f"{job.name}, about {self.left(waiting, workers)} left")
+                    bar.set_postfix_str(f"{job.name}, about {self.left(wanted, workers)} left")
                     self._attempt(job)
                     bar.update()
 
@@ -193,7 +180,7 @@ class Driver:
         """Run a job, and note that it is finished or has failed."""
         found = self.finished.get(job.search.name, {}).get("said", "")
         words, began = job.command([*self.where, *self.changes], found), time.monotonic()
-        log = self.home / "logs" / f"{job.name.replace(' ', '-')}.log"
+        log = self.home / "logs" / (re.sub(r"[^\w.+-]+", "-", job.name) + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as said:
             print(shlex.join(words), file=said, flush=True)
@@ -224,15 +211,15 @@ class Driver:
             for process in self.running:
                 os.killpg(process.pid, signal.SIGTERM)
 
-    def left(self, waiting: list[Job], workers: int) -> str:
+    def left(self, wanted: Sequence[Job], workers: int) -> str:
         """The time for what is left, from what such jobs took."""
         known: dict[tuple[Any, ...], list[float]] = {}
-        for job in jobs(list(PARTS)):
+        for job in wanted:
             if job.name in self.finished:
                 for kind in _kinds(job):
                     known.setdefault(kind, []).append(self.finished[job.name]["seconds"])
         seconds = 0.0
-        for job in waiting:
+        for job in wanted:
             if job.name not in self.finished:
                 like = next((known[kind] for kind in _kinds(job) if kind in known), [UNKNOWN])
                 seconds += statistics.mean(like)
