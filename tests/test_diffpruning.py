@@ -30,7 +30,7 @@ from common.fast import prepare
 from common.fitting import fit_to_budget
 from common.loading import load_adapter
 from common.methods import apply, count, count_without_head, trainable
-from common.places import Branch
+from common.places import Branch, fold_weights
 from common.saving import save_adapter
 from common.task_data import TaskData
 from common.training import train
@@ -470,3 +470,13 @@ def test_options_that_cannot_be_used_are_refused(wrong):
 def test_numbers_of_differences_that_the_encoder_does_not_have_are_refused(wrong, make_model):
     with pytest.raises(DoesNotFit, match="parameters: choose from 1 to"):
         apply(DiffPruning(**wrong), make_model())
+
+
+def test_folded_weights_are_parameters_again(make_model):
+    model = apply(DiffPruning(n_nonzero=50).kept(), make_model()).eval()
+    perturb(trainable(model).values())
+    before = encoder(model).encoder.layer[0].output.dense.weight.detach().clone()
+    fold_weights(model)
+    tensors = [tensor for module in model.modules() for tensor in module._parameters.values() if tensor is not None]
+    assert all(isinstance(tensor, nn.Parameter) for tensor in tensors)
+    assert not torch.equal(encoder(model).encoder.layer[0].output.dense.weight, before)
