@@ -877,7 +877,7 @@ def steady(line: str) -> str:
     line = re.sub(r"Expected one of \((.+?)\)", lambda found: f"Expected one of {sorted(found[1].split(', '))}", line)
     line = re.sub(r"bert-[\w.-]*seed[\w.-]+", "RUN", line)
     line = re.sub(r"[0-9a-f]{12}\.\.\.", "...", line)
-    line = re.sub(r"installed are [\w, -]+;", "installed are tensorboard;", line)
+    line = re.sub(r"installed are [\w, -]+;", "installed are tensorboard, csv;", line)
     return line if len(line) < 420 else line[:400] + " ..."
 
 
