@@ -131,6 +131,8 @@ def save_checkpoint(kind: str, folder: Path, seed: int = 0, vectors: bool = True
     model = of_kind.from_config(config)
     if kind == "marian":
         model.final_logits_bias.normal_()
+        for layer in model.model.decoder.layers:  # else texts hardly depend on the source
+            layer.encoder_attn.out_proj.weight.data *= 5
     if kind == "t5":
         model.shared.weight.data *= 0.2  # else each token is followed by itself
     if vectors:
