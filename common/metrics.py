@@ -1,8 +1,6 @@
 """The official metrics of GLUE and SuperGLUE, computed locally, since evaluate.load would download code at run time."""
 
-import shutil
 import tempfile
-import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -119,7 +117,5 @@ def load(task: GlueTask) -> "evaluate.Metric":
             return {name: METRICS[name](predictions, references) for name in task.reported}
 
     # evaluate makes a folder in its cache, which may be read-only, and writes nothing there.
-    folder = tempfile.mkdtemp()
-    metric = Glue(keep_in_memory=True, cache_dir=folder)
-    weakref.finalize(metric, shutil.rmtree, folder, ignore_errors=True)
-    return metric
+    with tempfile.TemporaryDirectory() as folder:
+        return Glue(keep_in_memory=True, cache_dir=folder)
