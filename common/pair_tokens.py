@@ -47,8 +47,8 @@ class Form:
         first = self.tokenizer.bos_token_id
         return self.end if first is None else int(first)
 
-    def whole(self, sources: Sequence[str]) -> list[str]:
-        """Sources with what is before them."""
+    def prefixed(self, sources: Sequence[str]) -> list[str]:
+        """Sources with the prefix before each."""
         return [f"{self.prefix} {source}" if self.prefix else source for source in sources]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -61,7 +61,7 @@ class Form:
 
     def ids_of_sources(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of whole sources for an encoder-decoder, with special tokens, however long."""
-        return self._ids(self.whole(texts), add_special_tokens=True)
+        return self._ids(self.prefixed(texts), add_special_tokens=True)
 
     def _ids(self, *texts: list[str], add_special_tokens: bool = False, **named: list[str]) -> list[list[int]]:
         settings = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
@@ -162,8 +162,7 @@ def encode(examples: Examples, form: Form, start: int | None = None) -> PairToke
     Raises:
         InputError: no token of a text would be left.
     """
-    of_model = _for_causal(examples, form) if start is None else _for_encoder_decoder(examples, form, start)
-    tokens, n_cut = of_model
+    tokens, n_cut = _for_causal(examples, form) if start is None else _for_encoder_decoder(examples, form, start)
     if n_cut and os.environ.get("RANK", "0") == "0":
         print(f"{n_cut:,} of {len(tokens):,} pairs have more than {form.max_length} tokens and are cut")
     return tokens
@@ -180,7 +179,7 @@ def _for_causal(examples: Examples, form: Form) -> tuple[PairTokens, int]:
     n_targets: list[int] = []
     n_cut = 0
     targets = form.ids([f" {target}" for target in examples.texts[1]])
-    sources = form.ids(form.whole(examples.texts[0]))
+    sources = form.ids(form.prefixed(examples.texts[0]))
     for source, target in zip(sources, targets, strict=True):
         kept = source[: max(room - len(target), room // 2)]
         said = [*target, form.end][: room - len(kept) + (len(target) <= room - len(kept))]
@@ -240,7 +239,7 @@ def generated(
     else:
         room = longest - 2
         kept = max(room - search.max_new_tokens, room // 2)
-        prompts = [[*ids[:kept], form.separator] for ids in form.ids(form.whole(sources))]
+        prompts = [[*ids[:kept], form.separator] for ids in form.ids(form.prefixed(sources))]
     tensors = [torch.tensor(prompt) for prompt in prompts]
     found = generate(model, tensors, search, form.end, longest, batch_size, accelerator, progress)
     return [one_line(str(form.tokenizer.decode(ids, skip_special_tokens=True))) for ids in found]

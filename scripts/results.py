@@ -1,7 +1,8 @@
 """Make all results of results/PROTOCOL.md: python -m scripts.results --data FOLDER
 
 Each variant of a method is searched on held-out training examples and then trained with three seeds. A row is added to
---out after each run. It says how long it has to go. Ctrl-C lets what is running save; the same command goes on there.
+--out after each run. The progress bar shows the time left. After Ctrl-C the jobs that are running save, and the same
+command resumes.
 Any option of scripts.search that is added, such as --max_train_samples 200 for a try, goes to every search, and the
 rows then say that the protocol was changed.
 """
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("results/protocol.jsonl"), help="file of JSON lines for the rows"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print the commands of the searches")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args, changes = parser.parse_known_args()
     with one_line_errors(args.debug):

@@ -270,6 +270,20 @@ def test_meteor_is_there_where_wordnet_is_and_else_a_line_says_so_once(monkeypat
 # Runs
 
 
+def assert_one_and_two_processes_agree(method: str, words: str, folder: Path) -> None:
+    """Assert that they end with the same log-likelihood and the same texts."""
+    texts, results = [], []
+    words += " --n_epochs 2 --eps 0.1 --lr 0.05 --num_beams 2 --max_new_tokens 6 --eval_batch_size 6 --report_to none"
+    for n in (1, 2):
+        own = f"--batch_size {8 // n} --output_dir {folder / str(n)}"
+        run = Path(launch(n, f"{method}.generate", *words.split(), *own.split())[-1])
+        results.append(read_result(run))
+        texts.append((run / "generated-validation.txt").read_text())
+    assert [each["n_processes"] for each in results] == [1, 2]
+    assert results[0]["best_log_likelihood"] == pytest.approx(results[1]["best_log_likelihood"], rel=1e-4)
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.slow
 def test_a_run_generates_with_its_best_epoch_and_sacrebleu_gives_its_scores_for_its_files(options):
     settings = options(n_epochs=2, lr=0.05)
@@ -384,16 +398,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(method, o
 @pytest.mark.slow
 def test_two_processes_train_and_generate_like_one(options, tmp_path):
     checkpoint = str(save_checkpoint("gpt2", tmp_path / "still", **still("gpt2")))
-    texts, results = [], []
-    for n in (1, 2):
-        words = f"--checkpoint {checkpoint} --data {options().data} --n_epochs 2 --eps 0.1 --lr 0.05 --num_beams 2"
-        words += f" --max_new_tokens 6 --batch_size {8 // n} --eval_batch_size 6 --report_to none"
-        folder = Path(launch(n, "lora.generate", *words.split(), "--output_dir", str(tmp_path / str(n)))[-1])
-        results.append(read_result(folder))
-        texts.append((folder / "generated-validation.txt").read_text())
-    assert [each["n_processes"] for each in results] == [1, 2]
-    assert results[0]["best_log_likelihood"] == pytest.approx(results[1]["best_log_likelihood"], rel=1e-4)
-    assert texts[0] == texts[1]
+    assert_one_and_two_processes_agree("lora", f"--checkpoint {checkpoint} --data {options().data}", tmp_path)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from conftest import REPOSITORY, outcome, perturbed, save_checkpoint, still
 from safetensors.torch import load_file, save_file
-from test_processes import launch
+from test_generation import assert_one_and_two_processes_agree
 from test_resume import PowerCut, at_step, lose_power
 
 from adapters.method import Adapters
@@ -500,17 +499,8 @@ def test_an_interrupted_run_ends_with_the_bits_of_a_whole_one(kind, options, che
 @pytest.mark.slow
 def test_two_processes_train_and_generate_like_one(options, tmp_path):
     checkpoint = str(save_checkpoint("marian", tmp_path / "still", **still("marian")))
-    texts, results = [], []
-    for n in (1, 2):
-        words = f"--checkpoint {checkpoint} --data {options().data} --source_field en --target_field ne --n_epochs 2"
-        words += f" --eps 0.1 --lr 0.05 --num_beams 2 --max_new_tokens 6 --batch_size {8 // n} --eval_batch_size 6"
-        words += f" --report_to none --output_dir {tmp_path / str(n)}"
-        folder = Path(launch(n, "prefix.generate", *words.split())[-1])
-        results.append(read_result(folder))
-        texts.append((folder / "generated-validation.txt").read_text())
-    assert [each["n_processes"] for each in results] == [1, 2]
-    assert results[0]["best_log_likelihood"] == pytest.approx(results[1]["best_log_likelihood"], rel=1e-4)
-    assert texts[0] == texts[1]
+    words = f"--checkpoint {checkpoint} --data {options().data} --source_field en --target_field ne"
+    assert_one_and_two_processes_agree("prefix", words, tmp_path)
 
 
 def test_an_encoder_decoder_with_another_shape_than_supported_is_refused_in_one_line(tmp_path):

@@ -105,14 +105,14 @@ def jobs(protocol: Protocol, parts: Sequence[str]) -> Iterator[Job]:
 
 
 def digest(changes: Sequence[str]) -> str:
-    """What identifies the protocol in a row: a digest of its text and of its list; and what is not as they say."""
+    """What identifies the protocol in a row: a digest of its text and its list, and the words that change it."""
     changed = f" changed by {shlex.join(changes)}" if changes else ""
     return hashlib.sha256(TEXT.read_bytes() + LIST.read_bytes()).hexdigest()[:12] + changed
 
 
 @dataclass
 class Driver:
-    """Runs jobs in processes of their own, keeps what they said, and goes on where an earlier launch stopped."""
+    """Runs jobs in processes of their own and keeps their last lines; a later launch resumes the rest."""
 
     home: Path
     """Its folder: what is finished, and a log for each job."""
@@ -205,7 +205,7 @@ class Driver:
             files.write_json(self.path, self.finished)
 
     def stop(self) -> None:
-        """Let all that runs save and end."""
+        """Send SIGTERM to all jobs that are running, which save and end."""
         with self.lock:
             self.stopped = True
             for process in self.running:
