@@ -1,13 +1,14 @@
 """Make all results of results/PROTOCOL.md: python -m scripts.results --data FOLDER
 
-Each variant of a method is searched on held-out training examples and then trained with three seeds. A row is added to
---out after each run. The progress bar shows the time left. After Ctrl-C the jobs that are running save, and the same
-command resumes.
-Any option of scripts.search that is added, such as --max_train_samples 200 for a try, goes to every search, and the
-rows then say that the protocol was changed.
+Each variant of a method is trained with several learning rates, and with two more seeds at the one that is best on
+held-out training examples. A row is added to --out after each run; a run that has a row is not repeated. The progress
+bar shows the time left. After Ctrl-C the runs save, and the same command resumes.
+Any option of METHOD.tune that is added, such as --max_train_samples 200 for a try, goes to every run, and the rows
+then have another digest of the protocol.
 """
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", help="parts of the protocol; default: all")
     parser.add_argument("--variants", nargs="+", help="these variants of methods only; default: all")
     parser.add_argument("--tasks", nargs="+", help="these tasks only; default: all")
-    parser.add_argument("--workers", type=int, help="jobs at once, one thread each; default: one for each core")
+    parser.add_argument("--workers", type=int, help="runs at once, one thread each; default: one for each core")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/protocol"), help="folder of all runs")
     parser.add_argument(
         "--out", type=Path, default=Path("results/protocol.jsonl"), help="file of JSON lines for the rows"
@@ -33,24 +34,34 @@ def main() -> None:
     args, changes = parser.parse_known_args()
     with one_line_errors(args.debug):
         known = protocol.read()
+        every = list(protocol.cells(known, args.parts or list(known.parts), changes))
+        for name, values, usual in (
+            ("variant", args.variants, {cell.variant for cell in every}),
+            ("task", args.tasks, {cell.task for cell in every}),
+        ):
+            for unknown in sorted(set(values or []) - usual):
+                raise InputError(f"no {name} {unknown!r} in these parts: choose from {', '.join(sorted(usual))}")
+        if args.workers is not None and args.workers < 1:
+            raise InputError(f"--workers is {args.workers}: choose 1 or more")
+        if args.data not in ("hub", "demo") and not Path(args.data).expanduser().is_dir():
+            raise InputError(f"--data {args.data} is no folder: give the folder of the official GLUE download")
         wanted = [
-            job
-            for job in protocol.jobs(known, args.parts or list(known.parts))
-            if (not args.variants or job.variant in args.variants) and (not args.tasks or job.task in args.tasks)
+            cell
+            for cell in every
+            if cell.variant in (args.variants or [cell.variant]) and cell.task in (args.tasks or [cell.task])
         ]
-        if not wanted:
-            raise InputError(f"no job is left: choose variants from {', '.join(known.variants)}")
+        protocol.check(wanted)
         where = ["--data", args.data, "--output_dir", str(args.output_dir)]
         if args.dry_run:
-            for job in wanted:
-                words = job.command([*where, *changes], "python BEST TRIAL")
-                print(" ".join(["python", *words[1:]]))
+            for job in (job for cell in wanted for job in protocol.jobs(cell)):
+                words = protocol.command(job, "BEST" if job.rate is None else job.rate, where)
+                print(shlex.join(["python", *words[1:]]))
             return
         workers = args.workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
         if workers > 1:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
         with stoppable():
-            protocol.Driver(args.output_dir / "jobs", args.out, where, changes).run(wanted, workers)
+            protocol.Driver(args.output_dir / "jobs", args.out, where).run(wanted, workers)
         print(args.out)
 
 

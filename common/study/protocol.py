@@ -1,6 +1,7 @@
-"""The jobs of the protocol (results/PROTOCOL.md): searches, then runs with the found settings and several seeds.
+"""The jobs of the protocol (results/PROTOCOL.md): a learning rate for each variant and task, then more seeds with it.
 
-Which ones is in results/protocol.json: variants (a method and its options), options of all searches, seeds, and parts.
+Which ones is in results/protocol.json: variants (the middle of the rates, a method and its options), options of all runs,
+factors of the rates, seeds, epochs of the tasks, and parts.
 """
 
 import hashlib
@@ -15,19 +16,22 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import InputError, Interrupted
-from common.methods import REPOSITORY
+from common.methods import REPOSITORY, find
+from common.options import TuneOptions, given, parse
 from common.results import read_result
-from common.runs import append_once
+from common.runs import append_once, read_rows
 from common.runtime import files, locks
 
 TEXT, LIST = REPOSITORY / "results" / "PROTOCOL.md", REPOSITORY / "results" / "protocol.json"
-UNKNOWN = 600.0
-"""Seconds that a job is guessed to take while none is known."""
+UNKNOWN = 120.0
+"""Seconds that a run is guessed to take while none is known."""
+START = 10.0
+"""Seconds that a run takes before and after its training."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,22 @@ class Part:
     checkpoint: str
     tasks: list[str]
     variants: list[str]
-    trials: int
 
 
 @dataclass(frozen=True)
 class Protocol:
     """What is run."""
 
-    variants: dict[str, str]
-    """Name -> method and its options. Those that scripts.search would vary are given, so that they are not searched."""
-    searched: str
-    """Options of all searches, which vary the learning rate over two decades, too."""
+    variants: dict[str, tuple[float, str]]
+    """Name -> the middle of its learning rates, and a method and its options."""
+    options: str
+    """Options of all runs."""
+    factors: list[float]
+    """The learning rates over the middle one."""
     seeds: list[int]
+    """The first is that of the runs with all rates, the others are for the best one."""
+    epochs: dict[str, int]
+    """Of each task."""
     parts: dict[str, Part]
     """In the order in which they are run."""
 
@@ -60,90 +68,121 @@ def read() -> Protocol:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A search of a variant on a task, or with a seed a run with what it found."""
+class Cell:
+    """A variant on a task with an encoder."""
 
-    part: str
     checkpoint: str
     task: str
     variant: str
-    search_words: tuple[str, ...]
-    """Those of the search, but for where data and runs are."""
-    seed: int | None = None
+    words: tuple[str, ...]
+    """The method, and the options of its runs but for seed, learning rate and where data and runs are."""
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        what = "search" if self.seed is None else f"seed {self.seed}"
-        return f"{self.part}: {self.checkpoint} {self.task} {self.variant} {what}"
+        return f"{self.checkpoint} {self.task} {self.variant}"
 
     @property
-    def search(self) -> "Job":
-        """The search that a run needs."""
-        return replace(self, seed=None)
-
-    def command(self, shared: Sequence[str], found: str = "") -> list[str]:
-        """Its command. found: the last line of the search, the command of its best trial."""
-        if self.seed is None:
-            return [sys.executable, "-m", "scripts.search", *self.search_words, *shared]
-        seed = [] if self.seed == 42 else ["--seed", str(self.seed)]  # 42 is the default and not in the line
-        return [sys.executable, *shlex.split(found)[1:], *seed]
+    def digest(self) -> str:
+        """What identifies the protocol in its rows: a digest of the page's rules and of the words of the runs."""
+        rules = TEXT.read_text(encoding="utf-8").partition("\n| ")[0]
+        return hashlib.sha256(f"{rules}{self.words}{self.rates}{self.seeds}".encode()).hexdigest()[:12]
 
 
-def jobs(protocol: Protocol, parts: Sequence[str]) -> Iterator[Job]:
-    """All jobs of some parts, in their order: each search is followed by its runs. Raises InputError."""
+class Job(NamedTuple):
+    """A run of a cell. With the first seed there is one for each rate, with the others one for the best rate: None."""
+
+    cell: Cell
+    seed: int
+    rate: float | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name} seed {self.seed}, " + ("best lr" if self.rate is None else f"lr {self.rate:g}")
+
+
+def cells(protocol: Protocol, parts: Sequence[str], changes: Sequence[str] = ()) -> Iterator[Cell]:
+    """All cells of some parts, in their order. changes: options of all runs that win over those of the protocol.
+
+    Raises:
+        InputError: an unknown part.
+    """
     for name in parts:
         if name not in protocol.parts:
             raise InputError(f"unknown part {name!r}: choose from {', '.join(protocol.parts)}")
         part = protocol.parts[name]
         for task in part.tasks:
             for variant in part.variants:
-                method, *own = protocol.variants[variant].split()
-                words = [method, "--task_name", task, "--checkpoint", part.checkpoint, "--trials", str(part.trials)]
-                search = Job(name, part.checkpoint, task, variant, (*words, *own, *protocol.searched.split()))
-                yield search
-                yield from (replace(search, seed=seed) for seed in protocol.seeds)
+                middle, own = protocol.variants[variant]
+                words = [*own.split(), "--task_name", task, "--checkpoint", part.checkpoint]
+                words += ["--n_epochs", str(protocol.epochs[task]), *protocol.options.split()]
+                rates = tuple(float(f"{middle * factor:.2g}") for factor in protocol.factors)
+                changed = (*_without(words, given(changes)), *changes)
+                yield Cell(part.checkpoint, task, variant, changed, rates, tuple(protocol.seeds))
 
 
-def digest(changes: Sequence[str]) -> str:
-    """What identifies the protocol in a row: a digest of its text and its list, and the words that change it."""
-    changed = f" changed by {shlex.join(changes)}" if changes else ""
-    return hashlib.sha256(TEXT.read_bytes() + LIST.read_bytes()).hexdigest()[:12] + changed
+def _without(words: Sequence[str], names: set[str]) -> Iterator[str]:
+    """A command line without some options."""
+    kept = True
+    for word in words:
+        if word.startswith("--"):
+            kept = word.removeprefix("--") not in names
+        if kept:
+            yield word
+
+
+def jobs(cell: Cell) -> list[Job]:
+    """The runs of a cell, in their order."""
+    first, *others = cell.seeds
+    return [*(Job(cell, first, rate) for rate in cell.rates), *(Job(cell, seed, None) for seed in others)]
+
+
+def command(job: Job, rate: float | str, where: Sequence[str] = ()) -> list[str]:
+    """The command of a run. where: words that say where data and runs are."""
+    method, *words = job.cell.words
+    return [sys.executable, "-m", f"{method}.tune", *words, "--lr", f"{rate}", "--seed", str(job.seed), *where]
+
+
+def check(wanted: Sequence[Cell]) -> None:
+    """End the process with one line on stderr if a method would not take its options."""
+    for name, words in dict.fromkeys((cell.words[0], cell.words[1:]) for cell in wanted):
+        kind = find(name)
+        parse(f"{name}.tune", words, options=TuneOptions(lr=kind.default_lr), method=kind())
 
 
 @dataclass
 class Driver:
-    """Runs jobs in processes of their own and keeps their last lines; a later launch resumes the rest."""
+    """Runs jobs in processes of their own. Its state is the file of rows, so that any machine resumes from it."""
 
     home: Path
-    """Its folder: what is finished, and a log for each job."""
+    """Folder of a log for each job."""
     rows: Path
     where: Sequence[str]
-    """Words of all searches that say where data and runs are."""
-    changes: Sequence[str] = ()
-    """Words of all searches that change the protocol."""
-    finished: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    finished: dict[Job, dict[str, Any]] = field(default_factory=dict)
+    """The rows of jobs."""
+    failed: dict[Job, str] = field(default_factory=dict)
     stopped: bool = False
     running: list["subprocess.Popen[str]"] = field(default_factory=list)
     lock: Any = field(default_factory=threading.Lock)
 
-    @property
-    def path(self) -> Path:
-        return self.home / "finished.json"
-
-    def run(self, wanted: list[Job], workers: int) -> None:
-        """Run all jobs that are not finished. Raises Interrupted if it is stopped, InputError if some failed."""
+    def run(self, wanted: Sequence[Cell], workers: int) -> None:
+        """Run all jobs that have no row. Raises Interrupted if it is stopped, InputError if some failed."""
         from tqdm import tqdm
 
-        if self.path.is_file():
-            self.finished = files.read_json(self.path)
-        waiting = [job for job in wanted if job.name not in self.finished]
-        taken: set[str] = set()
-        with tqdm(total=len(wanted), initial=len(wanted) - len(waiting), unit="job", dynamic_ncols=True) as bar:
+        every = [job for cell in wanted for job in jobs(cell)]
+        known = {self._identity(row): row for row in (read_rows(self.rows) if self.rows.is_file() else [])}
+        for job in every:  # those of the first seed come first, and with them the best rate of a cell is known
+            settled = job.rate is not None or self._is_searched(job.cell)
+            rate = job.rate if job.rate is not None else self.best_rate(job.cell) if settled else None
+            row = known.get((job.cell.digest, job.cell.checkpoint, job.cell.task, job.cell.variant, job.seed, rate))
+            self.finished |= {} if row is None else {job: row}
+        waiting, taken = [job for job in every if job not in self.finished], set[Job]()
+        with tqdm(total=len(every), initial=len(self.finished), unit="run", dynamic_ncols=True) as bar:
 
             def work() -> None:
                 while not self.stopped and (job := self._next(waiting, taken)) is not None:
-                    bar.set_postfix_str(f"{job.name}, about {self.left(wanted, workers)} left")
+                    bar.set_postfix_str(f"{job.name}, about {self.left(every, workers)} left")
                     self._attempt(job)
                     bar.update()
 
@@ -157,29 +196,43 @@ class Driver:
                 except (KeyboardInterrupt, Interrupted):
                     self.stop()
         if self.stopped:
-            raise Interrupted(f"stopped after {len(self.finished):,} jobs: the same command goes on")
+            raise Interrupted(f"stopped after {len(self.finished):,} runs: the same command resumes")
         if self.failed:
-            name, why = next(iter(self.failed.items()))
-            raise InputError(f"{len(self.failed)} of {len(wanted)} jobs failed, such as {name}: {why}")
+            job, why = next(iter(self.failed.items()))
+            raise InputError(f"{len(self.failed)} of {len(every)} runs failed, such as {job.name}: {why}")
 
-    def _next(self, waiting: list[Job], taken: set[str]) -> Job | None:
-        """The next job that nobody runs and whose search is finished; waits for a search that is running."""
+    @staticmethod
+    def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in ("protocol", "checkpoint", "task_name", "variant", "seed", "lr"))
+
+    def _is_searched(self, cell: Cell) -> bool:
+        """Whether the runs with all rates have ended, and one of them has a score."""
+        ended = [job in self.finished or job in self.failed for job in jobs(cell) if job.rate is not None]
+        return all(ended) and any(job in self.finished for job in jobs(cell))
+
+    def best_rate(self, cell: Cell) -> float:
+        """The learning rate with the best score on the held-out examples; of equal ones the lowest."""
+        scores = {job.rate: self.finished[job]["best_score"] for job in jobs(cell) if job.rate and job in self.finished}
+        return max(scores, key=lambda rate: (scores[rate], -rate))
+
+    def _next(self, waiting: list[Job], taken: set[Job]) -> Job | None:
+        """The next job that nobody runs and whose learning rate is known; waits for those that tell it."""
         while not self.stopped:
             with self.lock:
-                left = [job for job in waiting if job.name not in taken]
-                ready = (job for job in left if job.seed is None or job.search.name in self.finished)
+                left = [job for job in waiting if job not in taken]
+                ready = (job for job in left if job.rate is not None or self._is_searched(job.cell))
                 if (job := next(ready, None)) is not None:
-                    taken.add(job.name)
+                    taken.add(job)
                     return job
-                if all(job.search.name in self.failed for job in left):
-                    return None
+                ended = self.finished.keys() | self.failed.keys()
+                if all(each in ended for job in left for each in jobs(job.cell) if each.rate is not None):
+                    return None  # no rate of these cells has a score
             time.sleep(0.2)
         return None
 
     def _attempt(self, job: Job) -> None:
-        """Run a job, and note that it is finished or has failed."""
-        found = self.finished.get(job.search.name, {}).get("said", "")
-        words, began = job.command([*self.where, *self.changes], found), time.monotonic()
+        """Run a job, and add its row, or note why there is none."""
+        words = command(job, job.rate or self.best_rate(job.cell), self.where)
         log = self.home / "logs" / (re.sub(r"[^\w.+-]+", "-", job.name) + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as said:
@@ -195,14 +248,12 @@ class Driver:
             self.running.remove(process)
             if process.returncode != 0 or not out.strip():
                 if not self.stopped:
-                    self.failed[job.name] = f"exit code {process.returncode}, see {log}"
+                    self.failed[job] = f"exit code {process.returncode}, see {log}"
                 return
-            seconds, last = round(time.monotonic() - began, 1), out.strip().splitlines()[-1]
-            self.finished[job.name] = {"said": last, "seconds": seconds}
-            if job.seed is not None:
-                facts = {"protocol": digest(self.changes), "part": job.part, "variant": job.variant}
-                append_once(self.rows, read_result(Path(last)) | facts)
-            files.write_json(self.path, self.finished)
+            row = read_result(Path(out.strip().splitlines()[-1]))
+            row |= {"protocol": job.cell.digest, "variant": job.cell.variant}
+            append_once(self.rows, row)
+            self.finished[job] = row
 
     def stop(self) -> None:
         """Send SIGTERM to all jobs that are running, which save and end."""
@@ -211,23 +262,22 @@ class Driver:
             for process in self.running:
                 os.killpg(process.pid, signal.SIGTERM)
 
-    def left(self, wanted: Sequence[Job], workers: int) -> str:
+    def left(self, every: Sequence[Job], workers: int) -> str:
         """The time for what is left, from what such jobs took."""
-        known: dict[tuple[Any, ...], list[float]] = {}
-        for job in wanted:
-            if job.name in self.finished:
+        known: dict[tuple[str, ...], list[float]] = {}
+        for job in every:
+            if job in self.finished:
                 for kind in _kinds(job):
-                    known.setdefault(kind, []).append(self.finished[job.name]["seconds"])
+                    known.setdefault(kind, []).append(self.finished[job]["train_seconds"] + START)
         seconds = 0.0
-        for job in wanted:
-            if job.name not in self.finished:
-                like = next((known[kind] for kind in _kinds(job) if kind in known), [UNKNOWN])
-                seconds += statistics.mean(like)
+        for job in every:
+            if job not in self.finished and job not in self.failed:
+                seconds += statistics.mean(next((known[kind] for kind in _kinds(job) if kind in known), [UNKNOWN]))
         minutes = round(seconds / workers / 60)
         return f"{minutes // 60}:{minutes % 60:02} h"
 
 
-def _kinds(job: Job) -> list[tuple[Any, ...]]:
+def _kinds(job: Job) -> list[tuple[str, ...]]:
     """The kinds of jobs that a job is like, the most alike first."""
-    is_search = job.seed is None
-    return [(is_search, job.checkpoint, job.task), (is_search, job.checkpoint), (is_search,)]
+    cell = job.cell
+    return [(cell.checkpoint, cell.task, cell.variant), (cell.checkpoint, cell.task), (cell.checkpoint,)]
