@@ -9,7 +9,6 @@ then have another digest of the protocol.
 
 import os
 import shlex
-import sys
 from pathlib import Path
 
 from common.errors import InputError, one_line_errors
@@ -57,7 +56,8 @@ def main() -> None:
                 words = protocol.command(job, "BEST" if job.rate is None else job.rate, where)
                 print(shlex.join(["python", *words[1:]]))
             return
-        workers = args.workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = args.workers or cores
         if workers > 1:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
         with stoppable():
@@ -66,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,123 +1,154 @@
-"""The protocol: each search is followed by runs of its best trial with all seeds, each once, also after a stop."""
+"""The protocol: all learning rates of a cell are run, then the best with the other seeds, once, on any machine."""
 
-import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from conftest import REPOSITORY
 
 from common.errors import InputError
-from common.methods import find, names
-from common.options import TuneOptions, given, parse
+from common.methods import names
 from common.runs import read_rows
 from common.study import protocol
-from common.study.protocol import Driver, Part, Protocol, jobs
-from common.study.space import Same, SearchOptions, space_of
+from common.study.protocol import Driver, Part, Protocol, cells, command, jobs
 
 pytestmark = pytest.mark.slow
-SMALL = ["--data", "demo", "--max_train_samples", "60", "--max_eval_samples", "20"]
-CHANGES = ["--n_epochs", "1", "--batch_size", "16"]
+SMALL = ["--data", "demo"]
+CHANGES = ["--n_epochs", "1", "--max_train_samples", "60", "--max_eval_samples", "20"]
 
 PROTOCOL = protocol.read()
 
 
-def test_every_method_is_in_the_protocol_and_each_search_comes_before_its_seeds():
-    assert {each.split()[0] for each in PROTOCOL.variants.values()} == {*names()}
-    every = list(jobs(PROTOCOL, list(PROTOCOL.parts)))
-    assert len({job.name for job in every}) == len(every)
-    seen = set()
-    for job in every:
-        assert job.seed is None or job.search.name in seen
-        seen.add(job.name)
+def test_every_method_is_in_the_protocol_and_takes_its_options():
+    every = list(cells(PROTOCOL, list(PROTOCOL.parts)))
+    assert {cell.words[0] for cell in every} == {*names()}
+    assert {cell.variant for cell in every} == {*PROTOCOL.variants}
+    assert len({cell.name for cell in every}) == len(every)
+    protocol.check(every)
     with pytest.raises(InputError, match="unknown part 'z': choose from a, b, c, d, e"):
-        list(jobs(PROTOCOL, ["z"]))
+        list(cells(PROTOCOL, ["z"]))
 
 
-@pytest.mark.parametrize("variant", PROTOCOL.variants)
-def test_a_search_varies_the_options_of_the_loop_alone(variant):
-    job = next(job for job in jobs(PROTOCOL, ["a"]) if job.variant == variant)
-    words = job.command([])[3:]
-    kind = find(words[0])
-    options, search, method = parse(
-        "program", words[1:], options=TuneOptions(lr=kind.default_lr), search=SearchOptions(), method=kind()
-    )
-    space = space_of(method, options, search, given(words))
-    varied = {name for name, what in space.items() if not isinstance(what, Same)}
-    own = {name for name in varied if name in vars(method)}
-    assert {"lr", "n_epochs", "batch_size"} <= varied
-    assert not own
-    assert (search.trials, options.select) == (6, "holdout")
-    assert (options.frozen_dtype == "bfloat16") == (variant not in ("fine-tuning", "head", "top-2"))
+def test_rates_span_two_decades_around_the_middle_and_come_before_the_other_seeds():
+    cell = next(cell for cell in cells(PROTOCOL, ["a"]) if cell.variant == "lora")
+    assert cell.rates == (0.0001, 0.00025, 0.00063, 0.0016, 0.004, 0.01)
+    assert [(job.seed, job.rate) for job in jobs(cell)] == [
+        *((42, rate) for rate in cell.rates), (43, None), (44, None),
+    ]  # fmt: skip
+
+
+def test_a_change_wins_over_the_option_of_the_protocol_and_changes_the_digest():
+    plain = next(cells(PROTOCOL, ["e"]))
+    changed = next(cells(PROTOCOL, ["e"], ["--n_epochs", "1", "--rank", "2"]))
+    words = command(jobs(changed)[0], 1e-3)
+    assert words.count("--n_epochs") == words.count("--rank") == 1
+    assert words[words.index("--n_epochs") + 1] == "1"
+    assert words[words.index("--alpha") + 1] == "8"
+    assert plain.digest != changed.digest
+    assert plain.digest == next(cells(PROTOCOL, ["e"])).digest
+    assert plain.digest != replace(plain, rates=(1.0,)).digest
+
+
+def test_the_digest_is_of_the_rules_and_not_of_the_parts(tmp_path, monkeypatch):
+    cell = next(cells(PROTOCOL, ["a"]))
+    before, text = cell.digest, protocol.TEXT.read_text()
+    page = tmp_path / "PROTOCOL.md"
+    monkeypatch.setattr(protocol, "TEXT", page)
+    page.write_text(text + "\n| f | another part |\n")
+    assert cell.digest == before
+    page.write_text(text.replace("A tenth of the training examples is held out", "Nothing is held out"))
+    assert cell.digest != before
 
 
 @pytest.fixture
 def small(bert):
-    """small(lntuning="lntuning"): the jobs of two variants with two seeds."""
+    """small(lntuning="lntuning"): two variants with two rates and two seeds on one task."""
 
     def make(lntuning: str = "lntuning"):
-        part, variants = (
-            Part(bert, ["sst2"], ["lntuning", "bitfit"], 2),
-            {"lntuning": lntuning, "bitfit": "bitfit --terms all"},
-        )
-        return list(jobs(Protocol(variants, PROTOCOL.searched, [42, 7], {"a": part}), ["a"]))
+        part = Part(bert, ["sst2"], ["lntuning", "bitfit"])
+        variants = {"lntuning": (1e-3, lntuning), "bitfit": (1e-2, "bitfit --terms all")}
+        small = Protocol(variants, PROTOCOL.options, [0.1, 10.0], [42, 7], {"sst2": 1}, {"a": part})
+        return list(cells(small, ["a"], CHANGES))
 
     return make
 
 
 @pytest.mark.long
-def test_the_best_trial_of_each_search_is_trained_with_all_seeds_once(small, tmp_path):
-    driver = Driver(tmp_path / "jobs", tmp_path / "rows.jsonl", [*SMALL, "--output_dir", str(tmp_path)], CHANGES)
-    driver.run(small(), 2)
-    rows = read_rows(tmp_path / "rows.jsonl")
-    assert sorted((row["variant"], row["seed"]) for row in rows) == [
-        ("bitfit", 7), ("bitfit", 42), ("lntuning", 7), ("lntuning", 42),
-    ]  # fmt: skip
-    for row in rows:
-        assert row["protocol"].endswith("changed by --n_epochs 1 --batch_size 16")
-        trials = [each for each in read_rows(tmp_path / row["method"] / "sst2" / "search.jsonl") if each["seed"] == 42]
-        assert len(trials) == 2
-        assert row["lr"] == max(trials, key=lambda each: each["best_score"])["lr"]
-    before = json.loads(driver.path.read_text())
-    again = Driver(tmp_path / "jobs", tmp_path / "rows.jsonl", driver.where, CHANGES)
+def test_the_best_rate_is_trained_with_the_other_seeds_and_nothing_twice(small, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    Driver(tmp_path / "jobs", rows, [*SMALL, "--output_dir", str(tmp_path / "runs")]).run(small(), 2)
+    found = read_rows(rows)
+    for cell in small():
+        own = [row for row in found if row["variant"] == cell.variant]
+        assert {row["protocol"] for row in own} == {cell.digest}
+        trials = [row for row in own if row["seed"] == 42]
+        assert sorted(row["lr"] for row in trials) == list(cell.rates)
+        best = max(trials, key=lambda row: (row["best_score"], -row["lr"]))
+        assert [row["lr"] for row in own if row["seed"] == 7] == [best["lr"]]
+
+    before = rows.read_text()
+    shutil.rmtree(tmp_path / "runs")  # another machine has the rows alone
+    again = Driver(tmp_path / "jobs", rows, ["--data", "nowhere"])
     again.run(small(), 2)
-    assert json.loads(driver.path.read_text()) == before
-    assert len(before) == 6
-    assert again.left(small(), 2) == "0:00 h"
+    assert rows.read_text() == before
+    assert again.left([job for cell in small() for job in jobs(cell)], 2) == "0:00 h"
 
 
 @pytest.mark.long
 def test_a_job_that_fails_stops_no_other_and_is_named(small, tmp_path):
-    driver = Driver(tmp_path / "jobs", tmp_path / "rows.jsonl", [*SMALL, "--output_dir", str(tmp_path)], CHANGES)
-    with pytest.raises(InputError, match=r"1 of 6 jobs failed, such as .* sst2 lntuning search: exit code 2, see"):
+    driver = Driver(tmp_path / "jobs", tmp_path / "rows.jsonl", [*SMALL, "--output_dir", str(tmp_path)])
+    with pytest.raises(
+        InputError, match=r"2 of 6 runs failed, such as .* sst2 lntuning seed 42, lr 0.0001: exit code 2"
+    ):
         driver.run(small("lntuning --layers 7"), 1)
     assert {row["variant"] for row in read_rows(tmp_path / "rows.jsonl")} == {"bitfit"}
 
 
 @pytest.mark.long
-def test_after_ctrl_c_the_same_command_goes_on(tmp_path):
+def test_after_ctrl_c_the_same_command_resumes(bert, tmp_path):
     words = "--data demo --parts a --variants lora --tasks mrpc --workers 1 --n_epochs 1 --max_train_samples 300"
-    words += f" --output_dir {tmp_path} --out {tmp_path / 'rows.jsonl'}"
-    command = [sys.executable, "-m", "scripts.results", *words.split()]
-    first = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("lora/mrpc/search.jsonl")) and first.poll() is None:  # one trial is finished
+    words += f" --checkpoint {bert} --output_dir {tmp_path} --out {tmp_path / 'rows.jsonl'}"
+    made = [sys.executable, "-m", "scripts.results", *words.split()]
+    first = subprocess.Popen(made, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "rows.jsonl").is_file() and first.poll() is None:  # one run is finished
         time.sleep(0.2)
     os.kill(first.pid, signal.SIGINT)
     _, error = first.communicate(timeout=120)
     assert first.returncode == 75, error
-    assert "the same command goes on" in error
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=580)
+    assert "the same command resumes" in error
+    done = subprocess.run(made, cwd=REPOSITORY, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
-    assert sorted(row["seed"] for row in read_rows(tmp_path / "rows.jsonl")) == [42, 43, 44]
+    assert sorted(row["seed"] for row in read_rows(tmp_path / "rows.jsonl")) == [*[42] * 6, 43, 44]
 
 
-def test_the_commands_can_be_shown(tmp_path):
+def test_the_commands_can_be_shown():
     words = [sys.executable, "-m", "scripts.results", "--dry_run", "--parts", "c", "--variants", "lora"]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    search, *seeds = (shlex.split(line) for line in done.stdout.splitlines())
-    assert search[:4] == ["python", "-m", "scripts.search", "lora"]
-    assert [line[-2:] for line in seeds[1:]] == [["--seed", "43"], ["--seed", "44"]]
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [line[:3] for line in lines] == [["python", "-m", "lora.tune"]] * 8
+    assert [line[line.index("--lr") + 1] for line in lines][4:] == ["0.004", "0.01", "BEST", "BEST"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--rnak 4", "Unrecognized options: --rnak"),
+        ("--variants lroa", "no variant 'lroa' in these parts: choose from adapters, "),
+        ("--tasks mrcp", "no task 'mrcp' in these parts: choose from cola, "),
+        ("--workers 0", "--workers is 0: choose 1 or more"),
+        ("--data nowhere", "--data nowhere is no folder"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_first_run(words, line, tmp_path):
+    command = [sys.executable, "-m", "scripts.results", "--output_dir", str(tmp_path / "out"), *words.split()]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()

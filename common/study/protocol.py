@@ -1,7 +1,7 @@
 """The jobs of the protocol (results/PROTOCOL.md): a learning rate for each variant and task, then more seeds with it.
 
-Which ones is in results/protocol.json: variants (the middle of the rates, a method and its options), options of all runs,
-factors of the rates, seeds, epochs of the tasks, and parts.
+Which ones is in results/protocol.json: variants (the middle of the rates, a method and its options), options of all
+runs, factors of the rates, seeds, epochs of the tasks, and parts.
 """
 
 import hashlib
@@ -175,7 +175,7 @@ class Driver:
         for job in every:  # those of the first seed come first, and with them the best rate of a cell is known
             settled = job.rate is not None or self._is_searched(job.cell)
             rate = job.rate if job.rate is not None else self.best_rate(job.cell) if settled else None
-            row = known.get((job.cell.digest, job.cell.checkpoint, job.cell.task, job.cell.variant, job.seed, rate))
+            row = known.get((job.cell.digest, job.cell.variant, job.seed, rate))
             self.finished |= {} if row is None else {job: row}
         waiting, taken = [job for job in every if job not in self.finished], set[Job]()
         with tqdm(total=len(every), initial=len(self.finished), unit="run", dynamic_ncols=True) as bar:
@@ -203,7 +203,7 @@ class Driver:
 
     @staticmethod
     def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(row.get(name) for name in ("protocol", "checkpoint", "task_name", "variant", "seed", "lr"))
+        return tuple(row.get(name) for name in ("protocol", "variant", "seed", "lr"))
 
     def _is_searched(self, cell: Cell) -> bool:
         """Whether the runs with all rates have ended, and one of them has a score."""
