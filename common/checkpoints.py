@@ -110,7 +110,7 @@ def _resolve(checkpoint: str) -> str:
 
 
 @contextmanager
-def _loading(checkpoint: str, problem: Callable[[list[str]], str] = lambda names: "") -> Iterator[str]:
+def loading_errors(checkpoint: str, problem: Callable[[list[str]], str] = lambda names: "") -> Iterator[str]:
     """Yield what to load, without transformers' output about the new head, and turn its errors into one InputError.
 
     problem: what is wrong with the files of these names; empty = something else, which the error tells.
@@ -301,7 +301,7 @@ def files_digest(checkpoint: str) -> str | None:
     The SHA-256 of its files for a local folder; the commit for the hub, None if that is unknown. Raises InputError if
     it is not there.
     """
-    with _loading(checkpoint) as source:
+    with loading_errors(checkpoint) as source:
         if not Path(source).is_dir():
             _config(source, 1)  # puts the commit into the local cache
             return _revision(source)
@@ -316,7 +316,7 @@ def load_tokenizer(checkpoint: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a checkpoint. Raises InputError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
-    with _loading(checkpoint, _tokenizer_problem) as source:
+    with loading_errors(checkpoint, _tokenizer_problem) as source:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' result for a folder without a tokenizer
         raise InputError(f"checkpoint {checkpoint} has no vocabulary: wanted a tokenizer.json or vocab.txt")
@@ -340,7 +340,7 @@ def load_model(checkpoint: str, n_outputs: int, pooling: Pooling | None = None) 
     """
     from transformers import AutoModelForSequenceClassification
 
-    with _loading(checkpoint, _weights_problem) as source:
+    with loading_errors(checkpoint, _weights_problem) as source:
         random_state = torch.get_rng_state()
         model, info = _pretrained(AutoModelForSequenceClassification, checkpoint, source, _config(source, n_outputs))
         if head_parameters(model).keys() - info["missing_keys"]:
@@ -367,7 +367,7 @@ def load_masked_lm(checkpoint: str, announce: bool = False) -> "PreTrainedModel"
     """
     from transformers import AutoModelForMaskedLM
 
-    with _loading(checkpoint, _weights_problem) as source:
+    with loading_errors(checkpoint, _weights_problem) as source:
         model, info = _pretrained(AutoModelForMaskedLM, checkpoint, source, _masked_lm_config(source))
     different = {name for name, *_ in info["mismatched_keys"]}
     new = sorted(head_parameters(model).keys() & (info["missing_keys"] | different))
@@ -408,7 +408,7 @@ def load_generator(checkpoint: str) -> "PreTrainedModel":
     """
     from transformers import GenerationConfig
 
-    with _loading(checkpoint, _weights_problem) as source:
+    with loading_errors(checkpoint, _weights_problem) as source:
         config = _generator_config(source)
         model, _ = _pretrained(_generator_class(config), checkpoint, source, config)
     model.generation_config = GenerationConfig()  # not that of the checkpoint, which may sample
@@ -420,7 +420,7 @@ def load_generator(checkpoint: str) -> "PreTrainedModel":
 
 def decoder_start(checkpoint: str) -> int | None:
     """The token that the decoder of a checkpoint begins with; None = it is a causal model, which begins with a text."""
-    with _loading(checkpoint) as source:
+    with loading_errors(checkpoint) as source:
         config = _generator_config(source)
     return config.decoder_start_token_id if config.model_type in ENCODER_DECODERS else None
 
@@ -552,7 +552,7 @@ def meta_masked_lm(checkpoint: str) -> "PreTrainedModel":
 
 def meta_generator(checkpoint: str) -> "PreTrainedModel":
     """The model of `load_generator` on the meta device. Raises InputError as `meta_model` and `load_generator`."""
-    with _loading(checkpoint) as source:
+    with loading_errors(checkpoint) as source:
         kind = _generator_class(_generator_config(source))
     model = _on_meta(kind, checkpoint, _generator_config)
     set_places(model)
@@ -560,7 +560,7 @@ def meta_generator(checkpoint: str) -> "PreTrainedModel":
 
 
 def _on_meta(kind: Any, checkpoint: str, config_of: Callable[[str], Any]) -> Any:
-    with _loading(checkpoint) as source, torch.device("meta"):
+    with loading_errors(checkpoint) as source, torch.device("meta"):
         model = kind.from_config(config_of(source))
     needed, available = 4 * sum(parameter.numel() for parameter in model.parameters()), host_memory()
     if needed > available:

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import os
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -11,16 +12,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import classification
+from common import own_task
 from common.errors import Busy, Diverged, DoesNotFit, InputError, one_line_errors
 from common.methods import Method, find
-from common.options import SweepOptions, TuneOptions, canonical_text, parse
+from common.options import SweepOptions, TuneOptions, canonical_text, options_of, parse
 from common.results import majority_text, on_dev
 from common.runs import append_once, read_rows, run_folder
 from common.runtime import files, launching
 from common.runtime.processes import destroy_group_at_end
 from common.task_data import TaskData
-from common.training import train
+from common.training import task_of, train
 
 ROWS = "experiment.jsonl"
 WAIT = 1.0
@@ -30,12 +31,16 @@ WAIT = 1.0
 def sweep(grid: Iterable[Method]) -> None:
     """`python -m METHOD.experiment`: train every configuration of the grid with every seed and print a table.
 
+    With the first word mlm or generate the runs are those of `METHOD.mlm` or `METHOD.generate`.
+
     Finished runs of an earlier experiment or of tune are not repeated. Configurations that do not fit the encoder are
     skipped with a message. The last line printed is the path of the file with the results.
     """
     methods = list(grid)
     name, lr = methods[0].name, type(methods[0]).default_lr
-    options, chosen = parse(f"{name}.experiment", options=TuneOptions(lr=lr), sweep=SweepOptions())
+    with one_line_errors():
+        kind, words = options_of(sys.argv[1:], name)
+    options, chosen = parse(f"{name}.experiment", words, options=kind(lr=lr), sweep=SweepOptions())
     with one_line_errors(options.debug):
         methods = select_sizes(methods, chosen.sizes)
         if options.param_budget is not None:
@@ -77,7 +82,7 @@ def run_all(methods: list[Method], options: TuneOptions, seeds: range) -> list[d
     diverged: list[Diverged] = []
     waiting = list(product(range(len(methods)), seeds))
     n_runs = len(waiting)
-    task_data = TaskData(classification.of(options), options)  # read once, for all runs
+    task_data = TaskData(task_of(options), options)  # read once, for all runs
     while waiting:
         busy = []
         for number, seed in waiting:
@@ -140,6 +145,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"{label}: {group[0]['trainable_params_without_head']:,} parameters without the head, "
             f"score {statistics.mean(scores):.4f}{spread} over {len(scores)} seed{plural} "
-            f"(majority class {majority_text(group[0], 'score')})"
+            f"({own_task.of(group[0]).floor} {majority_text(group[0], 'score')})"
         )
     return "\n".join(lines)

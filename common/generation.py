@@ -24,7 +24,7 @@ from common.options import GenerateOptions, Pooling
 from common.own_task import GeneratedTask, search_of
 from common.pair_tokens import Form, PairTokens, encode
 from common.runtime import files, locks
-from common.text_metrics import measure, one_line, repeated
+from common.text_metrics import bert_scorer, measure, one_line, repeated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,6 +70,8 @@ class Generation:
                 )
             }
         )
+        if self.options.bertscore is not None and self.options.generate != "never":
+            bert_scorer(self.options.bertscore)  # before hours of training, and not kept in memory
         return model
 
     def read(self, split: str, source: str) -> Examples:
@@ -98,7 +100,7 @@ class Generation:
         scores, sums = likelihood.score(model, tokens, batch_size, accelerator)
         if self.options.generate == "epoch":
             texts = tokens.generated(model, self.search, batch_size, accelerator)
-            scores |= measure(texts, list(tokens.references.values()))[0]
+            scores |= self.measure(texts, tokens)[0]
         return scores, sums
 
     def floor(self, train: Any, validation: Any) -> dict[str, float]:
@@ -108,7 +110,10 @@ class Generation:
         if self.options.generate == "never":
             return scores
         ((text, _),) = Counter(target for each in train.references.values() for target in each).most_common(1)
-        return scores | measure([text] * len(validation.references), list(validation.references.values()))[0]
+        return scores | self.measure([text] * len(validation.references), validation)[0]
+
+    def measure(self, texts: Sequence[str], tokens: Any) -> tuple[dict[str, float], dict[str, str]]:
+        return measure(texts, list(tokens.references.values()), self.options.bertscore)
 
     def finish(
         self,
@@ -125,7 +130,7 @@ class Generation:
         texts = tokens.generated(best_model(), self.search, batch_size, accelerator)
         if accelerator.is_main_process:
             write(folder, split, texts, tokens.references)
-        scores, signatures = measure(texts, list(tokens.references.values()))
+        scores, signatures = self.measure(texts, tokens)
         return {f"dev_{name}": value for name, value in scores.items()} | signatures
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -237,6 +238,9 @@ class GenerateOptions(TuneOptions):
     generate: Literal["end", "epoch", "never"] = "end"
     """When to generate for the sources of the validation set and score the texts: with the best epoch at the end, also
     after every epoch, which takes long, or never. The log-likelihood of the targets selects the best epoch."""
+    bertscore: str | None = None
+    """Score generated texts by BERTScore with this model, too: roberta-large or another that bert-score knows, minilm,
+    or a local folder."""
     num_beams: int = Search.num_beams
     """Beams of beam search; 1 = greedy search."""
     max_new_tokens: int = Search.max_new_tokens
@@ -267,6 +271,21 @@ class GenerateOptions(TuneOptions):
         object.__setattr__(self, "task_name", name)  # the dataclass is frozen for everybody else
 
 
+def options_of(words: Sequence[str], method: str) -> tuple[type[TuneOptions], Sequence[str]]:
+    """The options of the command that the first word names, mlm or generate, else of tune; and the other words.
+
+    Raises:
+        InputError: the method does not have this command.
+    """
+    kinds = {kind.command: kind for kind in (MaskedLMOptions, GenerateOptions)}
+    kind = kinds.get(words[0]) if words else None
+    if kind is None:
+        return TuneOptions, words
+    if importlib.util.find_spec(f"{method}.{kind.command}") is None:
+        raise InputError(f"there is no {method}.{kind.command}: see its README for what it can train")
+    return kind, words[1:]
+
+
 @dataclass(frozen=True)
 class PredictOptions:
     """Options of prediction on a test set."""
@@ -287,6 +306,8 @@ class PredictOptions:
     """Choose among the runs with this value of --select only."""
     batch_size: int = 64
     """Examples per process and forward pass."""
+    bertscore: str | None = None
+    """Of a run that generates text: score by BERTScore with this model, too."""
     num_beams: int | None = None
     """Of a run that generates text: beams of the search; None = as in training, here and below."""
     max_new_tokens: int | None = None

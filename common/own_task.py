@@ -111,7 +111,7 @@ class GeneratedTask(OwnTask):
         return fields | ({"source_prefix": self.prefix} if self.prefix else {}) | vars(self.search)
 
 
-OF_TEXT = ("bleu", "chrf", "rouge_l", "meteor")
+OF_TEXT = ("bleu", "chrf", "rouge_l", "meteor", "bertscore")
 """Scores of generated texts, see common/text_metrics.py."""
 IN_HUNDREDS = ("bleu", "chrf")
 """Scores from 0 to 100, in the units of sacrebleu."""

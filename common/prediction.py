@@ -124,7 +124,7 @@ def _generate(folder: Path, config: dict[str, Any], options: PredictOptions) -> 
     with files.confined_to(home):
         paths = generation.write(folder, split, texts, references)
     if all(references.values()):
-        scores, signatures = measure(texts, list(references.values()))
+        scores, signatures = measure(texts, list(references.values()), options.bertscore)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         print(f"{task.name}: {shown} on {len(texts):,} sources ({', '.join(signatures.values())})")
     return paths

@@ -114,7 +114,7 @@ _NOT_DECISIVE = (
 # Options that earlier versions did not have. At their defaults they are left out, so that runs keep their names.
 _LATER = {
     "pooling": None, "schedule": "linear", "on": None, "stack": False, "text_fields": (), "label_field": None,
-    "metric": (), "source_prefix": "",
+    "metric": (), "source_prefix": "", "bertscore": None,
 }  # fmt: skip
 
 

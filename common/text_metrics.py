@@ -1,11 +1,18 @@
 """Scores of generated texts against one or more references each, by libraries that papers use."""
 
 import functools
+import importlib.metadata
 import os
 import statistics
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
+
+from common.checkpoints import loading_errors
+from common.runs import short_name
 
 References = Sequence[Sequence[str]]
 """For each text, its references."""
@@ -25,11 +32,16 @@ def repeated(references: References) -> list[list[str]]:
     return [[*own, *list(own[-1:]) * (most - len(own))] for own in references]
 
 
-def measure(texts: Sequence[str], references: References) -> tuple[dict[str, float], dict[str, str]]:
-    """Scores by name, and sacrebleu's signatures of those that it computes.
+def measure(
+    texts: Sequence[str], references: References, bertscore: str | None = None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Scores by name, and signatures of those whose library has one.
 
-    bleu, chrf: of all texts together, from 0 to 100. rouge_l, meteor: means over the texts, each with the reference
-    that it fits best, from 0 to 1; meteor only where nltk has WordNet.
+    bleu, chrf: of all texts together, from 0 to 100. rouge_l, meteor, bertscore: means over the texts, each with the
+    reference that it fits best, from 0 to 1; meteor only where nltk has WordNet.
+
+    Args:
+        bertscore: the model of BERTScore; None = without it.
     """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
@@ -43,7 +55,30 @@ def measure(texts: Sequence[str], references: References) -> tuple[dict[str, flo
     for name, of_text in (("rouge_l", _rouge_l()), ("meteor", _meteor())):
         if of_text is not None:
             scores[name] = statistics.fmean(map(of_text, texts, references))
+    if bertscore is not None:
+        scorer = bert_scorer(bertscore)
+        scores["bertscore"] = float(scorer.score(list(texts), [list(own) for own in references])[2].mean())
+        named = f"{short_name(bertscore)}_L{scorer.num_layers}_no-idf"
+        signatures["bertscore_signature"] = f"{named}_version={importlib.metadata.version('bert-score')}"
     return scores, signatures
+
+
+def bert_scorer(checkpoint: str) -> Any:
+    """BERTScore (Zhang et al., 2020) by its authors' library, whose F1 is used, without rescaling to a baseline.
+
+    It reads the layer that they chose for a model of this name, else the last one.
+
+    Raises:
+        InputError: the model is not there, or its tokenizer.
+    """
+    with loading_errors(checkpoint) as source, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from bert_score import BERTScorer
+        from bert_score.utils import model2layers
+        from transformers import AutoConfig
+
+        layer = model2layers.get(short_name(checkpoint)) or AutoConfig.from_pretrained(source).num_hidden_layers
+        return BERTScorer(model_type=source, num_layers=layer, device="cpu")
 
 
 def _rouge_l() -> Callable[[str, Sequence[str]], float]:

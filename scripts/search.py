@@ -1,5 +1,7 @@
 """Hyperparameter search: python -m scripts.search METHOD --task_name mrpc --select holdout --trials 20
 
+python -m scripts.search METHOD mlm, or generate, searches for METHOD.mlm or METHOD.generate.
+
 Optuna's TPE searches learning rate, epochs, batch size and the method's own space (SPACE in METHOD/experiment.py). Any
 option of METHOD.tune can be given and is then not searched. Start the same command once per device: all workers share
 the trials, and the trial of a worker that is killed or stopped is resumed.
@@ -15,7 +17,7 @@ import sys
 
 from common.errors import InputError, one_line_errors
 from common.methods import find, names
-from common.options import TuneOptions, given, parse, read_config
+from common.options import given, options_of, parse, read_config
 from common.runtime import launching
 from common.study.search import search
 from common.study.space import SearchOptions
@@ -31,16 +33,17 @@ def main() -> None:
         if not words or words[0].startswith("-"):
             raise InputError(f"no method is named: begin with one of {', '.join(names())}")
         kind = find(words[0])
+        options_kind, given_words = options_of(words[1:], words[0])
     options, settings, method = parse(
-        f"scripts.search {words[0]}",
-        words[1:],
-        options=TuneOptions(lr=kind.default_lr),
+        f"scripts.search {kind.name}",
+        given_words,
+        options=options_kind(lr=kind.default_lr),
         search=SearchOptions(),
         method=kind(),
     )
     with one_line_errors(options.debug):
         launching.start_cpu_processes()
-        search(method, options, settings, given(words) | set(read_config(words)))
+        search(method, options, settings, given(given_words) | set(read_config(given_words)))
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def test_a_run_of_another_worker_is_waited_for_and_taken_over_when_that_worker_d
 
 def test_the_table_has_the_mean_and_standard_deviation_computed_by_hand():
     base = {"method": "lora", "alpha": 8, "dropout": 0, "targets": [], "rslora": False, "majority_score": 0.5}
-    base |= {"trainable_params_without_head": 1234}
+    base |= {"trainable_params_without_head": 1234, "task_name": "rte"}
     rows = [base | {"rank": 1, "best_score": score} for score in (0.6, 0.8)] + [base | {"rank": 2, "best_score": 0.7}]
     first, second = table(rows).splitlines()
     assert first.startswith("rank 1: 1,234 parameters without the head, score 0.7000 +- 0.1414 over 2 seeds")

@@ -267,6 +267,35 @@ def test_meteor_is_there_where_wordnet_is_and_else_a_line_says_so_once(monkeypat
     text_metrics._has_wordnet.cache_clear()
 
 
+def test_bertscore_is_the_f1_of_the_most_similar_tokens_of_the_closest_reference(bert):
+    from transformers import AutoModel
+
+    tokenizer, model = load_tokenizer(bert), AutoModel.from_pretrained(bert).eval()
+
+    def states(text: str) -> torch.Tensor:
+        with torch.no_grad():
+            found = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        return torch.nn.functional.normalize(found, dim=-1)
+
+    def f1(text: str, reference: str) -> float:
+        similar = states(text) @ states(reference).T
+        # [CLS] and [SEP] have no weight, but the library lets others be similar to them.
+        precision, recall = (each[1:-1].mean() for each in (similar.amax(1), similar.amax(0)))
+        return float(2 * precision * recall / (precision + recall))
+
+    texts = ["the film was good", "a movie"]
+    references = [["the film is good", "plot"], ["a bad movie with a plot"]]
+    torch.manual_seed(3)
+    scores, signatures = text_metrics.measure(texts, references, bert)
+    drawn = torch.rand(1)
+    wanted = [max(f1(text, each) for each in own) for text, own in zip(texts, references, strict=True)]
+    assert scores["bertscore"] == pytest.approx(sum(wanted) / 2, abs=1e-5)
+    assert signatures["bertscore_signature"] == "bert_L2_no-idf_version=0.3.13"
+    assert torch.equal(drawn, torch.rand(1, generator=torch.Generator().manual_seed(3)))  # a resumed run is exact
+    with pytest.raises(InputError, match="nosuch"):
+        text_metrics.bert_scorer("nosuch")
+
+
 # Runs
 
 
@@ -363,6 +392,18 @@ def test_held_out_sources_select_the_best_epoch_and_validation_is_scored_at_the_
 
 
 @pytest.mark.slow
+def test_a_run_and_its_test_are_scored_by_bertscore_and_a_missing_model_is_told_first(options, bert, capsys):
+    folder, result = train(Lora(), options(bertscore=bert))
+    assert 0 < result["dev_bertscore"] < 1
+    assert result["bertscore_signature"].startswith("bert_L2")
+    assert f"bertscore {result['dev_bertscore']:.4f}" in summary(result)
+    answer("lora", PredictOptions(run=str(folder), bertscore=bert))
+    assert "bertscore 0." in capsys.readouterr().out
+    with pytest.raises(InputError, match="nosuch"):
+        train(Lora(), options(bertscore="nosuch"))
+    assert len([*folder.parent.iterdir()]) == 1
+
+
 def test_a_test_set_without_targets_gets_its_texts_alone(options, tmp_path):
     folder, _ = train(PrefixTuning(3), options(generate="never"))
     (tmp_path / "new.txt").write_text("agent : poet\nthing : ruby\n")

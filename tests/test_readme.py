@@ -18,6 +18,7 @@ from common.options import (
     SweepOptions,
     TextOptions,
     TuneOptions,
+    options_of,
     parse,
 )
 from common.study import aggregation
@@ -60,8 +61,11 @@ def test_the_commands_are_parsed(monkeypatch):
         parts["predict"] = {"options": TextOptions()}
         parts["mlm"] = {"options": MaskedLMOptions(), "method": kind()}
         parts["generate"] = {"options": GenerateOptions(), "method": kind()}
-        parts["experiment"] = {"options": TuneOptions(), "sweep": SweepOptions()}
-        monkeypatch.setattr(sys, "argv", ["program", *(word for word in shlex.split(words) if word != "...")])
+        own = [word for word in shlex.split(words) if word != "..."]
+        if verb == "experiment":
+            options_kind, own = options_of(own, name)
+            parts["experiment"] = {"options": options_kind(), "sweep": SweepOptions()}
+        monkeypatch.setattr(sys, "argv", ["program", *own])
         parse("program", **parts[verb])
 
 

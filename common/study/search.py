@@ -23,7 +23,6 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from common import fitting, training
-from common.classification import of
 from common.earlier import Start, find_start
 from common.errors import Busy, DoesNotFit, InputError, Interrupted, Pruned, is_out_of_memory, plain
 from common.experiments import WAIT
@@ -245,7 +244,7 @@ class Search(Trials):
         with files.confined_to(Path(self.options.output_dir)):
             append_once(folder.parent / ROWS, row)  # first the row: a trial reported as finished is not run again
         notes = {TRAINED: result["trainable_params_without_head"]}
-        notes |= {DEV: result["dev_score"]} if result["select"] == "holdout" else {}
+        notes |= {DEV: result["dev_score"]} if result.get("select") == "holdout" else {}
         values = [result["best_score"], notes[TRAINED]] if self.pareto else [result["best_score"]]
         return values, notes
 
@@ -278,7 +277,7 @@ def check_first(method: Method, options: TuneOptions, start: Start) -> TaskData:
             "a search trains in one process: start it without accelerate launch, once per device; "
             "all these processes share its trials"
         )
-    material = TaskData(of(options), options)
+    material = TaskData(training.task_of(options), options)
     material.read()
     meta_model = start.meta(material.task, options)
     if options.param_budget is not None:
@@ -439,10 +438,11 @@ def report(this: Search) -> None:
     folder = home / re.sub(r"[^\w.+-]", "_", f"search-{this.study.study_name}")[:100]
     for trial in shown:
         write_config(folder / f"trial-{trial.number}.json", this, trial)
-    print(f"options of the trials in the table, for {this.method.name}.tune --config FILE: {folder}")
+    program = f"{this.method.name}.{this.options.command}"
+    print(f"options of the trials in the table, for {program} --config FILE: {folder}")
     method, options = configuration(this.method, this.options, this.space, ranked[0].params)
     options = dataclasses.replace(options, overwrite=False, time_limit=None, debug=False)
     kind = type(method)
-    chosen = non_default(options, TuneOptions(lr=kind.default_lr)) | non_default(method, kind())
-    words = command_line(chosen, TuneOptions, kind)
-    print(shlex.join(["python", "-m", f"{method.name}.tune", *words]))
+    chosen = non_default(options, type(options)(lr=kind.default_lr)) | non_default(method, kind())
+    words = command_line(chosen, type(options), kind)
+    print(shlex.join(["python", "-m", program, *words]))

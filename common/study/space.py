@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import nn
+
+from common import training
 from common.checkpoints import meta_model
 from common.earlier import find_start
 from common.encoders import layers
@@ -100,7 +103,14 @@ def own_space(name: str, options: TuneOptions) -> Space:
     It may be a function of the number of layers of the encoder.
     """
     space = getattr(importlib.import_module(f"{name}.experiment"), "SPACE", {})
-    return space(len(layers(meta_model(options.checkpoint, n_outputs=2)))) if callable(space) else space
+    return space(len(layers(_shapes(options)))) if callable(space) else space
+
+
+def _shapes(options: TuneOptions) -> nn.Module:
+    """The model on the meta device; its head, if it has one, is for two classes."""
+    if type(options) is TuneOptions:
+        return meta_model(options.checkpoint, 2, options.pooling)
+    return training.task_of(options).meta(options.checkpoint, options.pooling)
 
 
 def space_of(method: Method, options: TuneOptions, search: SearchOptions, given: set[str]) -> Space:
@@ -147,8 +157,8 @@ def configuration(
     method = dataclasses.replace(method, **{name: value for name, value in values.items() if name in vars(method)})
     options = dataclasses.replace(options, **{name: value for name, value in values.items() if name in vars(options)})
     if options.param_budget is not None:
-        shapes = meta_model(options.checkpoint, 2, options.pooling)
-        method = fit_to_budget(method, options.param_budget, find_start(method, options)[0].put_below(shapes, options))
+        shapes = find_start(method, options)[0].put_below(_shapes(options), options)
+        method = fit_to_budget(method, options.param_budget, shapes)
     for name, what in space.items():
         if isinstance(what, Same):
             followed = getattr(method, what.option)
