@@ -158,11 +158,16 @@ def shuffled(n_examples: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(n_examples, generator=generator)
 
 
-def padding_share(tokens: Tokens, batch_size: int, seed: int) -> float:
-    """Share of padding in the first epoch's batches if each is padded to its longest sequence, in [0, 1)."""
-    lengths = tokens.lengths[shuffled(len(tokens), seed, epoch=0)]
-    padded = sum(int(part.max()) * part.numel() for part in lengths.split(batch_size))
-    return 1 - int(lengths.sum()) / padded
+def padding_share(tokens: Tokens, batch_size: int, seed: int, is_cut: bool = False) -> float:
+    """Share of padding in the first epoch's batches if each is padded to its longest sequence, in [0, 1).
+
+    is_cut: whether they are cut by `by_length`.
+    """
+    batches = shuffled(len(tokens), seed, epoch=0).split(batch_size)
+    if is_cut:
+        batches = [part for each in batches for part in by_length(each, tokens.lengths, batch_size) if len(part)]
+    padded = sum(int(part.max()) * part.numel() for part in (tokens.lengths[each] for each in batches))
+    return 1 - int(tokens.lengths.sum()) / padded
 
 
 def shares(indices: torch.Tensor, batch_size: int, rank: int, n_processes: int) -> list[torch.Tensor]:
@@ -172,3 +177,20 @@ def shares(indices: torch.Tensor, batch_size: int, rank: int, n_processes: int) 
     """
     n_batches = math.ceil(len(indices) / (batch_size * n_processes))
     return list(indices[rank::n_processes].tensor_split(n_batches))
+
+
+LENGTHS, FEWEST = 4, 8
+"""At most so many parts of `by_length`, of at least so many examples."""
+
+
+def by_length(indices: torch.Tensor, lengths: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+    """Cut a micro-batch into parts of about one length, so that little of each is padding.
+
+    As many for every micro-batch of a run, since all processes need the same number of forward passes.
+
+    Args:
+        lengths: of all examples, (examples,).
+        batch_size: the most examples that a micro-batch has.
+    """
+    n_parts = min(LENGTHS, max(1, batch_size // FEWEST))
+    return list(indices[lengths[indices].argsort(stable=True)].tensor_split(n_parts))

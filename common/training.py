@@ -34,7 +34,7 @@ from common.runtime.processes import broadcast_from_main, destroy_group_at_end
 from common.runtime.stopping import Stop
 from common.runtime.threads import share_cores
 from common.task_data import HOLDOUT, HOLDOUT_ONLY, TOKENS, Task, TaskData
-from common.tokens import Tokens, padding_share, shares, shuffled
+from common.tokens import Tokens, by_length, padding_share, shares, shuffled
 
 LOG_EVERY = 10
 """Optimizer steps between two logs: reading a scalar from a GPU makes the host wait for it."""
@@ -285,6 +285,8 @@ class Run:
         """This process's micro-batches of a step, and whether each is the last."""
         rank, n_processes = self.accelerator.process_index, self.accelerator.num_processes
         parts = shares(indices, self.options.batch_size, rank, n_processes)
+        if self.prepared.by_length:
+            parts = [each for part in parts for each in by_length(part, self.tokens.lengths, self.options.batch_size)]
         yield from ((part, number == len(parts)) for number, part in enumerate(parts, start=1))
 
     def after_step(self, step_loss: torch.Tensor, grad_norm: torch.Tensor, bad: torch.Tensor) -> None:
@@ -461,7 +463,7 @@ def opening(run: Run) -> str:
     n = accelerator.num_processes
     device = f"{device_name(accelerator.device)}{f', {n} processes' if n > 1 else ''}"
     rows = ", ".join(f"{len(some):,} {split}" for split, some in (run.splits | run.dev_splits).items())
-    share = f"{padding_share(tokens, options.batch_size, options.seed):.0%}"
+    share = f"{padding_share(tokens, options.batch_size, options.seed, run.prepared.by_length):.0%}"
     padding = f"packed, which saves {share} of a padded batch" if tokens.layout else f"padded, {share} of a batch"
     unit = "an example" if tokens.n_sequences == 1 else "each choice"
     kinds = ", ".join(f"{kind} {size:,}" for kind, size in count_by_kind(run.model).items() if size)

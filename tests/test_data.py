@@ -18,7 +18,7 @@ from common.options import TuneOptions
 from common.runtime import files
 from common.task_data import TaskData
 from common.tasks import TASKS, find
-from common.tokens import Tokens, padding_share, shares, shuffled, tokenize
+from common.tokens import Tokens, by_length, padding_share, shares, shuffled, tokenize
 from lora.method import Lora
 from prompt.method import PromptTuning
 
@@ -237,6 +237,19 @@ def test_the_share_of_padding_is_the_one_computed_by_hand():
     tokens = Tokens({}, torch.tensor([2, 4, 6, 8]), torch.zeros(4), {}, None)
     assert padding_share(tokens, batch_size=4, seed=1) == pytest.approx(1 - (2 + 4 + 6 + 8) / (4 * 8))
     assert padding_share(tokens, batch_size=1, seed=1) == 0
+
+
+def test_a_batch_is_cut_into_parts_of_about_one_length():
+    lengths = torch.tensor([9, 2, 7, 3, 8, 1, 6, 4, 5, 2, 9, 1, 7, 3, 8, 6])
+    tokens = Tokens({}, lengths, torch.zeros(16), {}, None)
+    indices = torch.arange(16).flip(0)
+    parts = by_length(indices, lengths, 16)
+    assert [lengths[part].tolist() for part in parts] == [[1, 1, 2, 2, 3, 3, 4, 5], [6, 6, 7, 7, 8, 8, 9, 9]]
+    assert sorted(torch.cat(parts).tolist()) == [*range(16)]
+    # As many in every micro-batch and on every process, however few examples there are.
+    assert [len(by_length(some, lengths, 64)) for some in (indices, indices[:3], indices[:0])] == [4, 4, 4]
+    assert [len(by_length(indices[:8], lengths, size)) for size in (1, 15, 16, 24, 320)] == [1, 1, 2, 3, 4]
+    assert padding_share(tokens, 16, 1, is_cut=True) == pytest.approx(1 - 81 / (8 * 5 + 8 * 9))
 
 
 def test_token_ids_are_cached_and_made_again_when_texts_or_length_change(tokenizer, tmp_path, monkeypatch):

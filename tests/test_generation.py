@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,16 @@ def test_the_loss_of_a_step_is_the_mean_over_its_tokens_however_it_is_divided(op
         for size, n in ((9, 1), (3, 3))
     )
     assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_parts_of_about_one_length_give_the_curve_of_whole_padded_batches(options, tmp_path, capsys):
+    checkpoint = str(save_checkpoint("gpt2", tmp_path / "still", **still("gpt2")))
+    small = {"checkpoint": checkpoint, "eps": 0.1, "generate": "never", "batch_size": 24, "n_epochs": 2}
+    one, other = (train(Lora(), options(padding=padding, **small))[1] for padding in ("none", "batch"))
+    first, second = (float(share) for share in re.findall(r"padded, (\d+)% of a batch", capsys.readouterr().out))
+    assert first < second
+    for each, same in zip(one["epochs"], other["epochs"], strict=True):
+        assert each["log_likelihood"] == pytest.approx(same["log_likelihood"], abs=1e-5)
 
 
 def test_a_pair_that_is_too_long_loses_the_end_of_its_longer_text(gpt2, capsys):

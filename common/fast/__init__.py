@@ -25,6 +25,8 @@ class Prepared:
     """How its batches are packed; None = padded batches."""
     frozen_dtype: str
     """Dtype of its frozen weights."""
+    by_length: bool = False
+    """Whether a batch is cut into smaller ones of about one length, which is exact, since the loss is a sum."""
 
 
 def prepare(
@@ -57,7 +59,7 @@ def prepare(
     if padding == "batch":
         return Prepared(None, frozen_dtype)
     use_fast_dropout(model)
-    if generates(model):  # its padding is at the end, where no token sees it, or there is a cache
-        return Prepared(None, frozen_dtype)
+    if generates(model):  # on a GPU small batches take as long as large ones
+        return Prepared(None, frozen_dtype, by_length=device.type == "cpu")
     take_packed(model)
     return Prepared(Layout(first_position(model), rounded=device.type == "cpu"), frozen_dtype)
