@@ -124,7 +124,7 @@ def test_parts_of_about_one_length_give_the_curve_of_whole_padded_batches(option
     one, other = (train(Lora(), options(padding=padding, **small))[1] for padding in ("none", "batch"))
     first, second = (float(share) for share in re.findall(r"padded, (\d+)% of a batch", capsys.readouterr().out))
     assert first < second
-    for each, same in zip(one["epochs"], other["epochs"], strict=True):
+    for each, same in zip(one["history"], other["history"], strict=True):
         assert each["log_likelihood"] == pytest.approx(same["log_likelihood"], abs=1e-5)
 
 
