@@ -5,6 +5,7 @@ held-out training examples. A row is added to --out after each run; a run that h
 bar shows the time left. After Ctrl-C the runs save, and the same command resumes.
 Any option of METHOD.tune that is added, such as --max_train_samples 200 for a try, goes to every run, and the rows
 then have another digest of the protocol.
+--show results/figures prints the tables of the rows that exist, and draws scores against learning rates.
 """
 
 import os
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from common.errors import InputError, one_line_errors
 from common.options import Arguments
-from common.study import protocol
+from common.runs import read_rows
+from common.study import figures, protocol, rates
 from common.study.search import stoppable
 
 
@@ -27,6 +29,9 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/protocol"), help="folder of all runs")
     parser.add_argument(
         "--out", type=Path, default=Path("results/protocol.jsonl"), help="file of JSON lines for the rows"
+    )
+    parser.add_argument(
+        "--show", type=Path, metavar="FOLDER", help="train nothing: print tables of the rows, and write figures here"
     )
     parser.add_argument("--dry_run", action="store_true", help="print the commands")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -42,6 +47,14 @@ def main() -> None:
                 raise InputError(f"no {name} {unknown!r} in these parts: choose from {', '.join(sorted(usual))}")
         if args.workers is not None and args.workers < 1:
             raise InputError(f"--workers is {args.workers}: choose 1 or more")
+        if args.show is not None:
+            found = rates.find(every, read_rows(args.out))
+            if not found:
+                raise InputError(f"{args.out} has no variant of these parts with all learning rates: train them first")
+            print(rates.tables(found))
+            for name, figure in rates.draw(found).items():
+                figures.save(figure, args.show / f"{name}.png")
+            return
         if args.data not in ("hub", "demo") and not Path(args.data).expanduser().is_dir():
             raise InputError(f"--data {args.data} is no folder: give the folder of the official GLUE download")
         wanted = [

@@ -1,0 +1,159 @@
+"""What the rows of the protocol say: the scores of each variant at its best learning rate, and how much it needs it."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.results import majority_on_dev
+from common.study.figures import FLAT, look, style
+from common.study.protocol import Cell
+from common.study.significance import confidence_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+POINT = 0.01
+"""Scores within a point of the best one are as good."""
+COLUMNS = 5
+
+
+@dataclass(frozen=True)
+class Found:
+    """The rows of a cell whose learning rates have all been tried."""
+
+    cell: Cell
+    by_rate: Mapping[float, dict[str, Any]]
+    """Learning rate -> the row of the first seed."""
+    runs: Sequence[dict[str, Any]]
+    """The rows of all seeds with the best rate; fewer while some are not trained."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate with the best score on held-out examples."""
+        return float(self.runs[0]["lr"])
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.runs) == len(self.cell.seeds)
+
+    @property
+    def scores(self) -> list[float]:
+        """On the development set, of each seed."""
+        return [row["dev_score"] for row in self.runs]
+
+    @property
+    def text(self) -> str:
+        """Mean over the seeds and its 95 % interval."""
+        low, high = confidence_interval(self.scores)
+        return f"{statistics.fmean(self.scores):.3f} ({low:.2f} to {high:.2f})"
+
+    @property
+    def tolerance(self) -> float:
+        """Decades around the best rate in which the held-out score stays within a point of the best.
+
+        The rates of the grid without a gap, and half of a step of the grid to each side of them.
+        """
+        rates = sorted(self.by_rate)
+        best = self.by_rate[self.rate]["best_score"]
+        good = [self.by_rate[rate]["best_score"] >= best - POINT for rate in rates]
+        first = last = rates.index(self.rate)
+        while first > 0 and good[first - 1]:
+            first -= 1
+        while last + 1 < len(rates) and good[last + 1]:
+            last += 1
+        step = math.log10(rates[-1] / rates[0]) / (len(rates) - 1)
+        return (last - first + 1) * step
+
+    @property
+    def at_an_end(self) -> bool:
+        """Whether the best rate is the lowest or highest that was tried, so that a better one may be outside."""
+        return self.rate in (min(self.by_rate), max(self.by_rate))
+
+
+def find(cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> list[Found]:
+    """The cells whose rates have all been tried, in their order."""
+    known = {(row.get("protocol"), row.get("variant"), row["seed"], row["lr"]): row for row in rows}
+    found = []
+    for cell in cells:
+        key = (cell.digest, cell.variant)
+        by_rate = {
+            rate: known[*key, cell.seeds[0], rate] for rate in cell.rates if (*key, cell.seeds[0], rate) in known
+        }
+        if len(by_rate) == len(cell.rates):
+            best = max(by_rate, key=lambda rate: (by_rate[rate]["best_score"], -rate))
+            runs = [known[*key, seed, best] for seed in cell.seeds if (*key, seed, best) in known]
+            found.append(Found(cell, by_rate, runs))
+    return found
+
+
+def tables(found: Sequence[Found]) -> str:
+    """Two tables for each encoder: scores by variant and task, and rates with their tolerance."""
+    parts = []
+    for checkpoint in dict.fromkeys(each.cell.checkpoint for each in found):
+        some = {(each.cell.variant, each.cell.task): each for each in found if each.cell.checkpoint == checkpoint}
+        variants, tasks = (list(dict.fromkeys(names)) for names in zip(*some, strict=True))
+        whole = {key: each for key, each in some.items() if each.is_whole}
+        head = ["variant", "parameters", *tasks]
+        lines = [head, ["---"] * len(head)]
+        floors = [_floor([each for (_, name), each in some.items() if name == task]) for task in tasks]
+        lines.append(["majority class", "", *floors])
+        for variant in variants:
+            own = [each for (name, _), each in some.items() if name == variant]
+            size = f"{own[0].runs[0]['trainable_params_without_head']:,}"
+            cells = [whole[variant, task].text if (variant, task) in whole else "" for task in tasks]
+            lines.append([variant, size, *cells])
+        rates = [["variant", *(f"{task}: lr, decades" for task in tasks)], ["---"] * (1 + len(tasks))]
+        for variant in variants:
+            rates.append([variant, *(_rate(some.get((variant, task))) for task in tasks)])
+        parts += [f"{checkpoint}:", _markdown(lines), _markdown(rates)]
+    return "\n\n".join(parts)
+
+
+def _floor(some: Sequence[Found]) -> str:
+    score = majority_on_dev(some[0].runs[0], "score")
+    return "" if score is None else f"{score:.3f}"
+
+
+def _rate(found: Found | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.rate:g}{' (at an end)' if found.at_an_end else ''}, {found.tolerance:.1f}"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def draw(found: Sequence[Found]) -> "dict[str, Figure]":
+    """Encoder and task -> figure of the held-out score against the learning rate, one panel for each variant."""
+    return {
+        f"rates-{Path(checkpoint).name}-{task}": _panels(
+            [each for each in found if (each.cell.checkpoint, each.cell.task) == (checkpoint, task)]
+        )
+        for checkpoint, task in dict.fromkeys((each.cell.checkpoint, each.cell.task) for each in found)
+    }
+
+
+def _panels(found: Sequence[Found]) -> "Figure":
+    with look():
+        import matplotlib.pyplot as plt
+
+        n_rows = math.ceil(len(found) / COLUMNS)
+        n_columns = min(COLUMNS, len(found))
+        size = (1.5 * n_columns + 0.5, 1.25 * n_rows + 0.4)
+        figure, axes = plt.subplots(n_rows, n_columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+        plt.close(figure)  # it is saved, and never shown
+        for axis, each in zip(axes.flat, found, strict=False):
+            rates = sorted(each.by_rate)
+            axis.plot(rates, [each.by_rate[rate]["best_score"] for rate in rates], **style(0))
+            axis.axvline(each.rate, **FLAT)
+            axis.set_xscale("log")
+            axis.set_title(each.cell.variant)
+        for axis in axes.flat[len(found) :]:
+            axis.set_axis_off()
+        figure.supxlabel("learning rate", fontsize=7)
+        figure.supylabel(f"{found[0].cell.task}, held-out score", fontsize=7)
+    return figure
