@@ -2,15 +2,16 @@
 
 python -m scripts.search METHOD mlm, or generate, searches for METHOD.mlm or METHOD.generate.
 
-Optuna's TPE searches learning rate, epochs, batch size and the method's own space (SPACE in METHOD/experiment.py). Any
-option of METHOD.tune can be given and is then not searched. Start the same command once per device: all workers share
-the trials, and the trial of a worker that is killed or stopped is resumed.
+It varies learning rate, epochs, batch size and the method's own space (SPACE in METHOD/experiment.py). The first trial
+has the defaults, the next nine are spread evenly (a scrambled Halton sequence), and then Optuna's TPE learns from them.
+Any option of METHOD.tune can be given and is then not searched. Start the same command once per device: all workers
+share the trials, and the trial of a worker that is killed or stopped is resumed.
 
 The objective is the score that selects the best epoch. With --select holdout, which is recommended, that is the score
 on held-out training examples; otherwise the development score is optimised before it is reported.
 
-One worker with one seed samples the same trials each time, interrupted or not. With several workers, the samples depend
-on the order in which trials finish.
+One worker with one seed samples the same trials each time, interrupted or not. With several workers, the samples after
+the tenth depend on the order in which trials finish.
 """
 
 import sys

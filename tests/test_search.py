@@ -1,6 +1,7 @@
 """A search ends with exactly the trials asked for, whatever is killed, and searches what its method declares."""
 
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from common.options import TuneOptions, command_line, given, non_default, parse
 from common.runs import CHECKPOINT, RESULT, read_rows, run_folder
 from common.runtime import files, locks
 from common.study import trials
+from common.study.quasi_random import Halton
 from common.study.search import REASON, ROWS, Search, facts_of, front, search
 from common.study.space import Computed, Range, Same, SearchOptions, configuration, defaults, own_space, space_of
 from common.study.trials import check_journal, open_study
@@ -165,6 +167,39 @@ def test_a_study_in_two_launches_has_the_trials_of_a_study_in_one(options, tmp_p
     assert len(once) == 3
     assert [(t.params, t.values) for t in once] == [(t.params, t.values) for t in twice]
     assert len({trial.params["lr"] for trial in once}) == 3
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42])
+def test_the_first_trials_cover_the_range_of_the_learning_rate(seed):
+    """Of eight trials after the defaults one is in each eighth of the range, of the first four one in each quarter."""
+    study = optuna.create_study(sampler=Halton(["lr", "n_epochs", "rank", "dropout"], seed))
+    study.enqueue_trial({"lr": 1e-3, "n_epochs": 3, "rank": 8, "dropout": 0.0})
+    found = []
+    for _ in range(9):
+        trial = study.ask()
+        lr = trial.suggest_float("lr", 1e-5, 1e-1, log=True)
+        epochs, rank = trial.suggest_int("n_epochs", 3, 5), trial.suggest_int("rank", 1, 64, log=True)
+        found.append((lr, epochs, rank, trial.suggest_categorical("dropout", [0.0, 0.1])))
+    assert found.pop(0) == (1e-3, 3, 8, 0.0)
+    decades = [(math.log10(lr) + 5) / 4 for lr, *_ in found]
+    assert sorted(int(8 * share) for share in decades) == [*range(8)]
+    assert sorted(int(4 * share) for share in decades[:4]) == [*range(4)]
+    assert {epochs for _, epochs, *_ in found} == {3, 4, 5}
+    assert {dropout for *_, dropout in found} == {0.0, 0.1}
+    assert all(1 <= rank <= 64 for *_, rank, _ in found)
+    assert min(rank for *_, rank, _ in found) < 8 < max(rank for *_, rank, _ in found)
+
+
+def test_a_prefixed_name_is_spread_like_the_name():
+    """As the searches of several methods have them, such as lora.lr."""
+    plain, prefixed = ([], [])
+    for names, found in ((("kind", "lr"), plain), (("kind", "lora.lr"), prefixed)):
+        study = optuna.create_study(sampler=Halton(["kind", "lr"], 42))
+        for _ in range(4):
+            trial = study.ask()
+            found.append((trial.suggest_categorical(names[0], ["a", "b"]), trial.suggest_float(names[1], 0, 1)))
+    assert plain == prefixed
+    assert [kind for kind, _ in plain].count("a") == 2
 
 
 def test_other_seeds_give_other_trials_and_workers_of_a_study_never_the_same(options, tmp_path):

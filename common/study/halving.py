@@ -32,6 +32,7 @@ from common.runs import append_once
 from common.runtime import files
 from common.runtime.device import peak_memory
 from common.study.clock import Clock
+from common.study.quasi_random import Halton
 from common.study.search import TRAINED, Trials
 from common.study.space import Space, configuration, suggest_all
 from common.task_data import TaskData
@@ -194,11 +195,16 @@ class Halving(Trials):
     # What a trial is
 
     def sample(self, trial: optuna.Trial) -> None:
+        first = max(10, 2 * len(self.candidates))
         settings: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
-        settings |= {"n_startup_trials": max(10, 2 * len(self.candidates)), "seed": self.seed(trial)}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.study.sampler = optuna.samplers.TPESampler(**settings)
+        settings |= {"n_startup_trials": first, "seed": self.seed(trial)}
+        if trial.number < first:
+            options = dict.fromkeys(name for each in self.candidates.values() for name in each.space)
+            self.study.sampler = Halton([KIND, *options], self.options.seed)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.study.sampler = optuna.samplers.TPESampler(**settings)
         name = trial.suggest_categorical(KIND, list(self.candidates))
         suggest_all(trial, self.candidates[name].space, f"{name}.")
 

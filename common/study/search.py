@@ -31,6 +31,7 @@ from common.methods import Method
 from common.options import TuneOptions, command_line, non_default
 from common.runs import append_once, decisive, read_rows, run_folder, short_name
 from common.runtime import files, stopping
+from common.study.quasi_random import Halton
 from common.study.space import (
     Computed,
     Range,
@@ -49,6 +50,8 @@ from common.task_data import TaskData
 ROWS = "search.jsonl"
 SHOWN = 5
 """Number of configurations in the final table."""
+SPREAD = 10
+"""Trials that are spread over the space, before TPE learns from them."""
 SURPLUS, REASON, TRAINED, DEV = "surplus", "reason", "trained_params_without_head", "dev_score"
 """User attributes of a trial."""
 
@@ -230,7 +233,10 @@ class Search(Trials):
         return trial
 
     def sample(self, trial: optuna.Trial) -> None:
-        self.study.sampler = optuna.samplers.TPESampler(seed=self.seed(trial))
+        if trial.number < SPREAD:
+            self.study.sampler = Halton(list(self.space), self.options.seed)
+        else:
+            self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=SPREAD, seed=self.seed(trial))
         suggest_all(trial, self.space)
 
     def configured(self, trial: optuna.Trial | FrozenTrial) -> tuple[Method, TuneOptions]:
