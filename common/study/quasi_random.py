@@ -28,7 +28,7 @@ class Halton(optuna.samplers.BaseSampler):
         from scipy.stats import qmc
 
         sequence = qmc.Halton(len(self.names), scramble=True, rng=self.seed)
-        point = sequence.fast_forward(max(0, trial.number - 1)).random(1)[0]  # trial 0 has the defaults
+        point = sequence.fast_forward(trial.number).random(1)[0]
         return _scaled(float(point[self.names.index(param_name.rpartition(".")[2])]), param_distribution)
 
 
