@@ -183,12 +183,21 @@ class _Added(Branch):
             branch, own_host = self.of_run[name]
             index = (slice(None),) * dim + (at,)
             added = branch(x[index], out[index], own_host)
-            if added is not None:
-                if len(parts) == 1:
-                    return added
-                total = added.new_zeros(out.shape) if total is None else total
-                total[index] = added
+            if added is None:
+                continue
+            if len(parts) == 1:
+                return added
+            if _is_free(out, x) and torch.result_type(out, added) == out.dtype:
+                out[index] += added  # a sum with zeros for all other tokens takes longer
+                continue
+            total = added.new_zeros(out.shape) if total is None else total
+            total[index] = added
         return total
+
+
+def _is_free(out: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether the output of a module may be written: it is not its input, nor one value for several entries."""
+    return out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr() and 0 not in out.stride()
 
 
 class _Shift(Branch):
