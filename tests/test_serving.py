@@ -9,10 +9,12 @@ from conftest import KINDS, perturbed
 from adapters.method import Adapters
 from baseline.method import Baseline
 from bitfit.method import BitFit
+from common import serving
 from common.checkpoints import load_model, load_tokenizer
 from common.data import Examples
 from common.encoders import Linear
 from common.errors import DoesNotFit
+from common.places import Branch
 from common.serving import SharedEncoder
 from common.tokens import tokenize
 from diffpruning.method import DiffPruning
@@ -159,3 +161,28 @@ def test_what_reads_all_tokens_of_the_top_layer_cannot_share_a_pass_and_changes_
     mixed = Mixed(bert, {"lora": Lora(rank=2), "unipelt": Hybrid(preset="unipelt")})
     assert mixed.refused == {"unipelt"}
     mixed.check(["lora"])
+
+
+def test_what_is_added_for_one_run_is_written_into_no_tensor_that_others_read():
+    """The input of a module, which its residual sum reads too, or one vector that stands for all tokens."""
+
+    class Ones(Branch):
+        def forward(self, x, out, host):
+            return torch.ones_like(out)
+
+    added, part = serving._Added(serving._Batch()), slice(1, 3)
+    added.of_run["run"] = Ones(), torch.nn.Identity()
+    added.batch.parts = lambda x: (1, [("other", slice(0, 1)), ("run", part)])  # type: ignore[method-assign]
+    wanted = torch.tensor([0.0, 1, 1, 0])[None, :, None].expand(1, 4, 2)
+    x, one = torch.zeros(1, 4, 2), torch.zeros(1, 1, 2)
+    for out in (x, x[..., :2], one.expand(1, 4, 2)):
+        assert torch.equal(added(x, out, None), wanted)
+    assert not x.any()
+    assert not one.any()
+    out = torch.zeros(1, 4, 2)
+    assert added(x, out, None) is None
+    assert torch.equal(out, wanted)
+    low = torch.zeros(1, 4, 2, dtype=torch.bfloat16)  # a run alone would get a sum in float32
+    added.of_run["run"] = type("Floats", (Ones,), {"forward": lambda self, x, out, host: torch.ones(out.shape)})(), None
+    assert added(x, low, None).dtype == torch.float32
+    assert not low.any()
