@@ -47,6 +47,8 @@ def generate(
     # The forward passes of a sharded model need all processes, and texts end after different numbers of steps.
     is_sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
     n, rank = (1, 0) if is_sharded else (accelerator.num_processes, accelerator.process_index)
+    if is_sharded:
+        model.unshard()  # of the words, which the search of an encoder-decoder takes without the model's forward pass
     found: list[tuple[int, list[int]]] = []
     for first in range(0, len(batches), n):
         if rank < len(batches[first : first + n]):

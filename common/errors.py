@@ -131,7 +131,7 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
         if debug:
             raise
         if isinstance(error, InputError):
-            _print_line(f"error: {error}")
+            _print_line(f"error: {'diverged: ' * isinstance(error, Diverged)}{error}")
         elif isinstance(error, OSError) and error.strerror:
             _print_line(f"error: {error.strerror}" + (f": {error.filename}" if error.filename else ""))
         elif is_out_of_memory(error):

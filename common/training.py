@@ -227,8 +227,8 @@ class Run:
         if HOLDOUT in self.splits:  # with holdout_only there is no development set
             self.dev_splits, self.splits = self.splits, {HOLDOUT: self.splits.pop(HOLDOUT)}
         self.optimizer: Any = make_optimizer(model, options)
-        shards.shard_by_layer(accelerator, layers(model)[0], method.uses_all())
-        self.wrapped_model, self.wrapped_optimizer = accelerator.prepare(model, self.optimizer)
+        with shards.shard_by_layer(accelerator, model, layers(model), method.uses_all()):
+            self.wrapped_model, self.wrapped_optimizer = accelerator.prepare(model, self.optimizer)
         self.model: nn.Module = accelerator.unwrap_model(self.wrapped_model)
         self.parameters = list(trainable(self.model).values())
         if accelerator.num_processes > 1:

@@ -10,6 +10,7 @@ then have another digest of the protocol.
 
 import os
 import shlex
+import signal
 from pathlib import Path
 
 from common.errors import InputError, one_line_errors
@@ -21,7 +22,7 @@ from common.study.search import stoppable
 
 def main() -> None:
     parser = Arguments(__doc__)
-    parser.add_argument("--data", default="hub", help="hub, or a folder with the official GLUE download")
+    parser.add_argument("--data", help="a folder with the official GLUE download, hub, or demo")
     parser.add_argument("--parts", nargs="+", help="parts of the protocol; default: all")
     parser.add_argument("--variants", nargs="+", help="these variants of methods only; default: all")
     parser.add_argument("--tasks", nargs="+", help="these tasks only; default: all")
@@ -38,7 +39,7 @@ def main() -> None:
     args, changes = parser.parse_known_args()
     with one_line_errors(args.debug):
         known = protocol.read()
-        every = list(protocol.cells(known, args.parts or list(known.parts), changes))
+        every = list(protocol.cells(known, args.parts or list(known.parts), changes, args.data or ""))
         for name, values, usual in (
             ("variant", args.variants, {cell.variant for cell in every}),
             ("task", args.tasks, {cell.task for cell in every}),
@@ -47,34 +48,37 @@ def main() -> None:
                 raise InputError(f"no {name} {unknown!r} in these parts: choose from {', '.join(sorted(usual))}")
         if args.workers is not None and args.workers < 1:
             raise InputError(f"--workers is {args.workers}: choose 1 or more")
+        wanted = [
+            cell
+            for cell in every
+            if cell.variant in (args.variants or [cell.variant]) and cell.task in (args.tasks or [cell.task])
+        ]
+        where = ["--data", args.data or "FOLDER", "--output_dir", str(args.output_dir)]
+        driver = protocol.Driver(args.output_dir / "jobs", args.out, where)
         if args.show is not None:
-            found = rates.find(every, read_rows(args.out))
+            other = read_rows(driver.without_score) if driver.without_score.is_file() else []
+            found = rates.find(wanted, read_rows(args.out), other)
             if not found:
                 raise InputError(f"{args.out} has no variant of these parts with all learning rates: train them first")
             print(rates.tables(found))
             for name, figure in rates.draw(found).items():
                 figures.save(figure, args.show / f"{name}.png")
             return
-        if args.data not in ("hub", "demo") and not Path(args.data).expanduser().is_dir():
-            raise InputError(f"--data {args.data} is no folder: give the folder of the official GLUE download")
-        wanted = [
-            cell
-            for cell in every
-            if cell.variant in (args.variants or [cell.variant]) and cell.task in (args.tasks or [cell.task])
-        ]
-        protocol.check(wanted)
-        where = ["--data", args.data, "--output_dir", str(args.output_dir)]
+        protocol.check_options(wanted)
         if args.dry_run:
             for job in (job for cell in wanted for job in protocol.jobs(cell)):
                 words = protocol.command(job, "BEST" if job.rate is None else job.rate, where)
                 print(shlex.join(["python", *words[1:]]))
             return
+        if args.data is None:
+            raise InputError("no data is named: give --data and a folder with the official GLUE download, hub or demo")
+        if args.data not in ("hub", "demo") and not Path(args.data).expanduser().is_dir():
+            raise InputError(f"--data {args.data} is no folder: give the folder of the official GLUE download")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = args.workers or cores
-        if workers > 1:
-            os.environ.setdefault("OMP_NUM_THREADS", "1")
         with stoppable():
-            protocol.Driver(args.output_dir / "jobs", args.out, where).run(wanted, workers)
+            signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))  # a terminal that is closed
+            driver.run(wanted, workers)
         print(args.out)
 
 

@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from common.errors import InputError
 from common.methods import names
 from common.runs import read_rows
-from common.study import protocol
+from common.study import protocol, rates
 from common.study.protocol import Driver, Part, Protocol, cells, command, jobs
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def test_every_method_is_in_the_protocol_and_takes_its_options():
     assert {cell.words[0] for cell in every} == {*names()}
     assert {cell.variant for cell in every} == {*PROTOCOL.variants}
     assert len({cell.name for cell in every}) == len(every)
-    protocol.check(every)
+    protocol.check_options(every)
     with pytest.raises(InputError, match="unknown part 'z': choose from a, b, c, d, e, f"):
         list(cells(PROTOCOL, ["z"]))
 
@@ -51,29 +51,35 @@ def test_a_change_wins_over_the_option_of_the_protocol_and_changes_the_digest():
     assert words[words.index("--n_epochs") + 1] == "1"
     assert words[words.index("--alpha") + 1] == "8"
     assert plain.digest != changed.digest
+    demo, files = (next(cells(PROTOCOL, ["e"], data=data)) for data in ("demo", "glue_data"))
+    assert (files.digest, demo.digest == plain.digest) == (plain.digest, False)
+    both = list(cells(PROTOCOL, ["a", "b"], ["--checkpoint", "bert"]))
+    assert {cell.checkpoint for cell in both} == {"bert"}
+    assert len({cell.name for cell in both}) == len(both) == len(list(cells(PROTOCOL, ["a"])))
     assert plain.digest == next(cells(PROTOCOL, ["e"])).digest
     assert plain.digest != replace(plain, rates=(1.0,)).digest
 
 
 def test_the_digest_is_of_the_rules_and_not_of_the_parts(tmp_path, monkeypatch):
-    cell = next(cells(PROTOCOL, ["a"]))
-    before, text = cell.digest, protocol.TEXT.read_text()
+    first = next(cells(PROTOCOL, ["a"]))
+    before, text = first.digest, protocol.TEXT.read_text()
     page = tmp_path / "PROTOCOL.md"
     monkeypatch.setattr(protocol, "TEXT", page)
-    page.write_text(text + "\n| f | another part |\n")
-    assert cell.digest == before
+    page.write_text(text + "\n| g | another part |\n")
+    assert next(cells(PROTOCOL, ["a"])).digest == before
     page.write_text(text.replace("A tenth of the training examples is held out", "Nothing is held out"))
-    assert cell.digest != before
+    assert next(cells(PROTOCOL, ["a"])).digest != before
+    assert first.digest == before  # one driver writes one digest, also if the page is edited while it runs
 
 
 @pytest.fixture
 def small(bert):
     """small(lntuning="lntuning"): two variants with two rates and two seeds on one task."""
 
-    def make(lntuning: str = "lntuning"):
+    def make(lntuning: str = "lntuning", highest: float = 10.0):
         part = Part(bert, ["sst2"], ["lntuning", "bitfit"])
         variants = {"lntuning": (1e-3, lntuning), "bitfit": (1e-2, "bitfit --terms all")}
-        small = Protocol(variants, PROTOCOL.options, [0.1, 10.0], [42, 7], {"sst2": 1}, {"a": part})
+        small = Protocol(variants, PROTOCOL.options, [0.1, highest], [42, 7], {"sst2": 1}, {"a": part})
         return list(cells(small, ["a"], CHANGES))
 
     return make
@@ -98,6 +104,32 @@ def test_the_best_rate_is_trained_with_the_other_seeds_and_nothing_twice(small, 
     again.run(small(), 2)
     assert rows.read_text() == before
     assert again.left([job for cell in small() for job in jobs(cell)], 2) == "0:00 h"
+
+
+@pytest.mark.long
+def test_a_rate_that_diverges_is_never_the_best_and_not_tried_again(small, tmp_path):
+    wanted = [cell for cell in small(highest=1e30) if cell.variant == "lntuning"]
+    rows, where = tmp_path / "rows.jsonl", [*SMALL, "--output_dir", str(tmp_path / "runs")]
+    driver = Driver(tmp_path / "jobs", rows, where)
+    driver.run(wanted, 2)
+    assert [job.rate for job in driver.diverged] == [1e27]
+    assert sorted((row["lr"], row["seed"]) for row in read_rows(rows)) == [(1e-4, 7), (1e-4, 42)]
+    (found,) = rates.find(wanted, read_rows(rows), other := read_rows(driver.without_score))
+    assert (found.rate, found.is_whole, found.at_an_end) == (1e-4, True, True)
+    assert "infinite" in other[0]["reason"] or "finite" in other[0]["reason"]
+    before = rows.read_text()
+    Driver(tmp_path / "jobs", rows, ["--data", "nowhere"]).run(wanted, 2)
+    assert rows.read_text() == before
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_error_of_the_driver_itself_ends_it(workers, small, tmp_path, monkeypatch):
+    def full(self, job):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Driver, "_attempt", full)
+    with pytest.raises(OSError, match="no space left"):
+        Driver(tmp_path / "jobs", tmp_path / "rows.jsonl", SMALL).run(small(), workers)
 
 
 @pytest.mark.long
@@ -143,6 +175,9 @@ def test_the_commands_can_be_shown():
         ("--tasks mrcp", "no task 'mrcp' in these parts: choose from cola, "),
         ("--workers 0", "--workers is 0: choose 1 or more"),
         ("--data nowhere", "--data nowhere is no folder"),
+        ("", "no data is named"),
+        ("--lr 1e-3", "--lr is given, which the protocol chooses: leave it out"),
+        ("--task_name rte", "--task_name is given, which --tasks chooses: leave it out"),
     ],
 )
 def test_bad_input_is_one_line_before_the_first_run(words, line, tmp_path):

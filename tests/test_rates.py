@@ -60,6 +60,14 @@ def test_the_tolerance_is_the_decades_without_a_gap_around_the_best_rate(held_ou
     assert found.at_an_end == at_an_end
 
 
+def test_a_rate_that_diverged_has_been_tried():
+    some, last = rows_of(CELL, 0.6, 0.7, 0.71, 0.5)[:3], row(CELL, 1e-1, 0.0)
+    assert rates.find([CELL], some) == []
+    (found,) = rates.find([CELL], some, [last])
+    assert (found.rate, found.at_an_end, found.tolerance) == (1e-2, False, pytest.approx(2))
+    assert rates.find([CELL], [], [row(CELL, lr, 0.0) for lr in CELL.rates]) == []
+
+
 def test_tables_have_a_line_for_each_variant_and_only_whole_ones_have_scores():
     other, task = replace(CELL, variant="ia3"), replace(CELL, task="rte", words=("lora", "--task_name", "rte"))
     some = rows_of(CELL, 0.6, 0.7, 0.71, 0.5) + [row(CELL, 1e-2, 0.1, seed, 0.5) for seed in (43, 44)]

@@ -16,6 +16,8 @@ import torch
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 
+from common.encoders import GENERATORS
+
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 RUNS = {"baseline": {}, "lora": {"rank": 2}, "prefix": {"prefix_length": 3, "hidden_dim": 8}}
@@ -36,13 +38,15 @@ AcceleratorState.__init__ = on_cpus
 from common.runtime.processes import destroy_group_at_end
 from common.errors import InputError, Interrupted
 from common.methods import find
-from common.options import TuneOptions
+from common.options import GenerateOptions, TuneOptions
 from common.training import train
+
+KINDS = {"tune": TuneOptions, "generate": GenerateOptions}
 
 with destroy_group_at_end():
     for line in json.load(open(sys.argv[1])):
         try:
-            train(find(line["method"])(**line["own"]), TuneOptions(**line["options"]))
+            train(find(line["method"])(**line["own"]), KINDS[line.get("kind", "tune")](**line["options"]))
         except (InputError, Interrupted) as stop:
             print("stopped:", stop)
 """
@@ -90,6 +94,10 @@ def runs(checkpoints, tmp_path_factory):
         lines = [{"method": name, "own": own, "options": small} for name, own in RUNS.items()]
         holdout = small | {"select": "holdout", "max_train_samples": 21, "frozen_dtype": "bfloat16", "seed": 1}
         lines.append({"method": "lora", "own": {}, "options": holdout})
+        for generator in GENERATORS:
+            pairs = small | {"checkpoint": checkpoints[generator], "task_name": "translation", "max_length": 24}
+            pairs |= {"max_new_tokens": 5, "num_beams": 2}
+            lines.append({"method": "lora", "own": {"rank": 2}, "kind": "generate", "options": pairs})
         if kind == "sharded":
             lora = {"method": "lora", "own": RUNS["lora"]}
             lines.insert(0, lora | {"options": small | {"time_limit": 1e-6}})
@@ -102,7 +110,7 @@ def runs(checkpoints, tmp_path_factory):
 def test_sharded_training_gives_the_weights_and_scores_of_unsharded_training(runs):
     (sharded, plain), said = runs[0].values(), runs[1]
     assert sharded.keys() == plain.keys()
-    assert len(plain) == len(RUNS) + 1
+    assert len(plain) == len(RUNS) + 1 + len(GENERATORS)
     assert "resuming at step 1 of" in said
     for run, folder in plain.items():
         for path in folder.rglob("*.safetensors"):

@@ -1,6 +1,7 @@
 """Models with parameters sharded over the processes (FSDP 2): shard, unshard and reshard tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,17 +13,21 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def shard_by_layer(accelerator: "Accelerator", layer: nn.Module, uses_all: bool) -> None:
+@contextmanager
+def shard_by_layer(
+    accelerator: "Accelerator", model: Any, layers: Iterable[nn.Module], uses_all: bool
+) -> Iterator[None]:
     """Make `accelerator.prepare` shard a model of any architecture layer by layer; no effect without FSDP.
 
     Args:
-        layer: any layer of the encoder.
+        layers: those of the model, of one class or, in Marian, of two.
         uses_all: whether every forward pass uses all trained parameters.
 
     Raises:
         InputError: FSDP 1, or a method whose processes may need different parameters in one step.
     """
     if accelerator.distributed_type.value != "FSDP":
+        yield
         return
     plugin = accelerator.state.fsdp_plugin
     check(
@@ -31,7 +36,19 @@ def shard_by_layer(accelerator: "Accelerator", layer: nn.Module, uses_all: bool)
             "FSDP and a method that skips parameters in some steps: launch without FSDP": not uses_all,
         }
     )
-    plugin.transformer_cls_names_to_wrap = [type(layer).__name__]
+    plugin.transformer_cls_names_to_wrap = list(dict.fromkeys(type(layer).__name__ for layer in layers))
+    if not model.config.is_encoder_decoder:
+        yield
+        return
+    # Encoder, decoder and output layer have one matrix of words, which must be in one unit. accelerate knows of two of
+    # them and puts these into a unit of their own; what it does not know of is in that of the whole model.
+    words = {"get_input_embeddings": lambda: None, "get_output_embeddings": lambda: None}
+    vars(model).update(words)
+    try:
+        yield
+    finally:
+        for name in words:
+            vars(model).pop(name, None)
 
 
 def unshard(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ Which ones is in results/protocol.json: variants (the middle of the rates, a met
 runs, factors of the rates, seeds, epochs of the tasks, and parts.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -14,13 +15,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.errors import InputError, Interrupted
+from common.errors import InputError, Interrupted, check
 from common.methods import REPOSITORY, find
 from common.options import TuneOptions, given, parse
 from common.results import read_result
@@ -30,6 +32,8 @@ from common.runtime import files, locks
 TEXT, LIST = REPOSITORY / "results" / "PROTOCOL.md", REPOSITORY / "results" / "protocol.json"
 UNKNOWN = 120.0
 """Seconds that a run is guessed to take while none is known."""
+DIVERGED = re.compile(r"^error: diverged: (.*)$", re.MULTILINE)
+"""The last line of a run whose outputs or gradients are not finite."""
 START = 10.0
 """Seconds that a run takes before and after its training."""
 
@@ -83,11 +87,15 @@ class Cell:
     def name(self) -> str:
         return f"{self.checkpoint} {self.task} {self.variant}"
 
-    @property
+    other_data: str = ""
+    """hub or demo, whose rows must not pass for those on the official files; empty = these."""
+
+    @cached_property
     def digest(self) -> str:
         """What identifies the protocol in its rows: a digest of the page's rules and of the words of the runs."""
         rules = TEXT.read_text(encoding="utf-8").partition("\n| ")[0]
-        return hashlib.sha256(f"{rules}{self.words}{self.rates}{self.seeds}".encode()).hexdigest()[:12]
+        facts = f"{rules}{self.words}{self.rates}{self.seeds}{self.other_data}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
 class Job(NamedTuple):
@@ -102,12 +110,30 @@ class Job(NamedTuple):
         return f"{self.cell.name} seed {self.seed}, " + ("best lr" if self.rate is None else f"lr {self.rate:g}")
 
 
-def cells(protocol: Protocol, parts: Sequence[str], changes: Sequence[str] = ()) -> Iterator[Cell]:
-    """All cells of some parts, in their order. changes: options of all runs that win over those of the protocol.
+Identity = tuple[Any, ...]
+"""Digest, variant, seed and learning rate of a row."""
+
+
+def identity(row: Mapping[str, Any]) -> Identity:
+    return tuple(row.get(name) for name in ("protocol", "variant", "seed", "lr"))
+
+
+def cells(protocol: Protocol, parts: Sequence[str], changes: Sequence[str] = (), data: str = "") -> Iterator[Cell]:
+    """All cells of some parts, in their order.
+
+    Args:
+        changes: options of all runs that win over those of the protocol.
+        data: hub, demo or the folder of the official files.
 
     Raises:
-        InputError: an unknown part.
+        InputError: an unknown part, or a change of what the protocol varies.
     """
+    chosen = {"lr": "the protocol", "seed": "the protocol", "task_name": "--tasks"}
+    check(
+        {f"--{name} is given, which {by} chooses: leave it out": name in given(changes) for name, by in chosen.items()}
+    )
+    other = data if data in ("hub", "demo") else ""
+    seen = set()
     for name in parts:
         if name not in protocol.parts:
             raise InputError(f"unknown part {name!r}: choose from {', '.join(protocol.parts)}")
@@ -119,7 +145,11 @@ def cells(protocol: Protocol, parts: Sequence[str], changes: Sequence[str] = ())
                 words += ["--n_epochs", str(protocol.epochs[task]), *protocol.options.split()]
                 rates = tuple(float(f"{middle * factor:.2g}") for factor in protocol.factors)
                 changed = (*_without(words, given(changes)), *changes)
-                yield Cell(part.checkpoint, task, variant, changed, rates, tuple(protocol.seeds))
+                checkpoint = changed[changed.index("--checkpoint") + 1]
+                cell = Cell(checkpoint, task, variant, changed, rates, tuple(protocol.seeds), other)
+                if cell.name not in seen:  # with another --checkpoint, parts have the same cells
+                    seen.add(cell.name)
+                    yield cell
 
 
 def _without(words: Sequence[str], names: set[str]) -> Iterator[str]:
@@ -144,7 +174,7 @@ def command(job: Job, rate: float | str, where: Sequence[str] = ()) -> list[str]
     return [sys.executable, "-m", f"{method}.tune", *words, "--lr", f"{rate}", "--seed", str(job.seed), *where]
 
 
-def check(wanted: Sequence[Cell]) -> None:
+def check_options(wanted: Sequence[Cell]) -> None:
     """End the process with one line on stderr if a method would not take its options."""
     for name, words in dict.fromkeys((cell.words[0], cell.words[1:]) for cell in wanted):
         kind = find(name)
@@ -162,6 +192,9 @@ class Driver:
     finished: dict[Job, dict[str, Any]] = field(default_factory=dict)
     """The rows of jobs."""
     failed: dict[Job, str] = field(default_factory=dict)
+    """Why a job has no row; it is tried again in the next launch."""
+    diverged: set[Job] = field(default_factory=set)
+    """Jobs that have no score and never will."""
     stopped: bool = False
     running: list["subprocess.Popen[str]"] = field(default_factory=list)
     lock: Any = field(default_factory=threading.Lock)
@@ -171,14 +204,9 @@ class Driver:
         from tqdm import tqdm
 
         every = [job for cell in wanted for job in jobs(cell)]
-        known = {self._identity(row): row for row in (read_rows(self.rows) if self.rows.is_file() else [])}
-        for job in every:  # those of the first seed come first, and with them the best rate of a cell is known
-            settled = job.rate is not None or self._is_searched(job.cell)
-            rate = job.rate if job.rate is not None else self.best_rate(job.cell) if settled else None
-            row = known.get((job.cell.digest, job.cell.variant, job.seed, rate))
-            self.finished |= {} if row is None else {job: row}
-        waiting, taken = [job for job in every if job not in self.finished], set[Job]()
-        with tqdm(total=len(every), initial=len(self.finished), unit="run", dynamic_ncols=True) as bar:
+        self.recall(every)
+        waiting, taken = [job for job in every if job not in self.finished and job not in self.diverged], set[Job]()
+        with tqdm(total=len(every), initial=len(every) - len(waiting), unit="run", dynamic_ncols=True) as bar:
 
             def work() -> None:
                 while not self.stopped and (job := self._next(waiting, taken)) is not None:
@@ -191,23 +219,36 @@ class Driver:
                     working = [pool.submit(work) for _ in range(workers)]
                     while not all(each.done() for each in working):
                         time.sleep(0.2)
-                    for each in working:
-                        each.result()
+                        if any(each.done() and each.exception() for each in working):
+                            self.stop()
                 except (KeyboardInterrupt, Interrupted):
                     self.stop()
+            for each in working:
+                each.result()  # raises what ended a worker
         if self.stopped:
             raise Interrupted(f"stopped after {len(self.finished):,} runs: the same command resumes")
         if self.failed:
             job, why = next(iter(self.failed.items()))
             raise InputError(f"{len(self.failed)} of {len(every)} runs failed, such as {job.name}: {why}")
 
-    @staticmethod
-    def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(row.get(name) for name in ("protocol", "variant", "seed", "lr"))
+    @property
+    def without_score(self) -> Path:
+        """The file of the runs that diverged, beside that of the rows."""
+        return self.rows.with_name(f"{self.rows.stem}-diverged.jsonl")
+
+    def recall(self, every: Sequence[Job]) -> None:
+        """Find the rows of jobs of earlier launches, here or on another machine."""
+        known = {identity(row): row for row in (read_rows(self.rows) if self.rows.is_file() else [])}
+        diverged = {identity(row) for row in (read_rows(self.without_score) if self.without_score.is_file() else [])}
+        for job in every:  # those of the first seed come first, and with them the best rate of a cell is known
+            rate = job.rate or (self.best_rate(job.cell) if self._is_searched(job.cell) else None)
+            key = job.cell.digest, job.cell.variant, job.seed, rate
+            self.finished |= {job: known[key]} if key in known else {}
+            self.diverged |= {job} if key in diverged else set()
 
     def _is_searched(self, cell: Cell) -> bool:
-        """Whether the runs with all rates have ended, and one of them has a score."""
-        ended = [job in self.finished or job in self.failed for job in jobs(cell) if job.rate is not None]
+        """Whether the runs with all rates have a score or diverged, and one of them has a score."""
+        ended = [job in self.finished or job in self.diverged for job in jobs(cell) if job.rate is not None]
         return all(ended) and any(job in self.finished for job in jobs(cell))
 
     def best_rate(self, cell: Cell) -> float:
@@ -224,43 +265,50 @@ class Driver:
                 if (job := next(ready, None)) is not None:
                     taken.add(job)
                     return job
-                ended = self.finished.keys() | self.failed.keys()
+                ended = self.finished.keys() | self.failed.keys() | self.diverged
                 if all(each in ended for job in left for each in jobs(job.cell) if each.rate is not None):
-                    return None  # no rate of these cells has a score
+                    return None  # the best rate of these cells stays unknown
             time.sleep(0.2)
         return None
 
     def _attempt(self, job: Job) -> None:
         """Run a job, and add its row, or note why there is none."""
-        words = command(job, job.rate or self.best_rate(job.cell), self.where)
+        rate = job.rate or self.best_rate(job.cell)
+        words = command(job, rate, self.where)
         log = self.home / "logs" / (re.sub(r"[^\w.+-]+", "-", job.name) + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as said:
             print(shlex.join(words), file=said, flush=True)
-            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True)
+            pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+            process = subprocess.Popen(words, **pipes, env=one_thread, start_new_session=True)
             with self.lock:
                 self.running.append(process)
             if self.stopped:
                 process.send_signal(signal.SIGTERM)
-            out, _ = process.communicate()
-            said.write(out)
+            out, errors = process.communicate()
+            said.write(errors + out)
         with self.lock:
             self.running.remove(process)
-            if process.returncode != 0 or not out.strip():
-                if not self.stopped:
-                    self.failed[job] = f"exit code {process.returncode}, see {log}"
-                return
-            row = read_result(Path(out.strip().splitlines()[-1]))
-            row |= {"protocol": job.cell.digest, "variant": job.cell.variant}
-            append_once(self.rows, row)
-            self.finished[job] = row
+            facts: dict[str, Any] = {"protocol": job.cell.digest, "variant": job.cell.variant}
+            if process.returncode == 0 and out.strip():
+                row = read_result(Path(out.strip().splitlines()[-1])) | facts
+                append_once(self.rows, row)
+                self.finished[job] = row
+            elif (found := DIVERGED.search(errors)) is not None:
+                facts |= {"run": f"{job.name} {job.cell.digest}", "seed": job.seed, "lr": rate, "reason": found[1]}
+                append_once(self.without_score, facts)
+                self.diverged.add(job)
+            elif not self.stopped:
+                self.failed[job] = f"exit code {process.returncode}, see {log}"
 
     def stop(self) -> None:
         """Send SIGTERM to all jobs that are running, which save and end."""
         with self.lock:
             self.stopped = True
             for process in self.running:
-                os.killpg(process.pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.killpg(process.pid, signal.SIGTERM)
 
     def left(self, every: Sequence[Job], workers: int) -> str:
         """The time for what is left, from what such jobs took."""
@@ -271,7 +319,7 @@ class Driver:
                     known.setdefault(kind, []).append(self.finished[job]["train_seconds"] + START)
         seconds = 0.0
         for job in every:
-            if job not in self.finished and job not in self.failed:
+            if job not in self.finished and job not in self.failed and job not in self.diverged:
                 seconds += statistics.mean(next((known[kind] for kind in _kinds(job) if kind in known), [UNKNOWN]))
         minutes = round(seconds / workers / 60)
         return f"{minutes // 60}:{minutes % 60:02} h"

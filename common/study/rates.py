@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.results import majority_on_dev
 from common.study.figures import FLAT, look, style
-from common.study.protocol import Cell
+from common.study.protocol import Cell, identity
 from common.study.significance import confidence_interval
 
 if TYPE_CHECKING:
@@ -64,25 +64,25 @@ class Found:
             first -= 1
         while last + 1 < len(rates) and good[last + 1]:
             last += 1
-        step = math.log10(rates[-1] / rates[0]) / (len(rates) - 1)
+        step = math.log10(max(self.cell.rates) / min(self.cell.rates)) / (len(self.cell.rates) - 1)
         return (last - first + 1) * step
 
     @property
     def at_an_end(self) -> bool:
         """Whether the best rate is the lowest or highest that was tried, so that a better one may be outside."""
-        return self.rate in (min(self.by_rate), max(self.by_rate))
+        return self.rate in (min(self.cell.rates), max(self.cell.rates))
 
 
-def find(cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> list[Found]:
-    """The cells whose rates have all been tried, in their order."""
-    known = {(row.get("protocol"), row.get("variant"), row["seed"], row["lr"]): row for row in rows}
+def find(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], diverged: Sequence[dict[str, Any]] = ()) -> list[Found]:
+    """The cells whose rates have all been tried, in their order. diverged: rows of runs without a score."""
+    known = {identity(row): row for row in rows}
+    without_score = {identity(row) for row in diverged}
     found = []
     for cell in cells:
         key = (cell.digest, cell.variant)
-        by_rate = {
-            rate: known[*key, cell.seeds[0], rate] for rate in cell.rates if (*key, cell.seeds[0], rate) in known
-        }
-        if len(by_rate) == len(cell.rates):
+        tried = {rate: (*key, cell.seeds[0], rate) for rate in cell.rates}
+        by_rate = {rate: known[which] for rate, which in tried.items() if which in known}
+        if by_rate and all(which in known or which in without_score for which in tried.values()):
             best = max(by_rate, key=lambda rate: (by_rate[rate]["best_score"], -rate))
             runs = [known[*key, seed, best] for seed in cell.seeds if (*key, seed, best) in known]
             found.append(Found(cell, by_rate, runs))
