@@ -48,6 +48,8 @@ class Generation:
     @cached_property
     def parts(self) -> tuple[dict[str, Examples], str]:
         """Split -> pairs, and what those of validation are. Raises InputError for unusable data."""
+        if self.options.bertscore is not None and self.options.generate != "never":
+            bert_scorer(self.options.bertscore)  # whether it is there; not kept in memory
         found = pairs.read(self.options.data, self.fields, self.name)
         if os.environ.get("RANK", "0") == "0":
             n = {split: (len(each), len(pairs.references(each))) for split, each in found[0].items()}
@@ -70,8 +72,6 @@ class Generation:
                 )
             }
         )
-        if self.options.bertscore is not None and self.options.generate != "never":
-            bert_scorer(self.options.bertscore)  # before hours of training, and not kept in memory
         return model
 
     def read(self, split: str, source: str) -> Examples:

@@ -26,7 +26,7 @@ from common.runtime.threads import share_cores
 from common.submission import submission_lines, write_submission
 from common.task_data import Task
 from common.tasks import GlueTask
-from common.text_metrics import measure
+from common.text_metrics import bert_scorer, measure
 from common.tokens import Layout
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def answer(method: str, options: PredictOptions) -> list[Path]:
     files.require(folder / runs.CONFIG, config, data=str)
     if "max_new_tokens" in config:
         return _generate(folder, config, options)
-    unused = [name for name in own_task.SEARCH if getattr(options, name) is not None]
+    unused = [name for name in (*own_task.SEARCH, "bertscore") if getattr(options, name) is not None]
     check({f"{name} is given, and {folder} does not generate text: leave it out": True for name in unused})
     tests, examples = _read_tests(folder, config, options)
     if options.language is not None:  # a file of its own for each language
@@ -100,6 +100,9 @@ def _generate(folder: Path, config: dict[str, Any], options: PredictOptions) -> 
     if options.task_name not in (None, task.name):
         raise InputError(f"{folder} was trained on {task.name}: it cannot predict {options.task_name}")
     references, split = pairs.read_test(options.data or config["data"], task.texts, task.name)
+    if options.bertscore is not None:
+        check({"bertscore is given, and there are no targets: leave it out": not all(references.values())})
+        bert_scorer(options.bertscore)  # whether it is there, before texts are generated
 
     from accelerate import Accelerator
     from tqdm import tqdm

@@ -57,19 +57,34 @@ def measure(
             scores[name] = statistics.fmean(map(of_text, texts, references))
     if bertscore is not None:
         scorer = bert_scorer(bertscore)
-        scores["bertscore"] = float(scorer.score(list(texts), [list(own) for own in references])[2].mean())
+        scores["bertscore"] = statistics.fmean(f1_of(scorer, texts, references))
         named = f"{short_name(bertscore)}_L{scorer.num_layers}_no-idf"
         signatures["bertscore_signature"] = f"{named}_version={importlib.metadata.version('bert-score')}"
     return scores, signatures
 
 
+def f1_of(scorer: Any, texts: Sequence[str], references: References) -> list[float]:
+    """F1 of each text, with the closest of its references; 0 if either is empty, which the library cannot read."""
+    known = [
+        [each for each in own if each.strip()] if text.strip() else []
+        for text, own in zip(texts, references, strict=True)
+    ]
+    some = [number for number, own in enumerate(known) if own]
+    found = [0.0] * len(texts)
+    if some:
+        values = scorer.score([texts[number] for number in some], [known[number] for number in some])[2]
+        for number, value in zip(some, values.tolist(), strict=True):
+            found[number] = value
+    return found
+
+
 def bert_scorer(checkpoint: str) -> Any:
     """BERTScore (Zhang et al., 2020) by its authors' library, whose F1 is used, without rescaling to a baseline.
 
-    It reads the layer that they chose for a model of this name, else the last one.
+    It reads the layer that they chose for a model of this name, or of its last part, else the last layer.
 
     Raises:
-        InputError: the model is not there, or its tokenizer.
+        InputError: the model is not there, or its tokenizer, or it cannot score.
     """
     with loading_errors(checkpoint) as source, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -77,8 +92,15 @@ def bert_scorer(checkpoint: str) -> Any:
         from bert_score.utils import model2layers
         from transformers import AutoConfig
 
-        layer = model2layers.get(short_name(checkpoint)) or AutoConfig.from_pretrained(source).num_hidden_layers
-        return BERTScorer(model_type=source, num_layers=layer, device="cpu")
+        config = AutoConfig.from_pretrained(source)
+        named = (model2layers.get(name) for name in (checkpoint, short_name(checkpoint)))
+        layer = next((number for number in named if number is not None), config.num_hidden_layers)
+        scorer = BERTScorer(model_type=source, num_layers=layer, device="cpu")
+        tokenizer, longest = scorer._tokenizer, getattr(config, "max_position_embeddings", 512)
+        if tokenizer.model_max_length > longest:  # RoBERTa has two positions that are none
+            tokenizer.model_max_length = longest - 2
+        scorer.score(["a text"], ["a text"])  # before hours of training
+        return scorer
 
 
 def _rouge_l() -> Callable[[str, Sequence[str]], float]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -307,6 +308,31 @@ def test_bertscore_is_the_f1_of_the_most_similar_tokens_of_the_closest_reference
         text_metrics.bert_scorer("nosuch")
 
 
+def test_an_empty_text_has_no_bertscore_and_a_long_one_is_cut(bert, tmp_path):
+    """The library has no special tokens for a text of nothing, and cuts nothing without a maximal length."""
+    copy = shutil.copytree(bert, tmp_path / "microsoft" / "mpnet-base")
+    config = json.loads((copy / "tokenizer_config.json").read_text()) | {"model_max_length": int(1e30)}
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    texts, references = ["", " ", "the film", "a " * 900, "plot"], [["the film"]] * 3 + [["a " * 900], ["", " "]]
+    scorer = text_metrics.bert_scorer(str(copy))
+    assert text_metrics.f1_of(scorer, texts, references) == pytest.approx([0, 0, 1, 1, 0], abs=1e-5)
+    assert text_metrics.f1_of(scorer, ["", ""], [["a"], ["b"]]) == [0, 0]
+
+
+def test_bertscore_reads_the_layer_that_its_authors_chose(bert, tmp_path, monkeypatch):
+    from bert_score import utils
+
+    monkeypatch.setitem(utils.model2layers, "owner/small", 1)
+    monkeypatch.setitem(utils.model2layers, "small", 1)
+    copy = shutil.copytree(bert, tmp_path / "small")
+    assert text_metrics.bert_scorer(str(copy)).num_layers == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(utils.model2layers, "small")
+    assert text_metrics.bert_scorer("small").num_layers == 2
+    shutil.copytree(bert, tmp_path / "owner" / "small")
+    assert text_metrics.bert_scorer("owner/small").num_layers == 1
+
+
 # Runs
 
 
@@ -410,11 +436,16 @@ def test_a_run_and_its_test_are_scored_by_bertscore_and_a_missing_model_is_told_
     assert f"bertscore {result['dev_bertscore']:.4f}" in summary(result)
     answer("lora", PredictOptions(run=str(folder), bertscore=bert))
     assert "bertscore 0." in capsys.readouterr().out
-    with pytest.raises(InputError, match="nosuch"):
-        train(Lora(), options(bertscore="nosuch"))
+    for call in (
+        lambda: train(Lora(), options(bertscore="nosuch")),
+        lambda: answer("lora", PredictOptions(run=str(folder), bertscore="nosuch")),
+    ):
+        with pytest.raises(InputError, match="nosuch"):
+            call()
     assert len([*folder.parent.iterdir()]) == 1
 
 
+@pytest.mark.slow
 def test_a_test_set_without_targets_gets_its_texts_alone(options, tmp_path):
     folder, _ = train(PrefixTuning(3), options(generate="never"))
     (tmp_path / "new.txt").write_text("agent : poet\nthing : ruby\n")

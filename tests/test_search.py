@@ -199,6 +199,13 @@ def test_a_prefixed_name_is_spread_like_the_name():
             trial = study.ask()
             found.append((trial.suggest_categorical(names[0], ["a", "b"]), trial.suggest_float(names[1], 0, 1)))
     assert plain == prefixed
+    study, found = optuna.create_study(sampler=Halton(["kind", "lr"], 42)), []
+    for number in range(8):
+        if number % 2:  # a trial that is given, as a promoted configuration is, takes no point from the others
+            study.enqueue_trial({"kind": "a", "lr": 0.5})
+        trial = study.ask()
+        found.append((trial.suggest_categorical("kind", ["a", "b"]), trial.suggest_float("lr", 0, 1)))
+    assert found[::2] == plain
     assert [kind for kind, _ in plain].count("a") == 2
 
 

@@ -7,9 +7,12 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+FIXED = "fixed_params"
+"""Optuna's name for the values of a trial that were given, as the defaults are."""
+
 
 class Halton(optuna.samplers.BaseSampler):
-    """A scrambled Halton sequence (Owen, 2017), of which trial n has point n, whoever samples it and when.
+    """A scrambled Halton sequence (Owen, 2017), of which the nth trial has point n, whoever samples it and when.
 
     Of the first names, the first trials cover the range best: with 2^k trials each 2^-k of the first range has one.
     """
@@ -27,8 +30,9 @@ class Halton(optuna.samplers.BaseSampler):
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
         from scipy.stats import qmc
 
-        sequence = qmc.Halton(len(self.names), scramble=True, rng=self.seed)
-        point = sequence.fast_forward(trial.number).random(1)[0]
+        earlier = study.get_trials(deepcopy=False)[: trial.number]
+        number = sum(FIXED not in each.system_attrs for each in earlier)  # those that were given need no point
+        point = qmc.Halton(len(self.names), scramble=True, rng=self.seed).fast_forward(number).random(1)[0]
         return _scaled(float(point[self.names.index(param_name.rpartition(".")[2])]), param_distribution)
 
 
