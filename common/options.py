@@ -106,7 +106,8 @@ class TuneOptions:
     output_dir: str = "outputs"
     """Runs are saved in OUTPUT_DIR/METHOD/TASK/RUN."""
     report_to: tuple[str, ...] = ("tensorboard",)
-    """Trackers that accelerate knows (tensorboard, wandb, mlflow, ...), all, or none."""
+    """csv (scalars.csv in the run folder), trackers that accelerate knows (tensorboard, wandb, mlflow, ...), all, or
+    none."""
     resume: bool = True
     """Resume an unfinished run from its last checkpoint, with the same result; --no_resume restarts it."""
     checkpoint_every: int | None = None

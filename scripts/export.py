@@ -1,7 +1,8 @@
-"""Export a trained run for other libraries: python -m scripts.export RUN --to peft|merged [--out FOLDER]
+"""Export a trained run for other libraries: python -m scripts.export RUN --to peft|adapterhub|merged [--out FOLDER]
 
-peft: an adapter for peft's PeftModel.from_pretrained. merged: a plain model of transformers, with the method folded
-into its weights, for pipeline("text-classification"). Both get a model card, README.md.
+peft: an adapter for peft's PeftModel.from_pretrained. adapterhub: an adapter and a head for AdapterHub's library.
+merged: a plain model of transformers, with the method folded into its weights, for pipeline("text-classification").
+Each gets a model card, README.md.
 """
 
 from pathlib import Path
