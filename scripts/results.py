@@ -64,8 +64,8 @@ def main() -> None:
             for name, figure in rates.draw(found).items():
                 figures.save(figure, args.show / f"{name}.png")
             return
-        protocol.check_options(wanted)
         if args.dry_run:
+            protocol.check_options(wanted)
             for job in (job for cell in wanted for job in protocol.jobs(cell)):
                 words = protocol.command(job, "BEST" if job.rate is None else job.rate, where)
                 print(shlex.join(["python", *words[1:]]))
@@ -74,6 +74,7 @@ def main() -> None:
             raise InputError("no data is named: give --data and a folder with the official GLUE download, hub or demo")
         if args.data not in ("hub", "demo") and not Path(args.data).expanduser().is_dir():
             raise InputError(f"--data {args.data} is no folder: give the folder of the official GLUE download")
+        protocol.check_options(wanted)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = args.workers or cores
         with stoppable():

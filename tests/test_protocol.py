@@ -10,13 +10,14 @@ import time
 from dataclasses import replace
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, exits_with_one_line
 
 from common.errors import InputError
 from common.methods import names
 from common.runs import read_rows
 from common.study import protocol, rates
 from common.study.protocol import Driver, Part, Protocol, cells, command, jobs
+from scripts import results
 
 pytestmark = pytest.mark.slow
 SMALL = ["--data", "demo"]
@@ -180,10 +181,7 @@ def test_the_commands_can_be_shown():
         ("--task_name rte", "--task_name is given, which --tasks chooses: leave it out"),
     ],
 )
-def test_bad_input_is_one_line_before_the_first_run(words, line, tmp_path):
-    command = [sys.executable, "-m", "scripts.results", "--output_dir", str(tmp_path / "out"), *words.split()]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert line in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_bad_input_is_one_line_before_the_first_run(words, line, tmp_path, capfd):
+    words = ["--output_dir", str(tmp_path / "out"), *words.split()]
+    assert line in exits_with_one_line(capfd, *words, program=results.main)
     assert not (tmp_path / "out").exists()

@@ -49,7 +49,7 @@ def test_the_first_word_says_which_options_there_are():
         options_of(["generate"], "diffpruning")
 
 
-@pytest.mark.parametrize("kind", few(["generate", "translation", "mlm"]))
+@pytest.mark.parametrize("kind", few(["generate", "translation", "mlm"], ("generate",)))
 def test_an_experiment_compares_sizes(kind, command, monkeypatch, capsys):
     words = command(kind, "--n_epochs 1 --sizes 1 4 --n_seeds 2")
     monkeypatch.setattr(sys, "argv", ["lora.experiment", *words])
@@ -65,7 +65,7 @@ def test_an_experiment_compares_sizes(kind, command, monkeypatch, capsys):
         assert f"over 2 seeds ({floor} " in line
 
 
-@pytest.mark.parametrize("kind", few(["generate", "translation", "mlm"]))
+@pytest.mark.parametrize("kind", few(["generate", "translation", "mlm"], ("generate",)))
 def test_a_search_finds_the_trial_with_the_best_score_and_prints_its_command(kind, command, monkeypatch, capsys):
     held_out = "" if kind == "mlm" else "--select holdout"
     words = command(kind, f"--trials 3 --n_epochs_range 1 2 --batch_sizes 16 32 {held_out}")
@@ -84,6 +84,7 @@ def test_a_search_finds_the_trial_with_the_best_score_and_prints_its_command(kin
     assert 1 <= len({row["lr"] for row in rows}) == len(rows)
 
 
+@pytest.mark.long
 def test_a_budget_is_kept_by_every_trial(command, monkeypatch, capsys):
     words = command("translation", "--trials 2 --n_epochs 1 --param_budget 2000")
     monkeypatch.setattr(sys, "argv", ["scripts.search", "lora", *words])
