@@ -171,7 +171,7 @@ def test_the_commands_can_be_shown():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--rnak 4", "Unrecognized options: --rnak"),
+        ("--data demo --rnak 4", "Unrecognized options: --rnak"),
         ("--variants lroa", "no variant 'lroa' in these parts: choose from adapters, "),
         ("--tasks mrcp", "no task 'mrcp' in these parts: choose from cola, "),
         ("--workers 0", "--workers is 0: choose 1 or more"),
