@@ -121,7 +121,7 @@ def test_sharded_training_gives_the_weights_and_scores_of_unsharded_training(run
         ours, wanted = (json.loads((each / "result.json").read_text()) for each in (sharded[run], folder))
         for key in wanted:
             if key.startswith(("trained_", "trainable", "total", "best_", "dev_")):
-                assert ours[key] == pytest.approx(wanted[key], abs=1e-6), (run, key)
+                assert ours[key] == pytest.approx(wanted[key], abs=1e-6, rel=1e-6), (run, key)
 
 
 def test_a_method_that_cannot_be_sharded_is_refused(runs):
