@@ -4,7 +4,7 @@ from common.experiments import sweep
 from common.study.space import Range, Same
 from dora.method import Dora
 
-TUNING = {"lr": (1e-4, 5e-4), "n_epochs": (3, 20), "rank": (4, 16)}
+TUNING = {"lr": (5e-4, 1.6e-3), "n_epochs": (3, 20), "rank": (4, 16)}
 """What scripts/run_tune.sh tries: as LoRA's."""
 
 SPACE = {"rank": Range(1, 64, log=True), "alpha": Same("rank"), "dropout": (0.0, 0.05, 0.1)}

@@ -71,7 +71,7 @@ class Dora(ByLayer):
     targets: tuple[Linear, ...] = ("query", "value")
     """Linear layers of every Transformer layer that get an update."""
 
-    default_lr: ClassVar[float] = 5e-4
+    default_lr: ClassVar[float] = 1e-3
     size: ClassVar[str] = "rank"
     written: ClassVar[str] = "DoRA"
     symbols: ClassVar[dict[str, str]] = {"rank": "r", "alpha": "\u03b1"}

@@ -41,7 +41,7 @@ class Ia3(ByLayer):
     inputs: tuple[Linear, ...] = ("output",)
     """Linear layers whose inputs are scaled; that of `output` is the activation inside the feed-forward part."""
 
-    default_lr: ClassVar[float] = 3e-3
+    default_lr: ClassVar[float] = 1.6e-2
     written: ClassVar[str] = "(IA)3"
 
     def __post_init__(self) -> None:

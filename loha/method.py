@@ -75,7 +75,7 @@ class Loha(ByLayer):
     targets: tuple[Linear, ...] = ("query", "value")
     """Linear layers of every Transformer layer that get an update."""
 
-    default_lr: ClassVar[float] = 5e-4
+    default_lr: ClassVar[float] = 4e-3
     size: ClassVar[str] = "rank"
     written: ClassVar[str] = "LoHa"
     symbols: ClassVar[dict[str, str]] = {"rank": "r", "alpha": "\u03b1"}
