@@ -151,6 +151,9 @@ def _panels(found: Sequence[Found]) -> "Figure":
             axis.plot(rates, [each.by_rate[rate]["best_score"] for rate in rates], **style(0))
             axis.axvline(each.rate, **FLAT)
             axis.set_xscale("log")
+            axis.set_xticks([rates[0], rates[-1]])
+            axis.minorticks_off()
+            axis.xaxis.set_major_formatter("{x:g}")
             axis.set_title(each.cell.variant)
         for axis in axes.flat[len(found) :]:
             axis.set_axis_off()
