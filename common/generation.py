@@ -113,6 +113,7 @@ class Generation:
         return scores | self.measure([text] * len(validation.references), validation)[0]
 
     def measure(self, texts: Sequence[str], tokens: Any) -> tuple[dict[str, float], dict[str, str]]:
+        """Scores of generated texts by name, and signatures. tokens: of their sources, with the references."""
         return measure(texts, list(tokens.references.values()), self.options.bertscore)
 
     def finish(

@@ -5,7 +5,7 @@ from common.study.space import Range, Same
 from dora.method import Dora
 
 TUNING = {"lr": (5e-4, 1.6e-3), "n_epochs": (3, 20), "rank": (4, 16)}
-"""What scripts/run_tune.sh tries: as LoRA's."""
+"""What scripts/run_tune.sh tries: as LoRA's, with learning rates of its own."""
 
 SPACE = {"rank": Range(1, 64, log=True), "alpha": Same("rank"), "dropout": (0.0, 0.05, 0.1)}
 """What scripts.search tries of its options; alpha = rank keeps the scale at 1, so that lr alone sets the step size."""

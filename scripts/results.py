@@ -40,19 +40,15 @@ def main() -> None:
     with one_line_errors(args.debug):
         known = protocol.read()
         every = list(protocol.cells(known, args.parts or list(known.parts), changes, args.data or ""))
-        for name, values, usual in (
-            ("variant", args.variants, {cell.variant for cell in every}),
-            ("task", args.tasks, {cell.task for cell in every}),
-        ):
+        chosen = [("variant", args.variants, {cell.variant for cell in every})]
+        chosen += [("task", args.tasks, {cell.task for cell in every})]
+        for name, values, usual in chosen:
             for unknown in sorted(set(values or []) - usual):
                 raise InputError(f"no {name} {unknown!r} in these parts: choose from {', '.join(sorted(usual))}")
         if args.workers is not None and args.workers < 1:
             raise InputError(f"--workers is {args.workers}: choose 1 or more")
-        wanted = [
-            cell
-            for cell in every
-            if cell.variant in (args.variants or [cell.variant]) and cell.task in (args.tasks or [cell.task])
-        ]
+        variants, tasks = (values or usual for _, values, usual in chosen)
+        wanted = [cell for cell in every if cell.variant in variants and cell.task in tasks]
         where = ["--data", args.data or "FOLDER", "--output_dir", str(args.output_dir)]
         driver = protocol.Driver(args.output_dir / "jobs", args.out, where)
         if args.show is not None:

@@ -118,6 +118,11 @@ def identity(row: Mapping[str, Any]) -> Identity:
     return tuple(row.get(name) for name in ("protocol", "variant", "seed", "lr"))
 
 
+def best_of(by_rate: Mapping[float, Mapping[str, Any]]) -> float:
+    """The learning rate whose row has the best score on the held-out examples; of equal ones the lowest."""
+    return max(by_rate, key=lambda rate: (by_rate[rate]["best_score"], -rate))
+
+
 def cells(protocol: Protocol, parts: Sequence[str], changes: Sequence[str] = (), data: str = "") -> Iterator[Cell]:
     """All cells of some parts, in their order.
 
@@ -252,9 +257,8 @@ class Driver:
         return all(ended) and any(job in self.finished for job in jobs(cell))
 
     def best_rate(self, cell: Cell) -> float:
-        """The learning rate with the best score on the held-out examples; of equal ones the lowest."""
-        scores = {job.rate: self.finished[job]["best_score"] for job in jobs(cell) if job.rate and job in self.finished}
-        return max(scores, key=lambda rate: (scores[rate], -rate))
+        """`best_of` the rates of a cell that have a row."""
+        return best_of({job.rate: self.finished[job] for job in jobs(cell) if job.rate and job in self.finished})
 
     def _next(self, waiting: list[Job], taken: set[Job]) -> Job | None:
         """The next job that nobody runs and whose learning rate is known; waits for those that tell it."""

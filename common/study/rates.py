@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.results import majority_on_dev
 from common.study.figures import FLAT, look, style
-from common.study.protocol import Cell, identity
+from common.study.protocol import Cell, best_of, identity
 from common.study.significance import confidence_interval
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def find(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], diverged: Sequen
         tried = {rate: (*key, cell.seeds[0], rate) for rate in cell.rates}
         by_rate = {rate: known[which] for rate, which in tried.items() if which in known}
         if by_rate and all(which in known or which in without_score for which in tried.values()):
-            best = max(by_rate, key=lambda rate: (by_rate[rate]["best_score"], -rate))
+            best = best_of(by_rate)
             runs = [known[*key, seed, best] for seed in cell.seeds if (*key, seed, best) in known]
             found.append(Found(cell, by_rate, runs))
     return found
