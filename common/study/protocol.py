@@ -22,11 +22,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common import tasks
 from common.errors import InputError, Interrupted, check
 from common.methods import REPOSITORY, find
 from common.options import TuneOptions, given, parse
 from common.results import read_result
-from common.runs import append_once, read_rows
+from common.runs import append_once, read_predictions, read_rows
 from common.runtime import files, locks
 
 TEXT, LIST = REPOSITORY / "results" / "PROTOCOL.md", REPOSITORY / "results" / "protocol.json"
@@ -45,6 +46,8 @@ class Part:
     checkpoint: str
     tasks: list[str]
     variants: list[str]
+    sizes: bool = False
+    """Whether it is about sizes of one method, and no part of the comparison of methods."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ class Protocol:
     """Of each task."""
     parts: dict[str, Part]
     """In the order in which they are run."""
+    reference: str = ""
+    """The variant that all others are compared with."""
+    alike: list[str] = field(default_factory=list)
+    """Variants that are compared with one another, since they may be equally good."""
+    written: dict[str, str] = field(default_factory=dict)
+    """The names of variants and tasks in tables, if they have other ones."""
 
 
 def read() -> Protocol:
@@ -116,6 +125,19 @@ Identity = tuple[Any, ...]
 
 def identity(row: Mapping[str, Any]) -> Identity:
     return tuple(row.get(name) for name in ("protocol", "variant", "seed", "lr"))
+
+
+def answers_of(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The answers of a run on the development set, as a row of another file. Labels are not in it.
+
+    Classes are one digit for each example, scores are rounded to three decimals.
+    """
+    task = tasks.find(row["task_name"])
+    logits, _ = read_predictions(folder)[task.validations[0]]
+    answers = task.targets.answers(logits)
+    kept = "".join(map(str, answers)) if task.targets.has_classes else [round(float(x), 3) for x in answers]
+    facts = {name: row[name] for name in ("run", "task_name", "protocol", "variant", "seed", "lr")}
+    return facts | {"answers": kept}
 
 
 def best_of(by_rate: Mapping[float, Mapping[str, Any]]) -> float:
@@ -241,6 +263,11 @@ class Driver:
         """The file of the runs that diverged, beside that of the rows."""
         return self.rows.with_name(f"{self.rows.stem}-diverged.jsonl")
 
+    @property
+    def answers(self) -> Path:
+        """The file of the answers of all runs on the development set, beside that of the rows."""
+        return self.rows.with_name(f"{self.rows.stem}-answers.jsonl")
+
     def recall(self, every: Sequence[Job]) -> None:
         """Find the rows of jobs of earlier launches, here or on another machine."""
         known = {identity(row): row for row in (read_rows(self.rows) if self.rows.is_file() else [])}
@@ -296,7 +323,9 @@ class Driver:
             self.running.remove(process)
             facts: dict[str, Any] = {"protocol": job.cell.digest, "variant": job.cell.variant}
             if process.returncode == 0 and out.strip():
-                row = read_result(Path(out.strip().splitlines()[-1])) | facts
+                folder = Path(out.strip().splitlines()[-1])
+                row = read_result(folder) | facts
+                append_once(self.answers, answers_of(row, folder))  # first, so that no row is without
                 append_once(self.rows, row)
                 self.finished[job] = row
             elif (found := DIVERGED.search(errors)) is not None:

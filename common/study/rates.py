@@ -90,26 +90,36 @@ def find(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], diverged: Sequen
 
 
 def tables(found: Sequence[Found]) -> str:
-    """Two tables for each encoder: scores by variant and task, and rates with their tolerance."""
+    """For each encoder, the scores by variant and task, and `table_of_rates`."""
     parts = []
-    for checkpoint in dict.fromkeys(each.cell.checkpoint for each in found):
-        some = {(each.cell.variant, each.cell.task): each for each in found if each.cell.checkpoint == checkpoint}
+    for checkpoint, some in by_encoder(found).items():
         variants, tasks = (list(dict.fromkeys(names)) for names in zip(*some, strict=True))
-        whole = {key: each for key, each in some.items() if each.is_whole}
-        head = ["variant", "parameters", *tasks]
-        lines = [head, ["---"] * len(head)]
         floors = [_floor([each for (_, name), each in some.items() if name == task]) for task in tasks]
-        lines.append(["majority class", "", *floors])
+        lines = [["variant", "parameters", *tasks], ["---"] * (2 + len(tasks)), ["majority class", "", *floors]]
         for variant in variants:
-            own = [each for (name, _), each in some.items() if name == variant]
-            size = f"{own[0].runs[0]['trainable_params_without_head']:,}"
-            cells = [whole[variant, task].text if (variant, task) in whole else "" for task in tasks]
-            lines.append([variant, size, *cells])
-        rates = [["variant", *(f"{task}: lr, decades" for task in tasks)], ["---"] * (1 + len(tasks))]
-        for variant in variants:
-            rates.append([variant, *(_rate(some.get((variant, task))) for task in tasks)])
-        parts += [f"{checkpoint}:", _markdown(lines), _markdown(rates)]
+            own = {task: some[variant, task] for task in tasks if (variant, task) in some}
+            size = f"{next(iter(own.values())).runs[0]['trainable_params_without_head']:,}"
+            whole = {task: each.text for task, each in own.items() if each.is_whole}
+            lines.append([variant, size, *(whole.get(task, "") for task in tasks)])
+        parts += [f"{checkpoint}:", markdown(lines), table_of_rates(list(some.values()))]
     return "\n\n".join(parts)
+
+
+def by_encoder(found: Sequence[Found]) -> dict[str, dict[tuple[str, str], Found]]:
+    """Encoder -> variant and task -> what was found."""
+    encoders: dict[str, dict[tuple[str, str], Found]] = {}
+    for each in found:
+        encoders.setdefault(each.cell.checkpoint, {})[each.cell.variant, each.cell.task] = each
+    return encoders
+
+
+def table_of_rates(found: Sequence[Found]) -> str:
+    """The best rate of each variant on each task, and the decades of `Found.tolerance`; of one encoder."""
+    some = {(each.cell.variant, each.cell.task): each for each in found}
+    variants, tasks = (list(dict.fromkeys(names)) for names in zip(*some, strict=True))
+    lines = [["variant", *(f"{task}: lr, decades" for task in tasks)], ["---"] * (1 + len(tasks))]
+    lines += [[variant, *(_rate(some.get((variant, task))) for task in tasks)] for variant in variants]
+    return markdown(lines)
 
 
 def _floor(some: Sequence[Found]) -> str:
@@ -123,7 +133,7 @@ def _rate(found: Found | None) -> str:
     return f"{found.rate:g}{' (at an end)' if found.at_an_end else ''}, {found.tolerance:.1f}"
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
