@@ -86,18 +86,22 @@ class SharedEncoder:
     @torch.no_grad()
     def logits(self, batches: Mapping[str, dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One forward pass. batches: of each run, from `Tokens.batch` with `layout` -> logits, (batch, outputs)"""
-        inputs = [with_front(encoder(self.runs[name]), batch) for name, batch in batches.items()]
-        joined = self.layout.join(inputs)
-        self.batch.names, self.batch.packing = list(batches), joined["packing"]
+        prefixed = {name for prefixes in self._prefixes.values() for name in prefixes.of_run}
+        inputs = {name: with_front(encoder(self.runs[name]), batch) for name, batch in batches.items()}
+        # Attention is computed at once for neighbours without a prefix and with equally many tokens before the text.
+        names = sorted(inputs, key=lambda name: (name in prefixed, inputs[name]["packing"].n_front))
+        joined = self.layout.join([inputs[name] for name in names])
+        self.batch.begin(names, joined["packing"])
         logits = self.model(**joined).logits.float()
-        parts = zip(batches, joined["packing"].examples, strict=True)
+        parts = zip(names, joined["packing"].examples, strict=True)
         return {name: logits[at, : n_outputs(self.runs[name])] for name, at in parts}
 
     def _add_own(self, name: str, path: str, module: Any, levels: Counter[Any]) -> None:
         """A module with parameters of its own, or the difference of a linear layer that differs in its bias alone."""
         ours = self.model.get_submodule(path)
         is_whole = not (
-            isinstance(module, nn.Linear)
+            isinstance(module, nn.Linear | nn.LayerNorm)
+            and module.bias is not None
             and _is_same(module.weight, ours.weight)
             and not any(isinstance(child, Rows) for child in module.children())  # whose branches come before the bias
         )
@@ -111,7 +115,7 @@ class SharedEncoder:
     def _own_module(self, path: str) -> "_Own":
         if path not in self._own:
             module: Any = self.model.get_submodule(path)
-            module.forward = self._own[path] = _Own(module.forward, self.batch)
+            module.forward = self._own[path] = _Own(module.forward, self.batch, isinstance(module, nn.LayerNorm))
         return self._own[path]
 
     def _add_branch(self, name: str, place: Place, paths: dict[Any, str], branch: Branch, levels: Counter[Any]) -> None:
@@ -124,7 +128,6 @@ class SharedEncoder:
             vars(ours).update({key: self._module(paths[module], module) for key, module in modules.items()})
             found.append(_Added(self.batch))
             ours.add(found[-1])
-            prepare(found[-1], self.device, self.frozen_dtype, padding="batch")
         found[levels[key]].of_run[name] = branch, place.host
         levels[key] += 1
 
@@ -149,6 +152,10 @@ class _Batch:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.packing: Any = None
+        self.known: dict[tuple[int, int], list[tuple[str, slice]]] = {}
+
+    def begin(self, names: list[str], packing: Any) -> None:
+        self.names, self.packing, self.known = names, packing, {}
 
     def parts(self, x: torch.Tensor) -> tuple[int, list[tuple[str, slice]]]:
         """The dimension of x along which the runs have their ranges, and these.
@@ -161,8 +168,11 @@ class _Batch:
         if len(self.names) == 1:
             return 0, [(self.names[0], slice(None))]
         dim = 1 if len(x) == 1 else 0
-        ranges = self.packing.ranges(x.shape[1]) if dim else self.packing.examples
-        return dim, list(zip(self.names, ranges, strict=True))
+        key = dim, x.shape[dim]
+        if key not in self.known:
+            ranges = self.packing.ranges(x.shape[1]) if dim else self.packing.examples
+            self.known[key] = list(zip(self.names, ranges, strict=True))
+        return dim, self.known[key]
 
 
 class _Added(Branch):
@@ -176,19 +186,20 @@ class _Added(Branch):
 
     def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> torch.Tensor | None:
         dim, parts = self.batch.parts(out)
-        total = None
+        total, is_free = None, _is_free(out, x)
         for name, at in parts:
             if name not in self.of_run:
                 continue
             branch, own_host = self.of_run[name]
+            if len(parts) == 1:
+                return branch(x, out, own_host)
             index = (slice(None),) * dim + (at,)
-            added = branch(x[index], out[index], own_host)
+            own = out[index]
+            added = branch(x[index], own, own_host)
             if added is None:
                 continue
-            if len(parts) == 1:
-                return added
-            if _is_free(out, x) and torch.result_type(out, added) == out.dtype:
-                out[index] += added  # a sum with zeros for all other tokens takes longer
+            if is_free and torch.result_type(own, added) == own.dtype:
+                own += added  # a sum with zeros for all other tokens takes longer
                 continue
             total = added.new_zeros(out.shape) if total is None else total
             total[index] = added
@@ -225,8 +236,9 @@ class _Written(Branch):
 class _Own:
     """The forward pass of a module of the encoder, in which some runs have their own one for their tokens."""
 
-    def __init__(self, usual: Callable[..., torch.Tensor], batch: _Batch):
-        self.usual, self.batch = usual, batch
+    def __init__(self, usual: Callable[..., torch.Tensor], batch: _Batch, is_cheap: bool):
+        """is_cheap: whether it takes longer to join several outputs than to compute some in vain."""
+        self.usual, self.batch, self.is_cheap = usual, batch, is_cheap
         self.of_run: dict[str, Callable[..., torch.Tensor]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -235,6 +247,13 @@ class _Own:
         dim, parts = self.batch.parts(x)
         if len(parts) == 1:
             return self.of_run.get(parts[0][0], self.usual)(*args, **kwargs)
+        if self.is_cheap:
+            out = self.usual(*args, **kwargs)
+            for name, at in parts:
+                if name in self.of_run:
+                    index = (slice(None),) * dim + (at,)
+                    out[index] = self.of_run[name](x[index])
+            return out
         found = []
         for forward, at in self._ranges(parts, x.shape[dim]):
             index = (slice(None),) * dim + (at,)

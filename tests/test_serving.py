@@ -1,5 +1,6 @@
 """Examples of several runs in one forward pass get the logits that each run's own model gives them alone."""
 
+import random
 from typing import get_args
 
 import pytest
@@ -14,6 +15,7 @@ from common.checkpoints import load_model, load_tokenizer
 from common.data import Examples
 from common.encoders import Linear
 from common.errors import DoesNotFit
+from common.fast.attention import PackedAttention
 from common.places import Branch
 from common.serving import SharedEncoder
 from common.tokens import tokenize
@@ -109,6 +111,24 @@ def test_a_mixed_batch_of_every_method_equals_each_alone(bert):
     mixed.check(["prompt"])
     differ = [mixed.wanted[name][:, 0] for name in EVERY]
     assert min((a - b).abs().max() for n, a in enumerate(differ) for b in differ[:n]) > 1e-3
+
+
+def test_any_runs_share_a_batch_in_any_order(bert):
+    mixed, names = Mixed(bert, EVERY), list(EVERY)
+    generator = random.Random(0)
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        mixed.check([name, *generator.sample([other for other in names if other != name], 4)])
+
+
+def test_the_attention_of_runs_without_a_prefix_is_computed_at_once(bert, monkeypatch):
+    mixed = Mixed(bert, {name: EVERY[name] for name in ("lora", "prefix", "bitfit", "prompt", "adapters", "ia3")})
+    batches = {name: packed(mixed.shared, bert, TEXTS[:2]) for name in mixed.wanted}
+    seen = []
+    apply = PackedAttention.apply
+    monkeypatch.setattr(PackedAttention, "apply", lambda *args: seen.append(len(args[5].lengths)) or apply(*args))
+    mixed.shared.logits(batches)
+    assert seen == [8, 2, 2] * 2  # examples of four runs, of the prompt, whose texts are longer, and of the prefix
 
 
 @pytest.mark.long

@@ -121,6 +121,9 @@ def fast_linear(
     layouts: tuple[torch.Tensor, ...] = ()
     if reordered is not None and weight.dtype == dtype and reordered.is_of(weight):
         layouts = reordered.layouts
+    if not torch.is_grad_enabled():  # as below, without the cost of a function of autograd
+        bias = None if bias is None else bias.to(dtype)
+        return _product(input.to(dtype).contiguous(), layouts[0] if layouts else weight.to(dtype), bias)
     return _Linear.apply(input, weight, bias, dtype, layouts)
 
 

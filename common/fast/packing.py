@@ -5,7 +5,7 @@ encoder's own modules: transformers accepts another attention function, and a ho
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -54,7 +54,10 @@ class Packing:
     @cached_property
     def slots(self) -> Slots:
         """Layout of the sequences for attention on a CPU."""
-        return Slots(grouped(self.lengths), self.lengths)
+        order = sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i])  # those of several parts are unsorted
+        groups = grouped([self.lengths[i] for i in order])
+        lines = (tuple(tuple(order[i] for i in line) for line in group.lines) for group in groups)
+        return Slots([replace(group, lines=own) for group, own in zip(groups, lines, strict=True)], self.lengths)
 
     def with_room(self, n: int) -> tuple["Packing", torch.Tensor, torch.Tensor]:
         """`lengthened`, computed once for all layers."""
@@ -85,6 +88,10 @@ class Packing:
         """Its tensors by name."""
         return {name: getattr(self, name) for name in ("first_tokens", "ranks", "padded")}
 
+    def without_filler(self) -> "Packing":
+        """The same packing in a row without padding."""
+        return Packing(self.lengths, sum(self.lengths), **self.tensors(), n_front=self.n_front)
+
     def moved_to(self, tensors: dict[str, torch.Tensor]) -> "Packing":
         """The same packing with these tensors, such as copies on another device."""
         return Packing(self.lengths, self.n_tokens, **tensors, n_front=self.n_front)
@@ -102,19 +109,10 @@ class Joined(Packing):
         self.tokens = _ranges(part.n_tokens for part in parts)
         self.examples = _ranges(len(part.ranks) for part in parts)
         self.attended: int | None = None
-        """The part whose attention is computed now."""
-        texts = [
-            torch.where(part.padded >= 0, part.padded + at.start, -1)[:, part.n_front :]
-            for part, at in zip(parts, self.tokens, strict=True)
-        ]
-        longest = max(text.shape[1] for text in texts)
-        super().__init__(
-            tuple(length for part in parts for length in part.lengths),
-            n_tokens,
-            torch.cat([part.first_tokens + at.start for part, at in zip(parts, self.tokens, strict=True)]),
-            torch.cat([part.ranks + at.start for part, at in zip(parts, self.examples, strict=True)]),
-            torch.cat([F.pad(text, (0, longest - text.shape[1]), value=-1) for text in texts]),
-        )
+        """The part whose attention is computed now, if it is that of one part alone."""
+        self._merged: dict[tuple[int, ...], Packing] = {}
+        both = _merged(parts, n_tokens, text_only=True)
+        super().__init__(both.lengths, n_tokens, both.first_tokens, both.ranks, both.padded)
 
     def ranges(self, n: int) -> list[slice]:
         """Where each part is among n tokens: all of the row or, if there is one of each example, those."""
@@ -130,21 +128,65 @@ class Joined(Packing):
         text: Any,
         settings: dict[str, Any],
     ) -> torch.Tensor:
-        """`packed_attention` of each part; prefix: a list of those of the parts, None = it has none."""
+        """`packed_attention` of each part; prefix: a list of those of the parts, None = it has none.
+
+        Neighbours without a prefix are computed together, but for relative positions, which ask whose they are.
+        """
         found = []
         of_text = None if text is None else text()
-        for number, (tokens, at) in enumerate(zip(self.tokens, self.ranges(query.shape[2]), strict=True)):
-            self.attended = number
-            q, k, v = (x[:, :, at] for x in (query, key, value))
+        ranges = self.ranges(query.shape[2])
+        for numbers in self._together(prefix, settings["relative"] is None):
+            first, last = numbers[0], numbers[-1]
+            self.attended = first if len(numbers) == 1 else None
+            tokens = slice(self.tokens[first].start, self.tokens[last].stop)
+            q, k, v = (x[:, :, ranges[first].start : ranges[last].stop] for x in (query, key, value))
             own_text = None if of_text is None else partial(_cut, of_text, tokens)
-            own_prefix = None if prefix is None else prefix[number]
-            own = packed_attention(
-                module, q, k, v, None, packing=self.parts[number], prefix=own_prefix, text=own_text, **settings
-            )
+            own_prefix = None if prefix is None else prefix[first]
+            packing = self._packing_of(numbers)
+            own = packed_attention(module, q, k, v, None, packing=packing, prefix=own_prefix, text=own_text, **settings)
             found.append(own[0])
         self.attended = None
         out = torch.cat(found, dim=1)
         return F.pad(out, (0, 0, 0, 0, 0, query.shape[2] - out.shape[1]))
+
+    def _together(self, prefix: Any, may_join: bool) -> list[tuple[int, ...]]:
+        """The parts, by number, whose attention is computed at once."""
+        found: list[tuple[int, ...]] = []
+        before: int | None = None
+        for number, part in enumerate(self.parts):
+            kind = None if prefix is not None and prefix[number] is not None else part.n_front
+            if found and may_join and kind is not None and kind == before:
+                found[-1] += (number,)
+            else:
+                found.append((number,))
+            before = kind
+        return found
+
+    def _packing_of(self, numbers: tuple[int, ...]) -> Packing:
+        if len(numbers) == 1:
+            return self.parts[numbers[0]]
+        if numbers not in self._merged:
+            some = [self.parts[number] for number in numbers]
+            self._merged[numbers] = _merged(some, sum(part.n_tokens for part in some))
+        return self._merged[numbers]
+
+
+def _merged(parts: Sequence[Packing], n_tokens: int, text_only: bool = False) -> Packing:
+    """One packing of several in one row of n tokens. text_only: `padded` is without the tokens in front of a text."""
+    starts = [at.start for at in _ranges(part.n_tokens for part in parts)]
+    examples = [at.start for at in _ranges(len(part.ranks) for part in parts)]
+    padded = [torch.where(p.padded >= 0, p.padded + start, -1) for p, start in zip(parts, starts, strict=True)]
+    if text_only:
+        padded = [each[:, part.n_front :] for part, each in zip(parts, padded, strict=True)]
+    longest = max(each.shape[1] for each in padded)
+    return Packing(
+        tuple(length for part in parts for length in part.lengths),
+        n_tokens,
+        torch.cat([part.first_tokens + start for part, start in zip(parts, starts, strict=True)]),
+        torch.cat([part.ranks + start for part, start in zip(parts, examples, strict=True)]),
+        torch.cat([F.pad(each, (0, longest - each.shape[1]), value=-1) for each in padded]),
+        0 if text_only else parts[0].n_front,
+    )
 
 
 def _ranges(sizes: Iterable[int]) -> list[slice]:
@@ -205,13 +247,18 @@ class Layout:
         return inputs | {"position_ids": positions[None], "packing": packing}
 
     def join(self, batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """One batch of several from `pack`, whose examples follow each other."""
+        """One batch of several from `pack`, whose examples follow each other; all padding is at the end of the row."""
+        packings = [batch["packing"].without_filler() for batch in batches]
+        names = set.intersection(*(set(batch) for batch in batches)) - {"packing"}  # some have a mask too
         columns = {
-            name: torch.cat([batch[name] for batch in batches], dim=1) for name in batches[0].keys() - {"packing"}
+            name: torch.cat(
+                [batch[name][:, : part.n_tokens] for batch, part in zip(batches, packings, strict=True)], dim=1
+            )
+            for name in names
         }
         n = columns["input_ids"].shape[1]
         columns = {name: F.pad(column, (0, self.filler(n))) for name, column in columns.items()}
-        return columns | {"packing": Joined([batch["packing"] for batch in batches], n + self.filler(n))}
+        return columns | {"packing": Joined(packings, n + self.filler(n))}
 
 
 def packed_attention(
