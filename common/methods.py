@@ -115,8 +115,8 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The folder of the method."""
-        return type(self).__module__.partition(".")[0]
+        """The folder of the method, as a package."""
+        return package(type(self))
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,16 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in REPOSITORY.glob("*/method.py"))
 
 
+def package(kind: type[Method]) -> str:
+    """The package of a method: lora for lora.method, parity.peft for parity.peft.method."""
+    name = kind.__module__
+    return name.removesuffix(".method") if name.endswith(".method") else name.partition(".")[0]
+
+
 def find(name: str) -> type[Method]:
-    """The method class in a folder. Raises InputError for an unknown name."""
-    if name not in names():
+    """The method class in a package, such as lora. Raises InputError for an unknown name."""
+    deeper = re.fullmatch(r"\w+(\.\w+)+", name) and (REPOSITORY / name.replace(".", "/") / "method.py").is_file()
+    if name not in names() and not deeper:
         raise InputError(f"unknown method {name!r}: choose one of {', '.join(names())}")
     try:
         module = importlib.import_module(f"{name}.method")

@@ -23,7 +23,7 @@ from common.fast import prepare
 from common.fitting import check_fit, fit_to_budget
 from common.generation import Generation
 from common.masked_lm import MaskedLanguageModelling
-from common.methods import Method, count, count_by_kind, count_without_head, own_buffers, trainable
+from common.methods import Method, count, count_by_kind, count_without_head, own_buffers, package, trainable
 from common.metrics import mean_score
 from common.options import GenerateOptions, MaskedLMOptions, TuneOptions, parse
 from common.results import iso_time, provenance, read_result, summary
@@ -47,7 +47,7 @@ def tune(kind: type[Method], options_of: type[TuneOptions] = TuneOptions) -> Non
 
     options_of: says what the task is; `python -m METHOD.mlm` and `python -m METHOD.generate` have options of their own.
     """
-    program = f"{kind.__module__.partition('.')[0]}.{options_of.command}"
+    program = f"{package(kind)}.{options_of.command}"
     options, method = parse(program, options=options_of(lr=kind.default_lr), method=kind())
     with one_line_errors(options.debug):
         launching.start_cpu_processes()

@@ -18,10 +18,11 @@ from common.study.significance import confidence_interval, paired_bootstrap
 
 LABELS = np.array(data.read(tasks.find("mrpc"), "validation", "demo").labels)
 CELLS = {
-    name: Cell("minilm", "mrpc", name, (name,), (1e-3,), (42, 43, 44)) for name in ("lora", "adapters", "ia3", "prompt")
+    name: Cell("minilm", "mrpc", name, (name,), (1e-3,), (42, 43, 44))
+    for name in ("lora", "adapters", "ia3", "prompt", "their-lora")
 }
 NAMES = {"lora": "LoRA", "ia3": "(IA)3", "prompt": "prompt tuning", "mrpc": "MRPC"}
-KNOWN = Protocol({}, "", [], [42, 43, 44], {}, {}, "lora", ["lora", "adapters", "ia3"], NAMES)
+KNOWN = Protocol({}, "", [], [42, 43, 44], {}, {}, "lora", ["lora", "adapters", "ia3"], {"their-lora": "lora"}, NAMES)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ def test_a_metric_of_resamples_is_that_of_each(name, n_classes):
         answers, labels = generator.normal(size=(2, 40)).astype("float32").round(1)  # with ties
     else:
         answers, labels = generator.integers(0, n_classes, (2, 40))
+        answers[0] = labels[0]
     index = generator.integers(0, 40, (30, 40))
     index[0], index[1] = 0, np.arange(40)  # one constant resample, which has no correlation
     wanted = [metrics.METRICS[name](answers[each], labels[each]) for each in index]
@@ -79,6 +81,17 @@ def test_a_variant_that_is_worse_is_found_and_one_that_is_as_good_is_not(study):
     text = front_page.answer(KNOWN, found, rows)
     assert "worse: on MRPC prompt tuning; better: none." in text
     assert "LoRA and adapters differ by at most" in text
+
+
+def test_another_implementation_is_compared_with_ours(study):
+    found, path = study(**{"lora": 0.85, "their-lora": 0.6, "prompt": 0.6})
+    rows = claims.compare(KNOWN, found, path, "demo")
+    assert [(row["first"], row["second"]) for row in rows if row["kind"] == "peer"] == [("their-lora", "lora")]
+    assert [row["first"] for row in rows if row["kind"] == "reference"] == ["prompt"]
+    assert "differ from ours: on MRPC their-lora (worse)." in front_page.answer(KNOWN, found, rows)
+    found, path = study(**{"lora": 0.85, "their-lora": 0.85})
+    text = front_page.answer(KNOWN, found, claims.compare(KNOWN, found, path, "demo"))
+    assert "No other implementation differs from ours." in text
 
 
 def test_the_p_value_is_that_of_the_paired_bootstrap(study):

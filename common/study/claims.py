@@ -20,7 +20,7 @@ N = 10_000
 """Resamples of examples and seeds."""
 MEAN = "mean"
 """In the place of a task: the mean over all tasks."""
-REFERENCE, ALIKE = "reference", "alike"
+REFERENCE, ALIKE, PEER = "reference", "alike", "peer"
 """Kinds of comparisons, see `Protocol`."""
 
 
@@ -43,7 +43,7 @@ def compare(protocol: Protocol, found: Sequence[Found], answers: Path, source: s
     D is the difference of the mean scores over the seeds. Examples are resampled, the same ones for both sides, and so
     are the seeds. p = (1 + #{|D* - D| >= |D|}) / (1 + n), see `significance.paired_bootstrap`; p_point is that of a
     difference of more than a point. Both are corrected after Holm: over all comparisons with the reference on a task,
-    and over all between variants that may be alike.
+    over all between variants that may be alike, and over all with other libraries.
 
     Args:
         found: of one encoder; what lacks a seed is left out.
@@ -65,12 +65,22 @@ def compare(protocol: Protocol, found: Sequence[Found], answers: Path, source: s
         draws[MEAN] = _mean(draws)
     rows = []
     for task, some in draws.items():
-        others = [(name, protocol.reference) for name in some if protocol.reference in {*some} - {name}]
-        rows += _corrected([{"task": task, "kind": REFERENCE, **_test(*pair, some)} for pair in others])
-    pairs = [
-        (task, *pair) for task, some in draws.items() for pair in combinations(protocol.alike, 2) if {*pair} <= {*some}
-    ]
-    return rows + _corrected([{"task": task, "kind": ALIKE, **_test(a, b, draws[task])} for task, a, b in pairs])
+        ours = [name for name in some if name not in (protocol.reference, *protocol.peers)]
+        rows += _compared(REFERENCE, [(task, name, protocol.reference) for name in ours], draws)
+    rows += _compared(ALIKE, [(task, *pair) for task in draws for pair in combinations(protocol.alike, 2)], draws)
+    return rows + _compared(PEER, [(task, *pair) for task in draws for pair in protocol.peers.items()], draws)
+
+
+def _compared(
+    kind: str, pairs: Sequence[tuple[str, str, str]], draws: Mapping[str, Mapping[str, np.ndarray]]
+) -> list[dict[str, Any]]:
+    """A row for each task and pair of variants that are there, corrected after Holm."""
+    there = [(task, first, second) for task, first, second in pairs if {first, second} <= {*draws[task]}]
+    rows = [{"task": task, "kind": kind, **_test(first, second, draws[task])} for task, first, second in there]
+    for name in ("p", "p_point"):
+        for row, p in zip(rows, holm([row[name] for row in rows]), strict=True):
+            row[f"{name}_holm"] = round(p, 5)
+    return rows
 
 
 def _mean(draws: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -78,13 +88,6 @@ def _mean(draws: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray
     first, *others = draws.values()
     names = [name for name in first if all(name in of_task for of_task in others)]
     return {name: np.mean([of_task[name] for of_task in draws.values()], 0) for name in names}
-
-
-def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    for name in ("p", "p_point"):
-        for row, p in zip(rows, holm([row[name] for row in rows]), strict=True):
-            row[f"{name}_holm"] = round(p, 5)
-    return rows
 
 
 def _draws(found: Found, known: Mapping[Any, Any], labels: np.ndarray, resamples: Resamples) -> np.ndarray:

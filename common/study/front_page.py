@@ -9,12 +9,13 @@ from typing import Any
 from common.errors import InputError
 from common.results import majority_on_dev
 from common.runtime import files
-from common.study.claims import ALIKE, MEAN, REFERENCE
+from common.study.claims import ALIKE, MEAN, PEER, REFERENCE
 from common.study.protocol import Protocol
 from common.study.rates import POINT, Found
 from common.study.significance import confidence_interval
 
 LEVEL = 0.05
+SIGNS = (("worse", -1), ("better", 1))
 
 
 def answer(protocol: Protocol, found: Sequence[Found], comparisons: Sequence[Mapping[str, Any]]) -> str:
@@ -80,23 +81,16 @@ def _check(whole: Mapping[tuple[str, str], Found], comparisons: Sequence[Mapping
 
 
 def _tested(protocol: Protocol, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    against = [row for row in comparisons if row["kind"] == REFERENCE]
-    alike = [row for row in comparisons if row["kind"] == ALIKE and row["task"] != MEAN]
-    if not against:
-        return []
-    told = []
-    for word, sign in (("worse", -1), ("better", 1)):
-        some = [row for row in against if row["p_holm"] < LEVEL and row["difference"] * sign > 0]
-        of_task: dict[str, list[str]] = {}
-        for row in some:
-            of_task.setdefault(row["task"], []).append(_name(protocol, row["first"]))
-        names = [f"on {_name(protocol, task)} {_list(variants)}" for task, variants in of_task.items()]
-        told.append(f"{word}: {', '.join(names) or 'none'}")
-    lines = [
-        f"Compared with {_name(protocol, protocol.reference)} (paired bootstrap over examples and seeds, Holm's "
-        f"correction) {'; '.join(told)}. All other differences from it may be chance."
-    ]
-    if alike:
+    kinds = {kind: [row for row in comparisons if row["kind"] == kind] for kind in (REFERENCE, ALIKE, PEER)}
+    lines = []
+    if against := kinds[REFERENCE]:
+        of_word = {word: _significant(protocol, against, sign) for word, sign in SIGNS}
+        told = "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in of_word.items())
+        lines.append(
+            f"Compared with {_name(protocol, protocol.reference)} (paired bootstrap over examples and seeds, Holm's "
+            f"correction) {told}. All other differences from it may be chance."
+        )
+    if alike := [row for row in kinds[ALIKE] if row["task"] != MEAN]:
         names = [name for name in protocol.alike if any(name in (row["first"], row["second"]) for row in alike)]
         most = max(alike, key=lambda row: abs(row["difference"]))
         pair = _list([_name(protocol, most[side]) for side in ("first", "second")])
@@ -104,7 +98,20 @@ def _tested(protocol: Protocol, comparisons: Sequence[Mapping[str, Any]]) -> lis
             f"{_list([_name(protocol, name) for name in names])} differ by at most {100 * abs(most['difference']):.1f} "
             f"points ({pair} on {_name(protocol, most['task'])}). That none differ by a point is {verdict(alike)}."
         )
+    if peers := kinds[PEER]:
+        words = [f"{name} ({word})" for word, sign in SIGNS for name in _significant(protocol, peers, sign)]
+        differ = f"Other implementations that differ from ours: {', '.join(words)}."
+        lines.append(differ if words else "No other implementation differs from ours.")
     return lines
+
+
+def _significant(protocol: Protocol, rows: Sequence[Mapping[str, Any]], sign: int) -> list[str]:
+    """On each task, the first sides of the comparisons that are significant after Holm, with differences of a sign."""
+    of_task: dict[str, list[str]] = {}
+    for row in rows:
+        if row["p_holm"] < LEVEL and row["difference"] * sign > 0:
+            of_task.setdefault(row["task"], []).append(_name(protocol, row["first"]))
+    return [f"on {_name(protocol, task)} {_list(names)}" for task, names in of_task.items()]
 
 
 def verdict(alike: Sequence[Mapping[str, Any]]) -> str:

@@ -70,6 +70,8 @@ class Protocol:
     """The variant that all others are compared with."""
     alike: list[str] = field(default_factory=list)
     """Variants that are compared with one another, since they may be equally good."""
+    peers: dict[str, str] = field(default_factory=dict)
+    """Variants that are another library's, and which of ours each is compared with."""
     written: dict[str, str] = field(default_factory=dict)
     """The names of variants and tasks in tables, if they have other ones."""
 
