@@ -196,7 +196,7 @@ def test_the_pages_have_the_tables_of_the_committed_rows():
                 front_page.answer(known, list(some.values()), tests[name])
                 for name, some in rates.by_encoder(whole).items()
             ]
-            assert block == "\n\n".join(answers), "run: python -m scripts.results --show results/figures --pages"
+            assert block == "\n\n".join(answers), "run: python -m scripts.publish --pages"
             seen += 1
     assert seen
 

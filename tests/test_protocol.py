@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, exits_with_one_line
@@ -18,6 +19,7 @@ from common.runs import read_rows
 from common.study import protocol, rates
 from common.study.protocol import Driver, Part, Protocol, cells, command, jobs
 from scripts import results
+from scripts.publish import submit
 
 pytestmark = pytest.mark.slow
 SMALL = ["--data", "demo"]
@@ -99,8 +101,18 @@ def test_the_best_rate_is_trained_with_the_other_seeds_and_nothing_twice(small, 
         best = max(trials, key=lambda row: (row["best_score"], -row["lr"]))
         assert [row["lr"] for row in own if row["seed"] == 7] == [best["lr"]]
 
+    answers = {protocol.identity(row): row["answers"] for row in read_rows(tmp_path / "rows-answers.jsonl")}
+    assert {*answers} == {protocol.identity(row) for row in found}
+    assert {len(each) for each in answers.values()} == {20}
+    whole = rates.find(small(), found)
+    assert submit(whole, tmp_path / "runs", tmp_path / "submissions", "demo") == 0
+    for cell in small():
+        (path,) = (tmp_path / "submissions" / f"{Path(cell.checkpoint).name}-{cell.variant}").iterdir()
+        assert path.read_text().startswith("index\tprediction\n0\t")
+
     before = rows.read_text()
     shutil.rmtree(tmp_path / "runs")  # another machine has the rows alone
+    assert submit(whole, tmp_path / "runs", tmp_path / "submissions", "demo") == 2
     again = Driver(tmp_path / "jobs", rows, ["--data", "nowhere"])
     again.run(small(), 2)
     assert rows.read_text() == before

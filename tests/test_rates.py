@@ -86,7 +86,7 @@ def test_tables_have_a_line_for_each_variant_and_only_whole_ones_have_scores():
 
 def test_the_committed_rows_are_shown_with_a_figure_for_each_task(tmp_path):
     path = REPOSITORY / "results" / "protocol.jsonl"
-    command = [sys.executable, "-m", "scripts.results", "--out", str(path), "--show", str(tmp_path / "figures")]
+    command = [sys.executable, "-m", "scripts.publish", "--rows", str(path), "--figures", str(tmp_path / "figures")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = read_rows(path)
@@ -102,7 +102,7 @@ def test_the_committed_rows_are_shown_with_a_figure_for_each_task(tmp_path):
 def test_without_rows_there_is_one_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("")
-    command = [sys.executable, "-m", "scripts.results", "--out", str(path), "--show", str(tmp_path)]
+    command = [sys.executable, "-m", "scripts.publish", "--rows", str(path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

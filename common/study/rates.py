@@ -137,10 +137,10 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def draw(found: Sequence[Found]) -> "dict[str, Figure]":
-    """Encoder and task -> figure of the held-out score against the learning rate, one panel for each variant."""
+def draw(found: Sequence[Found], name: str = "rates") -> "dict[str, Figure]":
+    """Name, encoder and task -> figure of the held-out score against the learning rate, a panel for each variant."""
     return {
-        f"rates-{Path(checkpoint).name}-{task}": _panels(
+        f"{name}-{Path(checkpoint).name}-{task}": _panels(
             [each for each in found if (each.cell.checkpoint, each.cell.task) == (checkpoint, task)]
         )
         for checkpoint, task in dict.fromkeys((each.cell.checkpoint, each.cell.task) for each in found)

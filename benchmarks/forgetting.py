@@ -1,0 +1,95 @@
+"""How much of a sentence encoder is left after tuning: python -m benchmarks.forgetting RUN [RUN ...] --data FOLDER
+
+MiniLM and MPNet here are sentence encoders: the cosine of two sentences' mean token states says how alike they are. It
+is correlated with the labels of STS-B's development set (Spearman), by which nothing is trained: of the untouched
+encoder, and of each run, with what it adds and without its head. RUN: the folder of a run, or one with runs in it.
+"""
+
+import argparse
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from common import data, metrics, tasks
+from common.errors import InputError, one_line_errors
+from common.results import provenance, read_result
+from common.runs import find_runs
+
+TASK = "stsb"
+
+
+def spearman(model: Any, tokenizer: Any, source: str, batch_size: int = 100) -> float:
+    """Spearman's correlation of the cosines of the sentences' states with STS-B's labels.
+
+    model: in evaluation mode, with a head that is not used. source: --data.
+    """
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    from common.encoders import encoder
+    from common.fast import prepare
+
+    prepare(model, torch.device("cpu"), padding="batch")
+    examples = data.read(tasks.find(TASK), "validation", source)
+    sentences = sorted({sentence for column in examples.texts for sentence in column}, key=len)
+    vectors = []
+    with torch.inference_mode():
+        for begin in range(0, len(sentences), batch_size):
+            batch = tokenizer(sentences[begin : begin + batch_size], padding=True, truncation=True, return_tensors="pt")
+            states = encoder(model)(**batch).last_hidden_state  # (batch, tokens, hidden)
+            mask = batch["attention_mask"][..., None]
+            vectors.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=1))
+    place = {sentence: number for number, sentence in enumerate(sentences)}
+    both = [torch.cat(vectors)[[place[sentence] for sentence in column]] for column in examples.texts]
+    return metrics.spearmanr((both[0] * both[1]).sum(1).numpy(), np.array(examples.labels))
+
+
+def measure(folder: Path, source: str) -> dict[str, Any]:
+    """The row of a run. Raises InputError if it cannot be loaded, or is no classification."""
+    from common.checkpoints import load_tokenizer
+    from common.loading import load_adapter
+
+    result = read_result(folder)
+    model, _ = load_adapter(folder)
+    after = spearman(model, load_tokenizer(result["checkpoint"]), source)
+    names = ("run", "method", "task_name", "checkpoint", "seed", "lr", "trainable_params_without_head")
+    facts = {name: result[name] for name in names}
+    return facts | {"before": untouched(result["checkpoint"], source), "after": round(after, 4)}
+
+
+@cache
+def untouched(checkpoint: str, source: str) -> float:
+    """That of the encoder before it is tuned."""
+    from common.checkpoints import load_model, load_tokenizer
+
+    return round(spearman(load_model(checkpoint, 1).eval(), load_tokenizer(checkpoint), source), 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--data", default="demo", help="hub, a folder with the official download, or demo")
+    parser.add_argument("--out", type=Path, help="append the rows to this file of JSON lines")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+    with one_line_errors(args.debug):
+        from tqdm import tqdm
+
+        from common.runtime.threads import share_cores
+
+        share_cores()
+        folders = list(dict.fromkeys(folder for home in args.runs for folder in find_runs(home)[0]))
+        if not folders:
+            raise InputError("none of these runs is finished: train them first")
+        for folder in tqdm(folders, unit="run"):
+            row = measure(folder, args.data)
+            print(json.dumps(row), flush=True)
+            if args.out:
+                with args.out.open("a") as file:
+                    file.write(json.dumps(row | provenance()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
