@@ -1,0 +1,105 @@
+"""What training with each variant of the protocol costs against full fine-tuning: python -m benchmarks.cost
+
+Each variant trains one epoch on the same examples in a new process, with the options of results/protocol.json and one
+thread; the variants take turns, so that drift of the machine affects all. A ratio is the median over the turns of a
+variant's value by that of full fine-tuning in the same turn. Leave the machine alone meanwhile.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import tasks
+from common.errors import InputError, one_line_errors
+from common.results import provenance, read_result
+from common.study import protocol
+
+FULL = "fine-tuning"
+MEASURED = {"seconds_per_epoch": "time", "peak_memory_mib": "memory", "stored_bytes": "bytes"}
+"""Key of a row -> its ratio to full fine-tuning."""
+
+
+def measure(variant: str, args: argparse.Namespace, home: str) -> dict[str, Any]:
+    """Train one epoch in a new process."""
+    middle, words = protocol.read().variants[variant]
+    method, *own = words.split()
+    own += ["--task_name", args.task_name, "--checkpoint", args.checkpoint, "--data", args.data, "--lr", f"{middle}"]
+    own += ["--batch_size", "16", "--n_epochs", "1", "--max_train_samples", str(args.rows), "--max_eval_samples", "16"]
+    command = [sys.executable, "-m", f"{method}.tune", *own, "--output_dir", home, "--overwrite", "--report_to", "none"]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=one_thread)
+    if done.returncode != 0:
+        raise InputError(f"{variant} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    result = read_result(Path(done.stdout.strip().splitlines()[-1]))
+    kept = {name: result[name] for name in ("trainable_params_without_head", "stored_params", "device")}
+    return (
+        kept
+        | {name: result[name] for name in ("peak_memory_mib", "stored_bytes")}
+        | {"seconds_per_epoch": result["train_seconds"]}
+    )
+
+
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each variant."""
+    from tqdm import tqdm
+
+    names = [FULL, *(name for name in args.variants if name != FULL)]
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as home, tqdm(total=args.turns * len(names), unit="run") as bar:
+        for _ in range(args.turns):
+            for name in names:
+                bar.set_postfix_str(name)
+                turns[name].append(measure(name, args, home))
+                bar.update()
+    rows = []
+    for name, found in turns.items():
+        row = {"variant": name, "turns": args.turns, "rows": args.rows, "task_name": args.task_name}
+        row |= {"checkpoint": args.checkpoint, **found[0]}
+        for key, ratio in MEASURED.items():
+            row[key] = round(statistics.median(each[key] for each in found), 2)
+            row[ratio] = round(statistics.median(a[key] / b[key] for a, b in zip(found, turns[FULL], strict=True)), 4)
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    written = protocol.read().written
+    lines = ["| method | trained | time | memory | stored |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        cells = [written.get(row["variant"], row["variant"]), f"{row['trainable_params_without_head']:,}"]
+        cells += [f"{row['time']:.2f}", f"{row['memory']:.2f}", f"{row['bytes']:.4f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    known = protocol.read()
+    usual = next(part.variants for part in known.parts.values())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", choices=list(known.variants), default=usual, metavar="VARIANT")
+    parser.add_argument("--task_name", default="mrpc", choices=tasks.TRAINED)
+    parser.add_argument("--checkpoint", default="minilm")
+    parser.add_argument("--data", default="demo", help="hub, a folder with the official download, or demo")
+    parser.add_argument("--rows", type=int, default=1024, help="training examples")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="append the rows to this file of JSON lines")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+    with one_line_errors(args.debug):
+        rows = compare(args)
+        print(table(rows))
+        if args.out:
+            with args.out.open("a") as file:
+                for row in rows:
+                    file.write(json.dumps(row | provenance()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
