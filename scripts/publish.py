@@ -26,13 +26,14 @@ def compare(known: Protocol, methods: list[Found], answers: Path, path: Path, da
     files.write_json(path, {"resamples": claims.N, **rows})
 
 
-def parts_of_pages(known: Protocol, methods: list[Found], sizes: list[Found], path: Path) -> dict[str, str]:
+def blocks(known: Protocol, of_block: dict[str, list[Found]], path: Path) -> dict[str, str]:
     """Name -> text, with the comparisons in a file."""
-    tests = files.read_json(path) if path.is_file() else {}
+    methods, tests = of_block["answer"], files.read_json(path) if path.is_file() else {}
     whole = rates.by_encoder([each for each in methods if each.is_whole])
     answers = [front_page.answer(known, list(some.values()), tests.get(name, [])) for name, some in whole.items()]
     of_rates = [rates.table_of_rates(list(some.values())) for some in rates.by_encoder(methods).values()]
-    return {"answer": "\n\n".join(answers), "rates": "\n\n".join(of_rates), "sizes": rates.tables(sizes)}
+    texts = {name: rates.tables(found) for name, found in of_block.items()}
+    return texts | {"answer": "\n\n".join(answers), "rates": "\n\n".join(of_rates)}
 
 
 def submit(methods: list[Found], output_dir: Path, out: Path, data: str) -> int:
@@ -69,13 +70,13 @@ def main() -> None:
         known = protocol.read()
         driver = protocol.Driver(Path(), args.rows, [])
         diverged = read_rows(driver.without_score) if driver.without_score.is_file() else []
-        of_methods = [name for name, part in known.parts.items() if not part.sizes]
-        of_sizes = [name for name, part in known.parts.items() if part.sizes]
-        methods, sizes = (
-            rates.find(list(protocol.cells(known, names, data=args.data or "")), read_rows(args.rows), diverged)
-            for names in (of_methods, of_sizes)
-        )
-        if not methods + sizes:
+        rows, of_block = read_rows(args.rows), dict[str, list[Found]]()
+        for name, part in known.parts.items():
+            found = rates.find(list(protocol.cells(known, [name], data=args.data or "")), rows, diverged)
+            seen = {each.cell.name for each in of_block.setdefault(part.block, [])}
+            of_block[part.block] += [each for each in found if each.cell.name not in seen]
+        methods = of_block["answer"]
+        if not any(of_block.values()):
             raise InputError(
                 f"{args.rows} has no variant with all learning rates: train them first, by scripts.results"
             )
@@ -88,12 +89,13 @@ def main() -> None:
             )
             return
         if args.figures is not None:
-            for name, figure in (rates.draw(methods) | rates.draw(sizes, "sizes")).items():
-                figures.save(figure, args.figures / f"{name}.png")
+            for block, found in of_block.items():
+                for name, figure in rates.draw(found, "rates" if block == "answer" else block).items():
+                    figures.save(figure, args.figures / f"{name}.png")
         path = args.rows.with_name(f"{args.rows.stem}-comparisons.json")
         if args.data is not None:
             compare(known, methods, driver.answers, path, args.data)
-        parts = parts_of_pages(known, methods, sizes, path)
+        parts = blocks(known, of_block, path)
         if not args.pages:
             print("\n\n".join(filter(None, parts.values())))
             return

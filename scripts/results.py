@@ -35,7 +35,8 @@ def main() -> None:
     args, changes = parser.parse_known_args()
     with one_line_errors(args.debug):
         known = protocol.read()
-        every = list(protocol.cells(known, args.parts or list(known.parts), changes, args.data or ""))
+        usual_parts = [name for name, part in known.parts.items() if not part.only_named]
+        every = list(protocol.cells(known, args.parts or usual_parts, changes, args.data or ""))
         chosen = [("variant", args.variants, {cell.variant for cell in every})]
         chosen += [("task", args.tasks, {cell.task for cell in every})]
         for name, values, usual in chosen:

@@ -34,7 +34,7 @@ def test_every_method_is_in_the_protocol_and_takes_its_options():
     assert {cell.variant for cell in every} == {*PROTOCOL.variants}
     assert len({cell.name for cell in every}) == len(every)
     protocol.check_options(every)
-    with pytest.raises(InputError, match="unknown part 'z': choose from a, b, c, d, e, g, f"):
+    with pytest.raises(InputError, match="unknown part 'z': choose from a, b, c, d, e, f, g, h, i"):
         list(cells(PROTOCOL, ["z"]))
 
 

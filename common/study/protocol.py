@@ -46,8 +46,10 @@ class Part:
     checkpoint: str
     tasks: list[str]
     variants: list[str]
-    sizes: bool = False
-    """Whether it is about sizes of one method, and no part of the comparison of methods."""
+    block: str = "answer"
+    """Name of the tables of its rows: answer is the comparison of methods."""
+    only_named: bool = False
+    """Whether it is left out where no parts are named, since it needs other data."""
 
 
 @dataclass(frozen=True)
