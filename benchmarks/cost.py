@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common import tasks
-from common.errors import InputError, one_line_errors
+from common.errors import InputError, check, one_line_errors
 from common.results import provenance, read_result
 from common.study import protocol
 
@@ -27,11 +27,12 @@ MEASURED = {"seconds_per_epoch": "time", "peak_memory_mib": "memory", "stored_by
 
 def measure(variant: str, args: argparse.Namespace, home: str) -> dict[str, Any]:
     """Train one epoch in a new process."""
-    middle, words = protocol.read().variants[variant]
-    method, *own = words.split()
+    known = protocol.read()
+    middle, words = known.variants[variant]
+    method, *own = words.split() + known.options.split()
     own += ["--task_name", args.task_name, "--checkpoint", args.checkpoint, "--data", args.data, "--lr", f"{middle}"]
-    own += ["--batch_size", "16", "--n_epochs", "1", "--max_train_samples", str(args.rows), "--max_eval_samples", "16"]
-    command = [sys.executable, "-m", f"{method}.tune", *own, "--output_dir", home, "--overwrite", "--report_to", "none"]
+    own += ["--n_epochs", "1", "--max_train_samples", str(args.rows), "--max_eval_samples", "16"]
+    command = [sys.executable, "-m", f"{method}.tune", *own, "--output_dir", home, "--overwrite"]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=one_thread)
     if done.returncode != 0:
@@ -60,7 +61,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name, found in turns.items():
         row = {"variant": name, "turns": args.turns, "rows": args.rows, "task_name": args.task_name}
-        row |= {"checkpoint": args.checkpoint, **found[0]}
+        row |= {"checkpoint": args.checkpoint, "data": args.data, **found[0]}
         for key, ratio in MEASURED.items():
             row[key] = round(statistics.median(each[key] for each in found), 2)
             row[ratio] = round(statistics.median(a[key] / b[key] for a, b in zip(found, turns[FULL], strict=True)), 4)
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with one_line_errors(args.debug):
+        check({f"--turns is {args.turns}: choose at least 1": args.turns < 1})
         rows = compare(args)
         print(table(rows))
         if args.out:

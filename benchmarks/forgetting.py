@@ -7,6 +7,7 @@ encoder, and of each run, with what it adds and without its head. RUN: the folde
 
 import argparse
 import json
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from common import data, metrics, tasks
 from common.errors import InputError, one_line_errors
 from common.results import provenance, read_result
-from common.runs import find_runs
+from common.runs import append_once, find_runs, read_rows
 
 TASK = "stsb"
 
@@ -33,7 +34,8 @@ def spearman(model: Any, tokenizer: Any, source: str, batch_size: int = 100) -> 
 
     prepare(model, torch.device("cpu"), padding="batch")
     examples = data.read(tasks.find(TASK), "validation", source)
-    sentences = sorted({sentence for column in examples.texts for sentence in column}, key=len)
+    every = {sentence for column in examples.texts for sentence in column}
+    sentences = sorted(every, key=lambda sentence: (len(sentence), sentence))
     vectors = []
     with torch.inference_mode():
         for begin in range(0, len(sentences), batch_size):
@@ -47,15 +49,17 @@ def spearman(model: Any, tokenizer: Any, source: str, batch_size: int = 100) -> 
 
 
 def measure(folder: Path, source: str) -> dict[str, Any]:
-    """The row of a run. Raises InputError if it cannot be loaded, or is no classification."""
+    """The row of a run. Raises InputError if it cannot be loaded, or if it is not of an encoder that can be called."""
     from common.checkpoints import load_tokenizer
     from common.loading import load_adapter
 
     result = read_result(folder)
-    model, _ = load_adapter(folder)
+    model, method = load_adapter(folder)
+    if {"max_new_tokens", "mask_share"} & result.keys() or "forward" in vars(model):
+        raise InputError(f"{folder} is no classification, or calls its encoder in another way: leave it out")
     after = spearman(model, load_tokenizer(result["checkpoint"]), source)
     names = ("run", "method", "task_name", "checkpoint", "seed", "lr", "trainable_params_without_head")
-    facts = {name: result[name] for name in names}
+    facts = {name: result[name] for name in names} | method.options() | {"data": source}
     return facts | {"before": untouched(result["checkpoint"], source), "after": round(after, 4)}
 
 
@@ -70,7 +74,7 @@ def untouched(checkpoint: str, source: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--data", default="demo", help="hub, a folder with the official download, or demo")
+    parser.add_argument("--data", required=True, help="hub, a folder with the official download, or demo")
     parser.add_argument("--out", type=Path, help="append the rows to this file of JSON lines")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
@@ -83,12 +87,20 @@ def main() -> None:
         folders = list(dict.fromkeys(folder for home in args.runs for folder in find_runs(home)[0]))
         if not folders:
             raise InputError("none of these runs is finished: train them first")
+        known = {row["run"] for row in read_rows(args.out)} if args.out and args.out.is_file() else set()
         for folder in tqdm(folders, unit="run"):
-            row = measure(folder, args.data)
-            print(json.dumps(row), flush=True)
+            if folder.name in known:
+                continue
+            try:
+                row = measure(folder, args.data)
+            except InputError as error:
+                if len(folders) == 1:
+                    raise
+                tqdm.write(f"left out: {error}", file=sys.stderr)
+                continue
+            tqdm.write(json.dumps(row))
             if args.out:
-                with args.out.open("a") as file:
-                    file.write(json.dumps(row | provenance()) + "\n")
+                append_once(args.out, row | provenance())
 
 
 if __name__ == "__main__":

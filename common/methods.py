@@ -236,8 +236,8 @@ def package(kind: type[Method]) -> str:
 
 def find(name: str) -> type[Method]:
     """The method class in a package, such as lora. Raises InputError for an unknown name."""
-    deeper = re.fullmatch(r"\w+(\.\w+)+", name) and (REPOSITORY / name.replace(".", "/") / "method.py").is_file()
-    if name not in names() and not deeper:
+    others = [f"parity.{path.parent.name}" for path in REPOSITORY.glob("parity/*/method.py")]
+    if name not in names() + others:
         raise InputError(f"unknown method {name!r}: choose one of {', '.join(names())}")
     try:
         module = importlib.import_module(f"{name}.method")

@@ -219,7 +219,7 @@ class _Shift(Branch):
         self.register_buffer("difference", difference, persistent=False)
 
     def forward(self, x: torch.Tensor, out: torch.Tensor, host: nn.Module) -> Any:
-        return self.get_buffer("difference").expand_as(out)
+        return self.get_buffer("difference").to(out.dtype).expand_as(out)
 
 
 class _Written(Branch):

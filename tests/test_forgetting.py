@@ -11,6 +11,7 @@ from baseline.method import Baseline
 from benchmarks.forgetting import measure, untouched
 from common.options import TuneOptions
 from common.training import train
+from parity.peft.method import Peft
 from prompt.method import PromptTuning
 
 
@@ -26,7 +27,7 @@ def test_only_what_changes_the_encoder_changes_the_correlation(method, is_same, 
 
 
 def test_a_folder_without_finished_runs_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.forgetting", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.forgetting", str(tmp_path), "--data", "demo"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "holds no run" in done.stderr
@@ -38,9 +39,12 @@ def test_rows_are_appended_for_all_runs_below_a_folder(bert, tmp_path):
     options = {"task_name": "sst2", "data": "demo", "checkpoint": bert, "n_epochs": 1, "max_train_samples": 8}
     for seed in (1, 2):
         train(Baseline(0), TuneOptions(**options, seed=seed, output_dir=str(home), report_to=("none",)))
-    command = [sys.executable, "-m", "benchmarks.forgetting", str(home), "--out", str(out)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["seed"] for row in rows] == [1, 2]
-    assert [json.loads(line)["after"] for line in done.stdout.splitlines()] == [row["after"] for row in rows]
+    train(Peft("prompt"), TuneOptions(**options, output_dir=str(home), report_to=("none",)))
+    command = [sys.executable, "-m", "benchmarks.forgetting", str(home), "--data", "demo", "--out", str(out)]
+    for _ in range(2):  # the second time, nothing is measured again
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "calls its encoder in another way: leave it out" in done.stderr
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [(row["seed"], row["data"], row["top_k"]) for row in rows] == [(1, "demo", 0), (2, "demo", 0)]
+    assert done.stdout == ""

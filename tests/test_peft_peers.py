@@ -7,13 +7,17 @@ from typing import get_args
 
 import pytest
 import torch
-from conftest import HIDDEN, INTERMEDIATE, LAYERS, REPOSITORY
+from conftest import HIDDEN, INTERMEDIATE, LAYERS, REPOSITORY, perturb
 
-from common.checkpoints import load_model
+from common import data, tasks
+from common.checkpoints import load_model, load_tokenizer
+from common.classification import TextClassification
 from common.errors import InputError
+from common.fast import prepare
 from common.loading import load_adapter
 from common.methods import apply, count_without_head, find, trainable
 from common.options import TuneOptions
+from common.tokens import tokenize
 from common.training import train
 from lora.method import Lora
 from parity.peft.method import BEFORE_TEXT, Kind, Peft
@@ -39,9 +43,8 @@ def test_what_is_trained_is_what_peft_adds_and_the_head(kind, size, bert):
 
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_each_trains_and_loads_again(kind, bert, tmp_path):
-    padding = "batch" if kind in BEFORE_TEXT else "none"
     options = {"task_name": "sst2", "data": "demo", "checkpoint": bert, "n_epochs": 2, "batch_size": 8, "lr": 1e-2}
-    options |= {"max_train_samples": 40, "max_eval_samples": 16, "output_dir": str(tmp_path), "padding": padding}
+    options |= {"max_train_samples": 40, "max_eval_samples": 16, "output_dir": str(tmp_path)}
     folder, result = train(Peft(kind, rank=2, length=3), TuneOptions(**options, report_to=("none",)))
     assert folder.parent.parent.name == result["method"] == "parity.peft"
     torch.manual_seed(42)
@@ -53,13 +56,43 @@ def test_each_trains_and_loads_again(kind, bert, tmp_path):
     assert [name for name in moved if "classifier" not in name]
 
 
-def test_batches_and_head_are_those_of_our_methods(bert, tmp_path):
-    """With the initial values that both begin with, B = 0, the first loss is the same number."""
-    options = {"task_name": "sst2", "data": "demo", "checkpoint": bert, "n_epochs": 1, "batch_size": 8, "lr": 1e-9}
-    options |= {"max_train_samples": 40, "max_eval_samples": 16, "output_dir": str(tmp_path)}
-    theirs, ours = (train(method, TuneOptions(**options, report_to=("none",)))[1] for method in (Peft(), Lora()))
-    for name in ("best_score", "train_examples", "trainable_params"):
-        assert theirs[name] == ours[name], name
+def test_batches_and_head_are_those_of_our_methods(bert, tmp_path, monkeypatch):
+    """With B = 0 and a vanishing rate, the loss of every batch is the same number."""
+    losses, loss = [], TextClassification.loss
+
+    def noted(*args):
+        losses.append(loss(*args))
+        return losses[-1]
+
+    monkeypatch.setattr(TextClassification, "loss", noted)
+    options = {"task_name": "sst2", "data": "demo", "checkpoint": bert, "n_epochs": 1, "batch_size": 8, "lr": 1e-12}
+    options |= {"max_train_samples": 40, "max_eval_samples": 16, "output_dir": str(tmp_path), "report_to": ("none",)}
+    theirs, ours = (train(method, TuneOptions(**options))[1] for method in (Peft(), Lora()))
+    assert theirs["trainable_params"] == ours["trainable_params"]
+    assert len({float(each) for each in losses[:5]}) == 5
+    torch.testing.assert_close(losses[:5], losses[5:])
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_prepared_model_gives_the_logits_of_the_plain_one(kind, bert):
+    """Packed, but for what peft puts before the text, which is padded whatever was chosen."""
+    torch.manual_seed(0)
+    model = apply(Peft(kind, rank=2, length=3), load_model(bert, 2)).eval()
+    perturb([parameter for name, parameter in trainable(model).items() if "classifier" not in name])
+    tokens = tokenize(data.read(tasks.find("mrpc"), "validation", "demo").sample(6), load_tokenizer(bert), 40)
+    batch, _ = tokens.batch(torch.arange(6), torch.device("cpu"))
+    with torch.no_grad():
+        wanted = model(**batch).logits
+        layout = prepare(model, torch.device("cpu")).layout
+        assert (layout is None) == (kind in BEFORE_TEXT)
+        batch, _ = tokens.with_layout(layout).batch(torch.arange(6), torch.device("cpu"))
+        torch.testing.assert_close(model(**batch).logits, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_peft_freezes_nothing_that_was_trained(bert):
+    model = load_model(bert, 2).requires_grad_(True)
+    Peft("ia3").inject(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_the_command_runs_and_a_wrong_kind_is_one_line(bert, tmp_path):

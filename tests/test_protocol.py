@@ -105,14 +105,15 @@ def test_the_best_rate_is_trained_with_the_other_seeds_and_nothing_twice(small, 
     assert {*answers} == {protocol.identity(row) for row in found}
     assert {len(each) for each in answers.values()} == {20}
     whole = rates.find(small(), found)
-    assert submit(whole, tmp_path / "runs", tmp_path / "submissions", "demo") == 0
+    submit(whole, tmp_path / "runs", tmp_path / "submissions", "demo")
     for cell in small():
         (path,) = (tmp_path / "submissions" / f"{Path(cell.checkpoint).name}-{cell.variant}").iterdir()
         assert path.read_text().startswith("index\tprediction\n0\t")
 
     before = rows.read_text()
     shutil.rmtree(tmp_path / "runs")  # another machine has the rows alone
-    assert submit(whole, tmp_path / "runs", tmp_path / "submissions", "demo") == 2
+    with pytest.raises(InputError, match="has none of the runs: give the --output_dir"):
+        submit(whole, tmp_path / "runs", tmp_path / "submissions", "demo")
     again = Driver(tmp_path / "jobs", rows, ["--data", "nowhere"])
     again.run(small(), 2)
     assert rows.read_text() == before

@@ -78,9 +78,9 @@ def packed(shared, checkpoint, texts):
 class Mixed:
     """An encoder with runs of some methods, and the logits that each should give."""
 
-    def __init__(self, checkpoint, methods, pooling=None):
+    def __init__(self, checkpoint, methods, pooling=None, dtype="float32"):
         self.checkpoint = checkpoint
-        self.shared = SharedEncoder(checkpoint, pooling == "mean", "float32", CPU)
+        self.shared = SharedEncoder(checkpoint, pooling == "mean", dtype, CPU)
         self.wanted, self.refused = {}, set()
         for number, (name, method) in enumerate(methods.items()):
             self.add(name, method, 1 + number % 3, pooling)
@@ -111,6 +111,14 @@ def test_a_mixed_batch_of_every_method_equals_each_alone(bert):
     mixed.check(["prompt"])
     differ = [mixed.wanted[name][:, 0] for name in EVERY]
     assert min((a - b).abs().max() for n, a in enumerate(differ) for b in differ[:n]) > 1e-3
+
+
+def test_with_frozen_weights_in_bfloat16_nobody_sees_who_shares_the_batch(bert):
+    mixed = Mixed(bert, {name: EVERY[name] for name in ("lora", "adapters", "bitfit", "lntuning")}, dtype="bfloat16")
+    batches = {name: packed(mixed.shared, bert, TEXTS[:2]) for name in mixed.wanted}
+    together = mixed.shared.logits(batches)
+    for name, batch in batches.items():
+        torch.testing.assert_close(mixed.shared.logits({name: batch})[name], together[name], atol=2e-3, rtol=0)
 
 
 def test_any_runs_share_a_batch_in_any_order(bert):

@@ -40,7 +40,8 @@ def prepare(
     """Make a model with an injected method faster, in place, for training and prediction.
 
     Args:
-        model: on the CPU; its trained parameters require a gradient.
+        model: on the CPU; its trained parameters require a gradient. `needs_padding`, if it has that and it is True:
+            something in it cannot take packed sequences.
         device: where the model will run.
         frozen_dtype: dtype of frozen weights; auto = bfloat16 on a GPU with bf16 mixed precision, else float32.
         mixed_precision: of `accelerate launch`.
@@ -56,7 +57,7 @@ def prepare(
     frozen_dtype = resolve_frozen_dtype(frozen_dtype, device, mixed_precision)
     hold_frozen(model, frozen_dtype, device)
     use_fast_linear(model)  # after the cast, since it prepacks the weights
-    if padding == "batch":
+    if padding == "batch" or getattr(model, "needs_padding", False):
         return Prepared(None, frozen_dtype)
     use_fast_dropout(model)
     if generates(model):  # on a GPU small batches take as long as large ones

@@ -1,6 +1,8 @@
-"""What the rows of the protocol carry: differences between its variants, resampled by example and by seed."""
+"""What the rows of the protocol carry: paired tests between its variants, over examples and over seeds."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,39 +13,71 @@ from tqdm import tqdm
 from common import data, tasks
 from common.errors import InputError
 from common.runs import read_rows
+from common.runtime import files
 from common.study.protocol import Protocol, identity
-from common.study.rates import POINT, Found
+from common.study.rates import POINT, Found, compared_tasks
 from common.study.resampling import resampled
 from common.study.significance import holm
 
 N = 10_000
-"""Resamples of examples and seeds."""
+"""Resamples of examples."""
 MEAN = "mean"
-"""In the place of a task: the mean over all tasks."""
+"""In the place of a task: the mean over the tasks that most variants have."""
 REFERENCE, ALIKE, PEER = "reference", "alike", "peer"
 """Kinds of comparisons, see `Protocol`."""
+NUMBERS = ("difference", "low", "high", "p", "p_point", "p_holm", "p_point_holm")
 
 
-class Resamples:
-    """Which examples and seeds are drawn, the same for all variants. The first resample is what was observed."""
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a variant on a task."""
 
-    def __init__(self, n_examples: int, n_seeds: int, number: int):
-        """number: of the task, so that the draws of tasks are independent."""
-        generator = np.random.default_rng(number)
-        self.examples = generator.integers(0, n_examples, (N + 1, n_examples))
-        self.examples[0] = np.arange(n_examples)
-        self.seeds = generator.multinomial(n_seeds, [1 / n_seeds] * n_seeds, N + 1) / n_seeds
-        """The weight of each seed, (resamples, seeds)."""
-        self.seeds[0] = 1 / n_seeds
+    of_seeds: np.ndarray
+    """(seeds,)"""
+    of_resamples: np.ndarray
+    """Mean over the seeds on each resample of examples, (resamples,)."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of two mean scores, and the variances of its independent parts with their degrees of freedom."""
+
+    value: float
+    parts: tuple[tuple[float, float], ...]
+
+
+def pairs(protocol: Protocol, tasks_of: Mapping[str, set[str]]) -> list[tuple[str, str, str, str]]:
+    """Kind, task, first and second variant of all comparisons. tasks_of: task or MEAN -> the variants on it."""
+    found = []
+    for task, some in tasks_of.items():
+        ours = sorted(some - {protocol.reference, *protocol.peers})
+        found += [(REFERENCE, task, name, protocol.reference) for name in ours]
+        found += [(ALIKE, task, *pair) for pair in combinations(protocol.alike, 2)]
+        found += [(PEER, task, *pair) for pair in protocol.peers.items()]
+    return [pair for pair in found if {*pair[2:]} <= tasks_of[pair[1]]]
+
+
+def variants_of(found: Sequence[Found]) -> dict[str, set[str]]:
+    """Task -> the variants with all seeds on it; MEAN -> those on all of the tasks that most variants have."""
+    whole = [each for each in found if each.is_whole]
+    tasks_of: dict[str, set[str]] = {}
+    for each in whole:
+        tasks_of.setdefault(each.cell.task, set()).add(each.cell.variant)
+    if len(main := compared_tasks(whole)) > 1:
+        tasks_of[MEAN] = set.intersection(*(tasks_of[task] for task in main))
+    return tasks_of
 
 
 def compare(protocol: Protocol, found: Sequence[Found], answers: Path, source: str) -> list[dict[str, Any]]:
-    """Differences between variants on each task, and of their means over the tasks: a row for each pair.
+    """Differences between variants on each task, and of their means over the tasks: a row for each of `pairs`.
 
-    D is the difference of the mean scores over the seeds. Examples are resampled, the same ones for both sides, and so
-    are the seeds. p = (1 + #{|D* - D| >= |D|}) / (1 + n), see `significance.paired_bootstrap`; p_point is that of a
-    difference of more than a point. Both are corrected after Holm: over all comparisons with the reference on a task,
-    over all between variants that may be alike, and over all with other libraries.
+    D is the difference of the mean scores over the seeds, which are paired: the same seed gives both sides the same
+    batches and the same head. Its variance is the sum of V_x, over paired resamples of the examples, and V_s = s^2 / n,
+    of the n differences with one seed. D / sqrt(V_x + V_s) is compared with Student's t, whose degrees of freedom are
+    Satterthwaite's (1946): (V_x + V_s)^2 / (V_x^2 / (examples - 1) + V_s^2 / (n - 1)). Of a mean over tasks, the
+    variances of the tasks are added. p_point is the p value of a difference of more than a point. Both are corrected
+    after Holm: over the comparisons with the reference on a task, over all between variants that may be alike, and over
+    all with other libraries.
 
     Args:
         found: of one encoder; what lacks a seed is left out.
@@ -51,69 +85,103 @@ def compare(protocol: Protocol, found: Sequence[Found], answers: Path, source: s
         source: --data with the labels.
 
     Raises:
-        InputError: the answers of a run are missing, or their score is not that of its row.
+        InputError: the answers of a run are missing or damaged, or their score is not that of its row.
     """
-    known = {identity(row): row["answers"] for row in read_rows(answers)}
+    known = read_answers(answers)
     whole = [each for each in found if each.is_whole]
-    draws: dict[str, dict[str, np.ndarray]] = {}
-    for number, task in enumerate(dict.fromkeys(each.cell.task for each in whole)):
+    scores: dict[str, dict[str, Scores]] = {}
+    sizes: dict[str, int] = {}
+    for each in tqdm(whole, desc="resampling", unit="variant", delay=1):
+        task = each.cell.task
         labels = np.array(data.read(tasks.find(task), "validation", source).labels)
-        resamples = Resamples(len(labels), len(whole[0].cell.seeds), number)
-        own = [each for each in whole if each.cell.task == task]
-        draws[task] = {each.cell.variant: _draws(each, known, labels, resamples) for each in tqdm(own, desc=task)}
-    if len(draws) > 1:
-        draws[MEAN] = _mean(draws)
-    rows = []
-    for task, some in draws.items():
-        ours = [name for name in some if name not in (protocol.reference, *protocol.peers)]
-        rows += _compared(REFERENCE, [(task, name, protocol.reference) for name in ours], draws)
-    rows += _compared(ALIKE, [(task, *pair) for task in draws for pair in combinations(protocol.alike, 2)], draws)
-    return rows + _compared(PEER, [(task, *pair) for task in draws for pair in protocol.peers.items()], draws)
+        index = np.random.default_rng(0).integers(0, len(labels), (N + 1, len(labels)))  # the same for all variants
+        index[0] = np.arange(len(labels))  # the first one is what was observed
+        scores.setdefault(task, {})[each.cell.variant] = _scores(each, known, labels, index)
+        sizes[task] = len(labels)
+    tasks_of, main = variants_of(found), compared_tasks(whole)
+    families: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for kind, task, first, second in pairs(protocol, tasks_of):
+        some = main if task == MEAN else [task]
+        differences = [_difference(scores[one][first], scores[one][second], sizes[one]) for one in some]
+        row = {"kind": kind, "task": task, "first": first, "second": second, **_test(_mean(differences))}
+        families.setdefault((kind, task) if kind == REFERENCE else (kind,), []).append(row)
+    for rows in families.values():
+        for name in ("p", "p_point"):
+            for row, p in zip(rows, holm([row[name] for row in rows]), strict=True):
+                row[f"{name}_holm"] = round(p, 6)
+    return [row for rows in families.values() for row in rows]
 
 
-def _compared(
-    kind: str, pairs: Sequence[tuple[str, str, str]], draws: Mapping[str, Mapping[str, np.ndarray]]
-) -> list[dict[str, Any]]:
-    """A row for each task and pair of variants that are there, corrected after Holm."""
-    there = [(task, first, second) for task, first, second in pairs if {first, second} <= {*draws[task]}]
-    rows = [{"task": task, "kind": kind, **_test(first, second, draws[task])} for task, first, second in there]
-    for name in ("p", "p_point"):
-        for row, p in zip(rows, holm([row[name] for row in rows]), strict=True):
-            row[f"{name}_holm"] = round(p, 5)
-    return rows
-
-
-def _mean(draws: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Of the variants that are on all tasks, the means over the tasks."""
-    first, *others = draws.values()
-    names = [name for name in first if all(name in of_task for of_task in others)]
-    return {name: np.mean([of_task[name] for of_task in draws.values()], 0) for name in names}
-
-
-def _draws(found: Found, known: Mapping[Any, Any], labels: np.ndarray, resamples: Resamples) -> np.ndarray:
-    """The mean score over the seeds on each resample, (resamples,)."""
+def _scores(found: Found, known: Mapping[Any, np.ndarray], labels: np.ndarray, index: np.ndarray) -> Scores:
     task = tasks.find(found.cell.task)
-    scores = []
+    of_seeds = []
     for row in found.runs:
         if identity(row) not in known:
-            raise InputError(f"the answers of {row['run']} are missing: train it again")
-        own = np.array([*map(float, known[identity(row)])]).astype(task.targets.dtype)
+            raise InputError(f"the answers of {row['run']} are missing: run scripts.results again, which adds them")
+        own = known[identity(row)].astype(task.targets.dtype)
         if len(own) != len(labels):
-            raise InputError(f"{row['run']} has {len(own):,} answers, and there are {len(labels):,} labels: other data")
-        each = np.mean([resampled(name, own, labels, resamples.examples) for name in task.metrics], 0)
+            found_and_wanted = f"{row['run']} has {len(own):,} answers, and there are {len(labels):,} labels"
+            raise InputError(f"{found_and_wanted}: give the data of the runs")
+        each = np.mean([resampled(name, own, labels, index) for name in task.metrics], 0)
         if abs(each[0] - row["dev_score"]) > 1e-3:
-            raise InputError(f"the answers of {row['run']} score {each[0]:.4f}, and its row has {row['dev_score']:.4f}")
-        scores.append(each)
-    return (np.stack(scores, 1) * resamples.seeds).sum(1)
+            other = f"the answers of {row['run']} score {each[0]:.4f}, and its row has {row['dev_score']:.4f}"
+            raise InputError(f"{other}: remove the row of its answers, and run scripts.results again")
+        of_seeds.append(each)
+    drawn = np.stack(of_seeds)
+    return Scores(drawn[:, 0], drawn[:, 1:].mean(0))
 
 
-def _test(first: str, second: str, draws: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Of two variants: the difference, its 95 % percentile interval, and the p values. draws: see `_draws`."""
-    observed, *drawn = draws[first] - draws[second]
-    off = np.abs(np.array(drawn) - observed)
-    p, p_point = (
-        (1 + np.sum(off >= max(0.0, abs(observed) - margin) - 1e-12)) / (1 + len(off)) for margin in (0, POINT)
-    )
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    found = {"difference": observed, "low": low, "high": high, "p": p, "p_point": p_point}
-    return {"first": first, "second": second} | {name: round(float(value), 5) for name, value in found.items()}
+def _difference(first: Scores, second: Scores, n_examples: int) -> Difference:
+    of_seeds = first.of_seeds - second.of_seeds
+    over_seeds = float(of_seeds.var(ddof=1)) / len(of_seeds)
+    over_examples = float((first.of_resamples - second.of_resamples).var())
+    return Difference(float(of_seeds.mean()), ((over_examples, n_examples - 1.0), (over_seeds, len(of_seeds) - 1.0)))
+
+
+def _mean(differences: Sequence[Difference]) -> Difference:
+    n = len(differences)
+    parts = tuple((variance / n**2, df) for each in differences for variance, df in each.parts)
+    return Difference(sum(each.value for each in differences) / n, parts)
+
+
+def _test(difference: Difference) -> dict[str, float]:
+    """D, its 95 % interval, and the p values of D = 0 and of |D| being at most a point."""
+    import scipy.stats
+
+    value, variance = difference.value, sum(part for part, _ in difference.parts)
+    if variance == 0:  # the same answers on both sides
+        found = {"difference": value, "low": value, "high": value, "p": 1.0, "p_point": 1.0}
+        return {name: round(number, 6) for name, number in found.items()}
+    error = variance**0.5
+    t = scipy.stats.t(variance**2 / sum(part**2 / df for part, df in difference.parts))
+    p = 2 * t.sf(abs(value) / error)
+    p_point = t.sf((abs(value) - POINT) / error) + t.sf((abs(value) + POINT) / error)
+    half = t.ppf(0.975) * error
+    found = {"difference": value, "low": value - half, "high": value + half, "p": p, "p_point": p_point}
+    return {name: round(float(number), 6) for name, number in found.items()}
+
+
+def read_answers(path: Path) -> dict[Any, np.ndarray]:
+    """Identity of a row -> its answers, (examples,). Raises InputError for a damaged file."""
+    found = {}
+    for row in read_rows(path):
+        answers = row.get("answers")
+        try:
+            if not isinstance(answers, str | list) or not answers:
+                raise ValueError
+            found[identity(row)] = np.array([*map(float, answers)])
+        except (TypeError, ValueError):
+            raise InputError(f"{path} is damaged: the answers of {row['run']} are no digits and no numbers") from None
+    return found
+
+
+def read(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Encoder -> rows of `compare`. Raises InputError for a damaged file."""
+    found = {name: rows for name, rows in files.read_json(path).items() if name != "resamples"}
+    for rows in found.values():
+        for row in rows if isinstance(rows, list) else [rows]:
+            known: dict[str, Any] = row if isinstance(row, dict) else {}
+            fits = [isinstance(known.get(name), str) for name in ("kind", "task", "first", "second")]
+            if not all(fits + [isinstance(known.get(name), int | float) for name in NUMBERS]):
+                raise InputError(f"{path} is damaged at {json.dumps(row)[:80]}: compare again, with --data FOLDER")
+    return found

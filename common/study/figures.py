@@ -137,7 +137,8 @@ def style(number: int, variant: int = 0) -> dict[str, Any]:
 
 def style_of(method: str, variant: int = 0) -> dict[str, Any]:
     """The style of a method, the same in every figure whatever else is in it."""
-    return style(methods.names().index(method), variant)
+    known = methods.names()
+    return style(known.index(method) if method in known else len(known), variant)  # another library's come last
 
 
 def wrapped(text: str, width: float, size: float = 7) -> str:

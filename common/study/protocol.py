@@ -274,7 +274,9 @@ class Driver:
 
     def recall(self, every: Sequence[Job]) -> None:
         """Find the rows of jobs of earlier launches, here or on another machine."""
-        known = {identity(row): row for row in (read_rows(self.rows) if self.rows.is_file() else [])}
+        answered = {identity(row) for row in (read_rows(self.answers) if self.answers.is_file() else [])}
+        rows = read_rows(self.rows) if self.rows.is_file() else []
+        known = {identity(row): row for row in rows if identity(row) in answered}  # others are made again
         diverged = {identity(row) for row in (read_rows(self.without_score) if self.without_score.is_file() else [])}
         for job in every:  # those of the first seed come first, and with them the best rate of a cell is known
             rate = job.rate or (self.best_rate(job.cell) if self._is_searched(job.cell) else None)

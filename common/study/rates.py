@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,13 @@ def find(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], diverged: Sequen
             runs = [known[*key, seed, best] for seed in cell.seeds if (*key, seed, best) in known]
             found.append(Found(cell, by_rate, runs))
     return found
+
+
+def compared_tasks(found: Sequence[Found]) -> list[str]:
+    """The tasks that most variants have, whose scores have a mean: not those on which a few are trained."""
+    variants = {each.cell.variant for each in found}
+    n_on = Counter(each.cell.task for each in found)
+    return [task for task, n in n_on.items() if 2 * n > len(variants)]
 
 
 def tables(found: Sequence[Found]) -> str:

@@ -28,7 +28,7 @@ class Peft(Method):
     rank: int = 8
     """Of LoRA, DoRA and LoHa; alpha is the same."""
     length: int = 20
-    """Of a prefix or prompt. They need --padding batch, since peft cuts a batch into rows."""
+    """Of a prefix or prompt. Their batches are padded."""
 
     default_lr: ClassVar[float] = 1e-3
     written: ClassVar[str] = "peft"
@@ -43,10 +43,13 @@ class Peft(Method):
         if self.kind in BEFORE_TEXT:
             _add_before_text(model, self.config(peft), peft)
             return
+        before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         try:
             peft.inject_adapter_in_model(self.config(peft), model)
         except ValueError as error:
             raise DoesNotFit(f"peft cannot add {self.kind} to this encoder: {error}") from error
+        for parameter, requires_grad in before:  # peft freezes all but what it adds
+            parameter.requires_grad_(requires_grad)
 
     def positions(self) -> int:
         return self.length if self.kind in BEFORE_TEXT else 0  # its prefix moves the positions of the text too
@@ -83,6 +86,7 @@ def _add_before_text(model: Any, config: Any, peft: Any) -> None:
             setattr(model, name, child.original_module)
     encoder(model).add_module("prompt_encoder", wrapper.prompt_encoder.requires_grad_(True))
     model.forward = _Through(wrapper, model.forward)
+    model.needs_padding = True  # peft cuts a batch into rows
 
 
 class _Through:
