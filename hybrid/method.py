@@ -28,7 +28,7 @@ class Hybrid(ByLayer):
     largest: int | None = None
     """Size of the largest part; the sizes of the others keep their ratio to it. None = as in parts."""
 
-    default_lr: ClassVar[float] = 1e-3
+    default_lr: ClassVar[float] = 6e-4
     size: ClassVar[str] = "largest"
 
     def __post_init__(self) -> None:

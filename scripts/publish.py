@@ -1,7 +1,7 @@
 """Make tables, figures and tests of the rows of the protocol that exist: python -m scripts.publish
 
 Without an option it prints the tables. --figures FOLDER draws scores against learning rates. --data FOLDER compares the
-variants by paired tests, and writes them beside the rows. --pages README.md ... writes the tables into these pages,
+variants by paired tests, and writes them beside the rows. --pages PAGE ... writes the tables into these pages,
 between the lines <!-- answer --> and <!-- /answer -->, and so on. --submissions FOLDER writes the predictions of test
 sets by the runs with the first seed, and --list prints the folders of the chosen runs; both need --output_dir.
 """

@@ -259,7 +259,7 @@ def test_the_pages_have_the_tables_of_the_committed_rows():
     seen = []
     for page in (REPOSITORY / "README.md", folder / "README.md"):
         for name, block in re.findall(r"<!-- (\w+) -->\n\n(.*?)\n\n<!-- /", page.read_text(), flags=re.DOTALL):
-            assert block == wanted[name], "run: python -m scripts.publish --pages README.md results/README.md"
+            assert block == wanted[name], "run: python -m scripts.publish --pages results/README.md"
             seen.append(name)
     assert {"answer", "rates"} <= {*seen}
 
