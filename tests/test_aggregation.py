@@ -265,7 +265,7 @@ def trained(checkpoints, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metric", ["score", "accuracy_mismatched"])
+@pytest.mark.parametrize("metric", ["score", pytest.param("accuracy_mismatched", marks=pytest.mark.long)])
 def test_methods_are_compared_over_examples(show, trained, metric):
     rows, home = trained
     shown = show(rows, "--by", metric, "--compare", "lora", "bitfit", "--predictions", str(home), "--resamples", "200")

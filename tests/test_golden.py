@@ -15,7 +15,13 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("golden")
 
 
-@pytest.mark.parametrize("name", next(iter(RECORDED.values())))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if n % 2 else ())
+        for n, name in enumerate(next(iter(RECORDED.values())))
+    ],
+)
 def test_a_run_gives_the_recorded_result(name, folder):
     """Bit for bit on a recorded instruction set, within rounding errors on another one."""
     found, here = golden.outcome(name, folder), golden.instruction_set()

@@ -145,7 +145,7 @@ def test_dropout_does_not_depend_on_the_random_numbers_that_a_method_draws(optio
     assert all(torch.equal(value, drawing[name]) for name, value in plain.items())
 
 
-@pytest.mark.parametrize("select", ["dev", "holdout"])
+@pytest.mark.parametrize("select", ["dev", pytest.param("holdout", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("accuracies", "best"), [((0.1, 0.3, 0.2), 2), ((0.5, 0.5, 0.4), 1), ((0.2, 0.2, 0.3), 3), ((0.3, 0.1, 0.2), 1)]
 )

@@ -131,7 +131,14 @@ def test_the_number_of_trained_parameters_is_the_formula_of_its_readme(name, mak
 by_layer = pytest.mark.parametrize("name", [name for name in METHODS if issubclass(find(name), ByLayer)])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "albert"])  # which has one layer
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in ("bert", "distilbert", "modernbert") else pytest.mark.long)
+        for kind in KINDS
+        if kind != "albert"  # which has one layer
+    ],
+)
 @by_layer
 def test_with_some_layers_nothing_else_is_trained(name, kind, make_model, tmp_path):
     """All layers, named, leave out only what is outside of the layers; they are the sum of each of them."""
@@ -174,7 +181,10 @@ ONE_ORDER = [(a, b) for a, b in PAIRS if (a < b) == (PARTS.index(a) + PARTS.inde
 """Each pair of methods in one of its orders."""
 
 
-@pytest.mark.parametrize(("first", "second"), ONE_ORDER)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [pytest.param(*pair, marks=pytest.mark.long if n % 2 else ()) for n, pair in enumerate(ONE_ORDER)],
+)
 def test_two_methods_are_trained_saved_and_loaded_together(first, second, make_model, tmp_path):
     method = Hybrid((part_of(default(first)), part_of(default(second))))
     model = apply(method, make_model()).train()

@@ -154,7 +154,13 @@ def test_every_method_stands_on_a_frozen_one(method, make, earlier):
 
 
 @pytest.mark.parametrize(
-    "method", [Lora(rank=2), PREFIX, PromptTuning(4), DiffPruning(), Adapters(4, "pfeiffer")], ids=str
+    "method",
+    [
+        Lora(rank=2),
+        PREFIX,
+        *(pytest.param(m, marks=pytest.mark.long) for m in (PromptTuning(4), DiffPruning(), Adapters(4, "pfeiffer"))),
+    ],
+    ids=str,
 )
 def test_a_method_stands_on_itself(method, make, earlier):
     """Two of a kind at the same places have names and values of their own."""
@@ -202,7 +208,7 @@ def test_a_third_run_stands_on_two_and_one_that_begins_with_its_values_does_too(
     ],
     ids=str,
 )
-@pytest.mark.parametrize("method", [Lora(rank=2), Adapters(4)], ids=str)
+@pytest.mark.parametrize("method", [Lora(rank=2), pytest.param(Adapters(4), marks=pytest.mark.long)], ids=str)
 def test_a_run_predicts_what_it_did_in_training_though_the_earlier_one_is_gone(
     method, changes, make, earlier, tmp_path, monkeypatch
 ):

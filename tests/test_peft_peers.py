@@ -95,6 +95,7 @@ def test_peft_freezes_nothing_that_was_trained(bert):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.long
 def test_the_command_runs_and_a_wrong_kind_is_one_line(bert, tmp_path):
     words = [
         "--checkpoint",

@@ -56,7 +56,7 @@ def uninterrupted(options, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("method", few(METHODS), ids=str)
+@pytest.mark.parametrize("method", few(METHODS, ("baseline", "diffpruning", "lora", "prefix")), ids=str)
 def test_a_run_interrupted_three_times_ends_like_an_uninterrupted_one(method, options, uninterrupted, monkeypatch):
     settings = {"n_epochs": 3, "checkpoint_every": 4}  # 6 steps in an epoch
     for step, event, error in ((2, lose_power, PowerCut), (9, send_sigterm, Interrupted), (15, lose_power, PowerCut)):
