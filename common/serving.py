@@ -100,8 +100,7 @@ class SharedEncoder:
         """A module with parameters of its own, or the difference of a linear layer that differs in its bias alone."""
         ours = self.model.get_submodule(path)
         is_whole = not (
-            isinstance(module, nn.Linear | nn.LayerNorm)
-            and module.bias is not None
+            isinstance(module, nn.Linear)
             and _is_same(module.weight, ours.weight)
             and not any(isinstance(child, Rows) for child in module.children())  # whose branches come before the bias
         )
