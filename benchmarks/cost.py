@@ -18,7 +18,7 @@ from typing import Any
 from common import tasks
 from common.errors import InputError, check, one_line_errors
 from common.results import provenance, read_result
-from common.study import protocol
+from common.study import protocol, rates
 
 FULL = "fine-tuning"
 MEASURED = {"seconds_per_epoch": "time", "peak_memory_mib": "memory", "stored_bytes": "bytes"}
@@ -38,12 +38,8 @@ def measure(variant: str, args: argparse.Namespace, home: str) -> dict[str, Any]
     if done.returncode != 0:
         raise InputError(f"{variant} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     result = read_result(Path(done.stdout.strip().splitlines()[-1]))
-    kept = {name: result[name] for name in ("trainable_params_without_head", "stored_params", "device")}
-    return (
-        kept
-        | {name: result[name] for name in ("peak_memory_mib", "stored_bytes")}
-        | {"seconds_per_epoch": result["train_seconds"]}
-    )
+    names = ("trainable_params_without_head", "stored_params", "device", "peak_memory_mib", "stored_bytes")
+    return {name: result[name] for name in names} | {"seconds_per_epoch": result["train_seconds"]}
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -72,12 +68,11 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     written = protocol.read().written
-    lines = ["| method | trained | time | memory | stored |", "| --- | --- | --- | --- | --- |"]
+    lines = [["method", "trained", "time", "memory", "stored"], ["---"] * 5]
     for row in rows:
         cells = [written.get(row["variant"], row["variant"]), f"{row['trainable_params_without_head']:,}"]
-        cells += [f"{row['time']:.2f}", f"{row['memory']:.2f}", f"{row['bytes']:.4f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{row['time']:.2f}", f"{row['memory']:.2f}", f"{row['bytes']:.4f}"])
+    return rates.markdown(lines)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from common import own_files, own_task, prediction
 from common.data import Examples
 from common.errors import Diverged, InputError, check, one_line_errors
-from common.methods import Method
+from common.methods import Method, package
 from common.options import TextOptions, parse
 from common.own_task import GeneratedTask, TextTask
 from common.runtime import files
@@ -31,7 +31,7 @@ Texts = tuple[str, ...]
 
 def predict(kind: type[Method]) -> None:
     """`python -m METHOD.predict`: write what a run predicts for texts, a line for each, in their order."""
-    method = kind.__module__.partition(".")[0]
+    method = package(kind)
     (options,) = parse(f"{method}.predict", options=TextOptions())
     with one_line_errors(options.debug):
         write_predictions(method, options)

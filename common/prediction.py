@@ -15,7 +15,7 @@ from common.errors import Diverged, InputError, check, one_line_errors
 from common.evaluation import evaluate, predict_logits
 from common.fast import prepare
 from common.fitting import positions_left
-from common.methods import Method, names
+from common.methods import Method, names, package
 from common.options import PredictOptions, TuneOptions, parse
 from common.own_task import OwnTask, TextTask
 from common.pair_tokens import Form, generated
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def predict(kind: type[Method]) -> None:
     """`python -m METHOD.test`: write the submission files of a run into its folder and print their paths."""
-    method = kind.__module__.partition(".")[0]
+    method = package(kind)
     (options,) = parse(f"{method}.test", options=PredictOptions())
     with one_line_errors(options.debug):
         launching.start_cpu_processes()

@@ -6,7 +6,9 @@ between the lines <!-- answer --> and <!-- /answer -->, and so on. --submissions
 sets by the runs with the first seed, and --list prints the folders of the chosen runs; both need --output_dir.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,22 @@ Blocks = dict[str, list[Found]]
 
 
 def find(known: Protocol, rows: Path, data: str = "") -> Blocks:
-    """What is found in a file of rows. Raises InputError if no variant has all learning rates."""
-    other = protocol.Driver(Path(), rows, []).without_score
+    """What is found in a file of rows; a block that would repeat the comparison of methods is empty.
+
+    Raises:
+        InputError: no variant has all learning rates.
+    """
+    other = protocol.beside(rows, "diverged.jsonl")
     found_rows, diverged = read_rows(rows), read_rows(other) if other.is_file() else []
     blocks: Blocks = {}
     for name, part in known.parts.items():
         found = rates.find(list(protocol.cells(known, [name], data=data)), found_rows, diverged)
         seen = {each.cell.name for each in blocks.setdefault(part.block, [])}
         blocks[part.block] += [each for each in found if each.cell.name not in seen]
+    compared = {each.cell.name for each in blocks.get("answer", [])}
+    for name, found in blocks.items():
+        if name != "answer" and {each.cell.name for each in found} <= compared:
+            blocks[name] = []
     if not any(blocks.values()):
         of = f" on {data} data" if data in ("hub", "demo") else ""
         raise InputError(f"{rows} has no variant{of} with all learning rates: train them first, by scripts.results")
@@ -41,8 +51,7 @@ def find(known: Protocol, rows: Path, data: str = "") -> Blocks:
 
 def whole(found: Sequence[Found]) -> dict[str, list[Found]]:
     """Encoder -> its variants that are compared: those with all seeds."""
-    some = rates.by_encoder([each for each in found if each.is_whole])
-    return {name: list(each.values()) for name, each in some.items()}
+    return rates.by_encoder([each for each in found if each.is_whole])
 
 
 def texts(known: Protocol, blocks: Blocks, comparisons: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
@@ -50,7 +59,7 @@ def texts(known: Protocol, blocks: Blocks, comparisons: dict[str, list[dict[str,
     found = {name: rates.tables(some) for name, some in blocks.items() if some}
     methods = blocks.get("answer", [])
     answers = [front_page.answer(known, some, comparisons.get(name, [])) for name, some in whole(methods).items()]
-    of_rates = [rates.table_of_rates(list(some.values())) for some in rates.by_encoder(methods).values()]
+    of_rates = map(rates.table_of_rates, rates.by_encoder(methods).values())
     found |= {"answer": "\n\n".join(answers), "rates": "\n\n".join(of_rates)}
     return {name: text for name, text in found.items() if text}
 
@@ -76,7 +85,7 @@ def submit(found: Sequence[Found], output_dir: Path, out: Path, data: str) -> No
         for path in answer(each.cell.words[0], PredictOptions(run=str(run), data=data)):
             target = out / f"{Path(each.cell.checkpoint).name}-{each.cell.variant}" / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomically(target, lambda part, path=path: part.write_bytes(path.read_bytes()))  # type: ignore[misc]
+            files.write_atomically(target, partial(shutil.copyfile, path))
 
 
 def main() -> None:
@@ -103,9 +112,9 @@ def main() -> None:
         for block, found in blocks.items() if args.figures is not None else ():
             for name, figure in rates.draw(found, "rates" if block == "answer" else block).items():
                 figures.save(figure, args.figures / f"{name}.png")
-        path = args.rows.with_name(f"{args.rows.stem}-comparisons.json")
+        path = protocol.beside(args.rows, "comparisons.json")
         if args.data is not None and whole(methods):
-            answers = protocol.Driver(Path(), args.rows, []).answers
+            answers = protocol.beside(args.rows, "answers.jsonl")
             compared = {name: claims.compare(known, some, answers, args.data) for name, some in whole(methods).items()}
             files.write_json(path, {"resamples": claims.N, **compared})
         parts = texts(known, blocks, claims.read(path) if path.is_file() else {})

@@ -124,7 +124,7 @@ def test_without_variation_over_examples_it_is_the_paired_t_test():
     first, second = np.array([0.81, 0.83, 0.86]), np.array([0.80, 0.80, 0.81])
     of_resamples = np.zeros(10)
     one, other = (claims.Scores(scores, of_resamples) for scores in (first, second))
-    found = claims._test(claims._difference(one, other, 400))
+    found = claims.t_test(claims.difference_of(one, other, 400))
     wanted = scipy.stats.ttest_rel(first, second)
     assert found["p"] == pytest.approx(wanted.pvalue, abs=1e-5)
     assert (found["low"], found["high"]) == pytest.approx(tuple(wanted.confidence_interval()), abs=1e-5)
@@ -145,7 +145,7 @@ def test_false_positives_are_as_rare_as_the_protocol_says():
             over_examples /= over_examples.std()
             of_seeds = generator.normal() + ratio * generator.normal(size=3)
             one, other = claims.Scores(of_seeds, over_examples), claims.Scores(np.zeros(3), np.zeros(50))
-            p.append(claims._test(claims._difference(one, other, 400))["p"])
+            p.append(claims.t_test(claims.difference_of(one, other, 400))["p"])
         assert np.mean(np.array(p) < 0.05) == pytest.approx(rate, abs=0.02)
 
 

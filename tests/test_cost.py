@@ -12,7 +12,7 @@ pytestmark = pytest.mark.long
 
 def test_a_row_for_each_variant_with_ratios_to_full_fine_tuning(bert, tmp_path):
     out = tmp_path / "rows.jsonl"
-    command = [sys.executable, "-m", "benchmarks.cost", "--variants", "bitfit", "--checkpoint", bert, "--rows", "16"]
+    command = [sys.executable, "-m", "benchmarks.cost", "--variants", "bitfit", "--checkpoint", bert, "--rows", "64"]
     done = subprocess.run([*command, "--turns", "1", "--out", str(out)], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     full, bitfit = (json.loads(line) for line in out.read_text().splitlines())

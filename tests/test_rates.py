@@ -93,7 +93,7 @@ def test_the_committed_rows_are_shown_with_a_figure_for_each_task(tmp_path):
     compared = [name for name, part in protocol.read().parts.items() if part.block == "answer"]
     found = rates.find(cells_of(*compared), rows)
     assert found
-    assert all(rates.table_of_rates(list(some.values())) in done.stdout for some in rates.by_encoder(found).values())
+    assert all(rates.table_of_rates(some) in done.stdout for some in rates.by_encoder(found).values())
     tasks = {(each.cell.checkpoint, each.cell.task) for each in found}
     assert len([*(tmp_path / "figures").glob("rates-*.png")]) == len(tasks)
 

@@ -43,6 +43,7 @@ class Difference:
     """The difference of two mean scores, and the variances of its independent parts with their degrees of freedom."""
 
     value: float
+    """D"""
     parts: tuple[tuple[float, float], ...]
 
 
@@ -91,19 +92,21 @@ def compare(protocol: Protocol, found: Sequence[Found], answers: Path, source: s
     whole = [each for each in found if each.is_whole]
     scores: dict[str, dict[str, Scores]] = {}
     sizes: dict[str, int] = {}
-    for each in tqdm(whole, desc="resampling", unit="variant", delay=1):
-        task = each.cell.task
-        labels = np.array(data.read(tasks.find(task), "validation", source).labels)
-        index = np.random.default_rng(0).integers(0, len(labels), (N + 1, len(labels)))  # the same for all variants
-        index[0] = np.arange(len(labels))  # the first one is what was observed
-        scores.setdefault(task, {})[each.cell.variant] = _scores(each, known, labels, index)
-        sizes[task] = len(labels)
+    with tqdm(total=len(whole), desc="resampling", unit="variant", delay=1) as bar:
+        for task in dict.fromkeys(each.cell.task for each in whole):
+            labels = np.array(data.read(tasks.find(task), "validation", source).labels)
+            index = np.random.default_rng(0).integers(0, len(labels), (N + 1, len(labels)))
+            index[0] = np.arange(len(labels))  # the first one is what was observed
+            scores[task], sizes[task] = {}, len(labels)
+            for each in (each for each in whole if each.cell.task == task):
+                scores[task][each.cell.variant] = _scores(each, known, labels, index)
+                bar.update()
     tasks_of, main = variants_of(found), compared_tasks(whole)
     families: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for kind, task, first, second in pairs(protocol, tasks_of):
         some = main if task == MEAN else [task]
-        differences = [_difference(scores[one][first], scores[one][second], sizes[one]) for one in some]
-        row = {"kind": kind, "task": task, "first": first, "second": second, **_test(_mean(differences))}
+        differences = [difference_of(scores[one][first], scores[one][second], sizes[one]) for one in some]
+        row = {"kind": kind, "task": task, "first": first, "second": second, **t_test(_mean(differences))}
         families.setdefault((kind, task) if kind == REFERENCE else (kind,), []).append(row)
     for rows in families.values():
         for name in ("p", "p_point"):
@@ -131,7 +134,8 @@ def _scores(found: Found, known: Mapping[Any, np.ndarray], labels: np.ndarray, i
     return Scores(drawn[:, 0], drawn[:, 1:].mean(0))
 
 
-def _difference(first: Scores, second: Scores, n_examples: int) -> Difference:
+def difference_of(first: Scores, second: Scores, n_examples: int) -> Difference:
+    """Of two variants on one task, see `compare`."""
     of_seeds = first.of_seeds - second.of_seeds
     over_seeds = float(of_seeds.var(ddof=1)) / len(of_seeds)
     over_examples = float((first.of_resamples - second.of_resamples).var())
@@ -144,7 +148,7 @@ def _mean(differences: Sequence[Difference]) -> Difference:
     return Difference(sum(each.value for each in differences) / n, parts)
 
 
-def _test(difference: Difference) -> dict[str, float]:
+def t_test(difference: Difference) -> dict[str, float]:
     """D, its 95 % interval, and the p values of D = 0 and of |D| being at most a point."""
     import scipy.stats
 

@@ -10,7 +10,7 @@ from common.results import majority_on_dev
 from common.runtime import files
 from common.study.claims import ALIKE, MEAN, PEER, REFERENCE, pairs, variants_of
 from common.study.protocol import Protocol
-from common.study.rates import POINT, Found, compared_tasks
+from common.study.rates import POINT, Found, compared_tasks, markdown
 from common.study.significance import confidence_interval
 
 LEVEL = 0.05
@@ -33,7 +33,7 @@ def answer(protocol: Protocol, found: Sequence[Found], comparisons: Sequence[Map
     variants, tasks = (list(dict.fromkeys(names)) for names in zip(*by_name, strict=True))
     main = compared_tasks(whole)
     has_mean = len(main) > 1
-    lines: list[tuple[float, str]] = []
+    lines: list[tuple[float, list[str]]] = []
     for variant in variants:
         own = {task: by_name[variant, task] for task in tasks if (variant, task) in by_name}
         size = next(iter(own.values())).runs[0]["trainable_params_without_head"]
@@ -41,25 +41,20 @@ def answer(protocol: Protocol, found: Sequence[Found], comparisons: Sequence[Map
         cells = [_cell(own[task].scores) if task in own else "" for task in tasks]
         cells += [f"{100 * fmean(means):.1f}" if len(means) == len(main) else ""] if has_mean else []
         order = fmean(means) if len(means) == len(main) else -1.0  # those that lack a task come last
-        lines.append((order, _line(_name(protocol, variant), f"{size:,}", *cells)))
+        lines.append((order, [_name(protocol, variant), f"{size:,}", *cells]))
     floors = {each.cell.task: majority_on_dev(each.runs[0], "score") for each in whole}
     floor = ["" if floors[task] is None else f"{100 * floors[task]:.1f}" for task in tasks]  # type: ignore[operator]
     if has_mean:
         known = [score for task in main if (score := floors[task]) is not None]
         floor.append(f"{100 * fmean(known):.1f}" if len(known) == len(main) else "")
-    head = _line("method", "trained", *(_name(protocol, task) for task in tasks), *(["mean"] if has_mean else []))
-    rule = _line(*["---"] * (head.count("|") - 1))
+    head = ["method", "trained", *(_name(protocol, task) for task in tasks), *(["mean"] if has_mean else [])]
     ordered = [line for _, line in sorted(lines, key=lambda line: -line[0])]
-    table = "\n".join([head, rule, *ordered, _line("majority class", "0", *floor)])
+    table = markdown([head, ["---"] * len(head), *ordered, ["majority class", "0", *floor]])
     source, n_seeds = f"{_name(protocol, whole[0].cell.checkpoint)}, development sets", len(whole[0].cell.seeds)
     above = f"{source}, 100 x the mean of {n_seeds} seeds with half of its 95 % interval:"
     if has_mean and len(main) < len(tasks):
         above = f"{above[:-1]}; mean: over {_list([_name(protocol, task) for task in main])}:"
     return "\n\n".join([above, table, *_tested(protocol, comparisons)])
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
 
 
 def _cell(scores: Sequence[float]) -> str:

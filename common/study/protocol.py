@@ -144,6 +144,11 @@ def answers_of(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return facts | {"answers": kept}
 
 
+def beside(rows: Path, name: str) -> Path:
+    """A file that belongs to a file of rows: protocol-answers.jsonl is that of protocol.jsonl."""
+    return rows.with_name(f"{rows.stem}-{name}")
+
+
 def best_of(by_rate: Mapping[float, Mapping[str, Any]]) -> float:
     """The learning rate whose row has the best score on the held-out examples; of equal ones the lowest."""
     return max(by_rate, key=lambda rate: (by_rate[rate]["best_score"], -rate))
@@ -265,12 +270,12 @@ class Driver:
     @property
     def without_score(self) -> Path:
         """The file of the runs that diverged, beside that of the rows."""
-        return self.rows.with_name(f"{self.rows.stem}-diverged.jsonl")
+        return beside(self.rows, "diverged.jsonl")
 
     @property
     def answers(self) -> Path:
         """The file of the answers of all runs on the development set, beside that of the rows."""
-        return self.rows.with_name(f"{self.rows.stem}-answers.jsonl")
+        return beside(self.rows, "answers.jsonl")
 
     def recall(self, every: Sequence[Job]) -> None:
         """Find the rows of jobs of earlier launches, here or on another machine."""

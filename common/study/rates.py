@@ -100,7 +100,8 @@ def compared_tasks(found: Sequence[Found]) -> list[str]:
 def tables(found: Sequence[Found]) -> str:
     """For each encoder, the scores by variant and task, and `table_of_rates`."""
     parts = []
-    for checkpoint, some in by_encoder(found).items():
+    for checkpoint, of_encoder in by_encoder(found).items():
+        some = {(each.cell.variant, each.cell.task): each for each in of_encoder}
         variants, tasks = (list(dict.fromkeys(names)) for names in zip(*some, strict=True))
         floors = [_floor([each for (_, name), each in some.items() if name == task]) for task in tasks]
         lines = [["variant", "parameters", *tasks], ["---"] * (2 + len(tasks)), ["majority class", "", *floors]]
@@ -109,15 +110,15 @@ def tables(found: Sequence[Found]) -> str:
             size = f"{next(iter(own.values())).runs[0]['trainable_params_without_head']:,}"
             whole = {task: each.text for task, each in own.items() if each.is_whole}
             lines.append([variant, size, *(whole.get(task, "") for task in tasks)])
-        parts += [f"{checkpoint}:", markdown(lines), table_of_rates(list(some.values()))]
+        parts += [f"{checkpoint}:", markdown(lines), table_of_rates(of_encoder)]
     return "\n\n".join(parts)
 
 
-def by_encoder(found: Sequence[Found]) -> dict[str, dict[tuple[str, str], Found]]:
-    """Encoder -> variant and task -> what was found."""
-    encoders: dict[str, dict[tuple[str, str], Found]] = {}
+def by_encoder(found: Sequence[Found]) -> dict[str, list[Found]]:
+    """Encoder -> what was found of it."""
+    encoders: dict[str, list[Found]] = {}
     for each in found:
-        encoders.setdefault(each.cell.checkpoint, {})[each.cell.variant, each.cell.task] = each
+        encoders.setdefault(each.cell.checkpoint, []).append(each)
     return encoders
 
 
@@ -142,6 +143,7 @@ def _rate(found: Found | None) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table of these cells."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -4,7 +4,6 @@ Batches, head, optimizer, schedule and scores are those of our methods, so that 
 implementations. `PeftModel` itself would copy the head, and count it twice.
 """
 
-import importlib
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -73,9 +72,10 @@ class Peft(Method):
 
 def _library() -> Any:
     try:
-        return importlib.import_module("peft")
+        import peft
     except ModuleNotFoundError as error:
         raise InputError(f"{error}: install requirements-dev.txt") from error
+    return peft
 
 
 def _add_before_text(model: Any, config: Any, peft: Any) -> None:
