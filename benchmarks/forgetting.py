@@ -32,7 +32,9 @@ def spearman(model: Any, tokenizer: Any, source: str, batch_size: int = 100) -> 
     from common.encoders import encoder
     from common.fast import prepare
 
-    prepare(model, torch.device("cpu"), padding="batch")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prepare(model, device, padding="batch")
+    model.to(device)
     examples = data.read(tasks.find(TASK), "validation", source)
     every = {sentence for column in examples.texts for sentence in column}
     sentences = sorted(every, key=lambda sentence: (len(sentence), sentence))
@@ -40,9 +42,10 @@ def spearman(model: Any, tokenizer: Any, source: str, batch_size: int = 100) -> 
     with torch.inference_mode():
         for begin in range(0, len(sentences), batch_size):
             batch = tokenizer(sentences[begin : begin + batch_size], padding=True, truncation=True, return_tensors="pt")
+            batch = batch.to(device)
             states = encoder(model)(**batch).last_hidden_state  # (batch, tokens, hidden)
             mask = batch["attention_mask"][..., None]
-            vectors.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=1))
+            vectors.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=1).cpu())
     place = {sentence: number for number, sentence in enumerate(sentences)}
     both = [torch.cat(vectors)[[place[sentence] for sentence in column]] for column in examples.texts]
     return metrics.spearmanr((both[0] * both[1]).sum(1).numpy(), np.array(examples.labels))
