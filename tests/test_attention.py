@@ -92,7 +92,7 @@ def test_bfloat16_output_and_gradients_are_close_to_those_of_float32():
 def test_the_padded_variant_for_gpus_gives_the_same(n_prefix, single):
     packing = packed(sequences_of())["packing"]
     results = []
-    for function, where in ((PackedAttention.apply, packing.slots), (padded_attention, packing.padded)):
+    for function, where in ((PackedAttention.apply, packing.slots), (padded_attention, packing.padding)):
         inputs = states(n_prefix, single=single)
         out = attend(function, where)(*inputs)
         gradients = torch.autograd.grad(out.square().sum(), inputs[: 5 if n_prefix else 3])

@@ -155,7 +155,7 @@ def test_a_query_sees_the_keys_in_its_window_and_every_prefix(lengths, n_prefix,
         if way == "slots":
             out = PackedAttention.apply(*inputs, packing.slots, 0.5, 0.0, window)
         elif way == "padded":
-            out = padded_attention(*inputs, packing.padded, 0.5, 0.0, None, window)
+            out = padded_attention(*inputs, packing.padding, 0.5, 0.0, None, window)
         else:
             out = torch.cat([alone(inputs, n, start, length, at) for n, start, length in parts_of(lengths)])
         found.append((out, *torch.autograd.grad(out.square().sum(), inputs[: 5 if n_prefix else 3])))

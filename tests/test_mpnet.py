@@ -165,7 +165,7 @@ def test_the_bias_and_its_gradient_are_those_of_each_sequence_alone(lengths, n_p
             out = PackedAttention.apply(*inputs, packing.slots, 0.5, 0.0, None, *of_slots(table, packing.slots, at, 0))
         elif way == "padded":
             bias = of_padded(table, packing.lengths[0], at, torch.device("cpu"))
-            out = padded_attention(*inputs, packing.padded, 0.5, 0.0, bias)
+            out = padded_attention(*inputs, packing.padding, 0.5, 0.0, bias)
         else:
             parts, start = [], 0
             for number, length in enumerate(packing.lengths):

@@ -136,13 +136,58 @@ def _prepend(prefix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.cat((repeated, x), dim=-2)
 
 
+class Padding:
+    """Where the tokens of packed sequences are in padded ones, and back."""
+
+    def __init__(self, padded: torch.Tensor, n_tokens: int, n_real: int):
+        """padded: (batch, longest), as in `Packing`; n_tokens: of the packed row, whose first n_real are of texts."""
+        self.real = padded >= 0
+        positions = torch.arange(padded.numel(), device=padded.device)
+        # Boolean indexing would wait for the device to count the real tokens; their indices are known.
+        places = torch.where(self.real, padded, n_tokens).flatten()
+        positions = positions.new_zeros(n_tokens + 1).scatter_(0, places, positions)[:-1]  # (tokens,)
+        self._of_tokens = padded.clamp(min=0), ~self.real[..., None, None]
+        filler = torch.arange(n_tokens, device=padded.device)[:, None, None] >= n_real if n_real < n_tokens else None
+        self._of_positions = positions, filler
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (tokens, heads, size) -> (batch, heads, longest, size), any values in padding"""
+        return _Moved.apply(x, self._of_tokens[0], None, *self._of_positions).transpose(1, 2)
+
+    def unpad(self, x: torch.Tensor) -> torch.Tensor:
+        """Undo `pad`."""
+        return _Moved.apply(x.transpose(1, 2).flatten(0, 1), *self._of_positions, *self._of_tokens)
+
+
+class _Moved(torch.autograd.Function):
+    """Rows of x by an index, with zeros in some; the gradient is the same by the index of the inverse.
+
+    Torch's own gradient of an index is slower: it sorts the index, which could have an entry twice.
+    """
+
+    @staticmethod
+    def forward(ctx, x, index, zeros, inverse, inverse_zeros):  # type: ignore[no-untyped-def]
+        """x: (n, heads, size), index: any shape -> (*index, heads, size). zeros: where; None = nowhere."""
+        ctx.inverse, ctx.n_dims = (inverse, inverse_zeros), index.ndim
+        return _rows(x, index, zeros)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        out = _rows(gradient.flatten(0, ctx.n_dims - 1), *ctx.inverse)
+        return out.flatten(0, out.ndim - 3), *(None,) * 4
+
+
+def _rows(x: torch.Tensor, index: torch.Tensor, zeros: torch.Tensor | None) -> torch.Tensor:
+    return x[index] if zeros is None else x[index].masked_fill_(zeros, 0)
+
+
 def padded_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     prefix_key: torch.Tensor,
     prefix_value: torch.Tensor,
-    padded: torch.Tensor,
+    padding: Padding,
     scaling: float,
     dropout: float,
     bias: torch.Tensor | None = None,
@@ -150,27 +195,19 @@ def padded_attention(
 ) -> torch.Tensor:
     """PackedAttention by one fused kernel over padded sequences.
 
-    padded: (batch, longest), as in `Packing`. bias: of the scores, (heads, longest or 1, longest). window: of queries.
+    padding: of the keys. bias: of the scores, (heads, longest or 1, longest). window: of queries.
     """
-    real = padded >= 0
-    index = padded.clamp(min=0)
     all_queries = len(query) == len(key)
-    k, v = (x[index].transpose(1, 2) for x in (key, value))  # (batch, heads, longest, size)
-    q = query[index].transpose(1, 2) if all_queries else query[:, :, None]
+    k, v = padding.pad(key), padding.pad(value)  # (batch, heads, longest, size)
+    q = padding.pad(query) if all_queries else query[:, :, None]
     k, v = _prepend(prefix_key, k), _prepend(prefix_value, v)
-    seen = real[:, None]  # (batch, longest or 1, longest)
+    seen = padding.real[:, None]  # (batch, longest or 1, longest)
     if window is not None:  # padding sees every key: softmax over no key would be NaN
-        far = window.hides(torch.arange(padded.shape[1], device=padded.device))
-        seen = seen & ~(far & real[:, :, None] if all_queries else far)
+        far = window.hides(torch.arange(k.shape[2] - prefix_key.shape[-2], device=k.device))
+        seen = seen & ~(far & padding.real[:, :, None] if all_queries else far)
     mask = F.pad(seen, (prefix_key.shape[-2], 0), value=True)[:, None]
     if bias is not None:
         bias = F.pad(bias, (prefix_key.shape[-2], 0)).to(q.dtype)
         mask = torch.where(mask, bias, -torch.inf)  # (batch, heads, longest or 1, prefix + longest)
     out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
-    if not all_queries:
-        return out[:, :, 0]
-    # Boolean indexing would wait for the device to count the real tokens; their indices are known.
-    flat = out.transpose(1, 2).flatten(0, 1)  # (batch * longest, heads, size)
-    positions = torch.arange(padded.numel(), device=query.device)
-    back = positions.new_zeros(len(query) + 1).scatter_(0, torch.where(real, padded, len(query)).flatten(), positions)
-    return flat[back[:-1]]
+    return padding.unpad(out) if all_queries else out[:, :, 0]

@@ -17,7 +17,7 @@ from torch import nn
 from common.encoders import keys_and_values, layers, runs_of_top_layer, stack
 from common.fast import bias as by_head
 from common.fast import disentangled
-from common.fast.attention import PackedAttention, padded_attention
+from common.fast.attention import PackedAttention, Padding, padded_attention
 from common.fast.slots import Slots, Window, grouped
 from common.places import Branch
 
@@ -58,6 +58,11 @@ class Packing:
         groups = grouped([self.lengths[i] for i in order])
         lines = (tuple(tuple(order[i] for i in line) for line in group.lines) for group in groups)
         return Slots([replace(group, lines=own) for group, own in zip(groups, lines, strict=True)], self.lengths)
+
+    @cached_property
+    def padding(self) -> Padding:
+        """Layout of the sequences for attention on a GPU."""
+        return Padding(self.padded, self.n_tokens, sum(self.lengths))
 
     def with_room(self, n: int) -> tuple["Packing", torch.Tensor, torch.Tensor]:
         """`lengthened`, computed once for all layers."""
@@ -304,7 +309,7 @@ def packed_attention(
         added = None if bias is None else by_head.of_padded(bias, packing.padded.shape[1], query_at, q.device)
         if relative is not None:
             added = disentangled.of_padded(relative, q, k, packing.padded, scaling, query_at)
-        return padded_attention(q, k, v, *prefix, packing.padded, scaling, dropout, added, window)[None], None
+        return padded_attention(q, k, v, *prefix, packing.padding, scaling, dropout, added, window)[None], None
     if prefix[0].ndim == 4:  # as further tokens, whose queries and outputs are not used
         n_prefix = prefix[0].shape[-2]
         longer, moved, inserted = packing.with_room(n_prefix)
