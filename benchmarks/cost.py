@@ -2,7 +2,8 @@
 
 Each variant trains one epoch on the same examples in a new process, with the options of results/protocol.json and one
 thread; the variants take turns, so that drift of the machine affects all. A ratio is the median over the turns of a
-variant's value by that of full fine-tuning in the same turn. Leave the machine alone meanwhile.
+variant's value by that of full fine-tuning in the same turn. Leave the machine alone meanwhile. Where
+results/protocol.jsonl has all seeds of a variant on this task, its PSCP is beside them, see `pscp`.
 """
 
 import argparse
@@ -18,9 +19,13 @@ from typing import Any
 from common import tasks
 from common.errors import InputError, check, one_line_errors
 from common.results import provenance, read_result
+from common.runs import read_rows
 from common.study import protocol, rates
 
 FULL = "fine-tuning"
+ROWS = protocol.REPOSITORY / "results" / "protocol.jsonl"
+TOKENS = 256
+"""Length of the text whose forward pass is counted."""
 MEASURED = {"seconds_per_epoch": "time", "peak_memory_mib": "memory", "stored_bytes": "bytes"}
 """Key of a row -> its ratio to full fine-tuning."""
 
@@ -42,6 +47,61 @@ def measure(variant: str, args: argparse.Namespace, home: str) -> dict[str, Any]
     return {name: result[name] for name in names} | {"seconds_per_epoch": result["train_seconds"]}
 
 
+def extra_flops(variant: str, checkpoint: str) -> int:
+    """FLOPs of the matrix products of a forward pass, less those of the encoder without the method; nothing is merged.
+
+    Of `TOKENS` tokens, or half of what the encoder takes.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from baseline.method import Baseline
+    from common.checkpoints import load_model
+    from common.encoders import n_positions
+    from common.methods import Method, apply
+    from common.methods import find as find_method
+    from common.options import TuneOptions, parse
+
+    name, *words = protocol.read().variants[variant][1].split()
+    kind = find_method(name)
+    _, method = parse(f"{name}.tune", words, options=TuneOptions(lr=kind.default_lr), method=kind())
+
+    def flops(method: Method) -> int:
+        model: Any = apply(method, load_model(checkpoint, 2)).eval().requires_grad_(False)
+        model.set_attn_implementation("eager")  # fused kernels of a CPU are not counted
+        ids = torch.zeros(1, min(TOKENS, n_positions(model) // 2), dtype=torch.long)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        return counter.get_total_flops()
+
+    return flops(method) - flops(Baseline())
+
+
+def pscp(score: float, parameters: int, flops: int, memory: float) -> float:
+    """PEFT Soft Cost Penalties: score * (1 + p / 5e8)^-1 * (1 + f / 1e13)^-1 * (1 + m / 94e9)^-1
+
+    Source: PEFT-Bench (Belanec et al., 2025, arXiv 2511.21285), with the constants of its authors' code, which are for
+    8 billion parameters and one H100: with an encoder of this size no cost weighs more than a few per cent.
+
+    Args:
+        parameters: that are trained, without the head.
+        flops: that inference takes more, for one text.
+        memory: peak of training, in bytes.
+    """
+    return score / (1 + parameters / 5e8) / (1 + flops / 1e13) / (1 + memory / 94e9)
+
+
+def scores(args: argparse.Namespace) -> dict[str, float]:
+    """Variant -> mean score of its seeds on the development set, if the rows of the protocol have all of them."""
+    known = protocol.read()
+    if not ROWS.is_file() or args.data == "demo":
+        return {}
+    cells = [cell for name in known.parts for cell in protocol.cells(known, [name])]
+    wanted = [cell for cell in cells if (cell.task, cell.checkpoint) == (args.task_name, args.checkpoint)]
+    found = rates.find(wanted, read_rows(ROWS))
+    return {each.cell.variant: statistics.mean(each.scores) for each in found if each.is_whole}
+
+
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each variant."""
     from tqdm import tqdm
@@ -54,13 +114,17 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
                 bar.set_postfix_str(name)
                 turns[name].append(measure(name, args, home))
                 bar.update()
-    rows = []
+    rows, score = [], scores(args)
     for name, found in turns.items():
         row = {"variant": name, "turns": args.turns, "rows": args.rows, "task_name": args.task_name}
         row |= {"checkpoint": args.checkpoint, "data": args.data, **found[0]}
         for key, ratio in MEASURED.items():
             row[key] = round(statistics.median(each[key] for each in found), 2)
             row[ratio] = round(statistics.median(a[key] / b[key] for a, b in zip(found, turns[FULL], strict=True)), 4)
+        row["extra_inference_flops"] = extra_flops(name, args.checkpoint)
+        if name in score:
+            costs = row["trainable_params_without_head"], row["extra_inference_flops"], row["peak_memory_mib"] * 2**20
+            row["pscp"] = round(pscp(score[name], *costs), 4)
         rows.append(row)
     return rows
 
@@ -68,10 +132,12 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     written = protocol.read().written
-    lines = [["method", "trained", "time", "memory", "stored"], ["---"] * 5]
+    lines = [["method", "trained", "time", "memory", "stored", "inference, extra GFLOPs", "PSCP"], ["---"] * 7]
     for row in rows:
         cells = [written.get(row["variant"], row["variant"]), f"{row['trainable_params_without_head']:,}"]
-        lines.append([*cells, f"{row['time']:.2f}", f"{row['memory']:.2f}", f"{row['bytes']:.4f}"])
+        cells += [f"{row['time']:.2f}", f"{row['memory']:.2f}", f"{row['bytes']:.4f}"]
+        cells += [f"{row['extra_inference_flops'] / 1e9:.2f}", f"{100 * row['pscp']:.1f}" if "pscp" in row else ""]
+        lines.append(cells)
     return rates.markdown(lines)
 
 

@@ -36,7 +36,7 @@ class DiffPruning(Method):
     fixed_mask: bool = False
     """Train k evenly spread parameters from the start, without gates. A trained model is stored in this form."""
 
-    default_lr: ClassVar[float] = 2e-4
+    default_lr: ClassVar[float] = 2e-3
     size: ClassVar[str] = "n_nonzero"
     written: ClassVar[str] = "diff pruning"
     symbols: ClassVar[dict[str, str]] = {"n_nonzero": "k", "alpha_rate": "c"}

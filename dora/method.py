@@ -1,6 +1,5 @@
 """DoRA: y = m * (W + s B A) x / ||W + s B A|| + b, where only A, B and m are trained (Liu et al., 2024, equation 5)."""
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import nn
 from common.encoders import Branch, Linear, Place, linears
 from common.errors import DoesNotFit, check
 from common.merging import Mergeable, Weights
-from common.methods import ByLayer, Method
+from common.methods import ByLayer
 
 
 class Decomposed(Mergeable):
@@ -93,7 +92,3 @@ class Dora(ByLayer):
             for target in self.targets:
                 for place in linears(layer, target):
                     yield place, Decomposed(place.host, self.rank, self.alpha, self.dropout)
-
-    def of_size(self, size: int) -> Method:
-        """With the same alpha / rank, so that a parameter budget does not change the scale of the update."""
-        return dataclasses.replace(self, rank=size, alpha=self.alpha * size / self.rank)

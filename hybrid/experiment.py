@@ -14,7 +14,7 @@ TUNING = {"lr": (1e-4, 5e-4), "n_epochs": (3, 20), "preset": ("unipelt", "mam")}
 """What scripts/run_tune.sh tries: as many settings as for the other methods."""
 
 PARTS = {
-    "lora": "lora:rank={0}:alpha={0}",
+    "lora": "lora:rank={0}",
     "serial": "adapters:bottleneck_size={0}:placement=pfeiffer",
     "parallel": "adapters:bottleneck_size={0}:placement=parallel",
     "prefix": "prefix:prefix_length={0}",

@@ -1,6 +1,5 @@
 """LoRA: y = W x + b + s B A x, where only A: (r, in) and B: (out, r) are trained (Hu et al., 2021, equation 3)."""
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import nn
 from common.encoders import Branch, Linear, Place, linears
 from common.errors import DoesNotFit, check
 from common.merging import Mergeable, Weights
-from common.methods import ByLayer, Method
+from common.methods import ByLayer
 
 
 class LowRank(Mergeable):
@@ -48,7 +47,7 @@ class Lora(ByLayer):
     rank: int = 8
     """r: rank of the update."""
     alpha: float = 8.0
-    """The update is scaled by alpha / rank."""
+    """The update is scaled by alpha / rank. The same alpha for all ranks lets them share a learning rate (README)."""
     dropout: float = 0.0
     """Dropout on the input of A."""
     targets: tuple[Linear, ...] = ("query", "value")
@@ -80,7 +79,3 @@ class Lora(ByLayer):
             for target in self.targets:
                 for place in linears(layer, target):
                     yield place, LowRank(place.host, self.rank, scaling, self.dropout)
-
-    def of_size(self, size: int) -> Method:
-        """With the same alpha / rank, so that a parameter budget does not change the scale of the update."""
-        return dataclasses.replace(self, rank=size, alpha=self.alpha * size / self.rank)

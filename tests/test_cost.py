@@ -7,9 +7,31 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-pytestmark = pytest.mark.long
+from benchmarks.cost import extra_flops, pscp
 
 
+@pytest.mark.parametrize(
+    ("score", "parameters", "tera_flops", "gigabytes", "wanted"),
+    [
+        (74.7, 196_608, 0.31, 28.41, 55.62),
+        (80.1, 14_680_064, 0.0, 27.75, 60.08),
+        (45.9, 34_177_536, 0.01, 27.61, 33.18),
+    ],
+)
+def test_pscp_is_the_score_times_three_penalties(score, parameters, tera_flops, gigabytes, wanted):
+    """Costs of PEFT-Bench's (IA)3, LoRA and prefix with Llama 3 8B."""
+    assert pscp(score, parameters, tera_flops * 1e12, gigabytes * 1e9) == pytest.approx(wanted, abs=0.01)
+
+
+def test_extra_flops_are_those_of_what_is_added(bert):
+    """LoRA of rank 8 on query and value: two products of hidden size by 8 each, for each token, in each layer."""
+    hidden, layers, tokens = 32, 2, 64 // 2
+    assert extra_flops("lora", bert) == 2 * tokens * 8 * 2 * hidden * 2 * layers
+    assert extra_flops("bitfit", bert) == 0
+    assert extra_flops("adapters", bert) == 2 * tokens * 64 * 2 * hidden * 2 * layers
+
+
+@pytest.mark.long
 def test_a_row_for_each_variant_with_ratios_to_full_fine_tuning(bert, tmp_path):
     out = tmp_path / "rows.jsonl"
     command = [sys.executable, "-m", "benchmarks.cost", "--variants", "bitfit", "--checkpoint", bert, "--rows", "64"]
@@ -22,6 +44,7 @@ def test_a_row_for_each_variant_with_ratios_to_full_fine_tuning(bert, tmp_path):
     assert done.stdout.splitlines()[-1].startswith("| BitFit | ")
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_named(tmp_path):
     command = [sys.executable, "-m", "benchmarks.cost", "--variants", "lora", "--checkpoint", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)

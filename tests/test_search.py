@@ -32,6 +32,7 @@ from common.study.search import REASON, ROWS, Search, facts_of, front, search
 from common.study.space import Computed, Range, Same, SearchOptions, configuration, defaults, own_space, space_of
 from common.study.trials import check_journal, open_study
 from common.task_data import TaskData
+from loha.method import Loha
 from lora.method import Lora
 from prompt.method import PromptTuning
 from scripts.search import main
@@ -119,15 +120,16 @@ def test_an_option_that_is_given_is_not_searched(bert, tmp_path, monkeypatch):
     main()
     assert [set(trial.params) for trial in trials_of(tmp_path)] == [{"batch_size", "dropout"}] * 2
     for row in read_rows(tmp_path / "lora" / "sst2" / ROWS):
-        assert (row["rank"], row["alpha"], row["lr"], row["n_epochs"]) == (2, 2, 1e-3, 1)
+        assert (row["rank"], row["alpha"], row["lr"], row["n_epochs"]) == (2, 8, 1e-3, 1)
 
 
-def test_a_budget_decides_the_size_and_alpha_follows_it(options):
+@pytest.mark.parametrize(("method", "wanted"), [(Lora(), (11, 8.0)), (Loha(), (5, 5.0))])
+def test_a_budget_decides_the_size_and_the_alpha_of_loha_follows_it(options, method, wanted):
     small = options(param_budget=3000)
-    space = space_of(Lora(), small, SETTINGS, set())
+    space = space_of(method, small, SETTINGS, set())
     assert "rank" not in space
-    method, _ = configuration(Lora(), small, space, {"lr": 1e-3, "n_epochs": 3, "batch_size": 8, "dropout": 0.1})
-    assert (method.rank, method.alpha, method.dropout) == (11, 11.0, 0.1)
+    method, _ = configuration(method, small, space, {"lr": 1e-3, "n_epochs": 3, "batch_size": 8, "dropout": 0.1})
+    assert (method.rank, method.alpha) == wanted
 
 
 def test_a_learning_rate_has_three_digits_and_a_range_of_integers_gives_integers(options):
