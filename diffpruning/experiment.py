@@ -3,7 +3,7 @@
 from common.experiments import sweep
 from diffpruning.method import DiffPruning
 
-TUNING = {"lr": (5e-5, 1e-4, 2e-4, 5e-4), "n_epochs": (3, 20)}
+TUNING = {"lr": (5e-4, 1e-3, 2e-3, 4e-3), "n_epochs": (3, 20)}
 """What scripts/run_tune.sh tries: as many settings as for the other methods."""
 
 SPACE = {"sparsity_penalty": (1.25e-8, 1.25e-7, 1.25e-6)}

@@ -1,4 +1,4 @@
-"""Fine-tune with DoRA: accelerate launch -m dora.tune --task_name mrpc --rank 8 --alpha 8 --lr 5e-4"""
+"""Fine-tune with DoRA: accelerate launch -m dora.tune --task_name mrpc --rank 8 --alpha 8 --lr 1e-3"""
 
 from common.training import tune
 from dora.method import Dora
