@@ -3,7 +3,7 @@
 Each variant trains one epoch on the same examples in a new process, with the options of results/protocol.json and one
 thread; the variants take turns, so that drift of the machine affects all. A ratio is the median over the turns of a
 variant's value by that of full fine-tuning in the same turn. Leave the machine alone meanwhile. Where
-results/protocol.jsonl has all seeds of a variant on this task, its PSCP is beside them, see `pscp`.
+results/protocol.jsonl has all seeds of a variant on this task, its row has the PSCP too, see `pscp`.
 """
 
 import argparse
@@ -81,11 +81,11 @@ def pscp(score: float, parameters: int, flops: int, memory: float) -> float:
     """PEFT Soft Cost Penalties: score * (1 + p / 5e8)^-1 * (1 + f / 1e13)^-1 * (1 + m / 94e9)^-1
 
     Source: PEFT-Bench (Belanec et al., 2025, arXiv 2511.21285), with the constants of its authors' code, which are for
-    8 billion parameters and one H100: with an encoder of this size no cost weighs more than a few per cent.
+    8 billion parameters and an H100 NVL: with an encoder of this size no cost weighs more than a tenth.
 
     Args:
         parameters: that are trained, without the head.
-        flops: that inference takes more, for one text.
+        flops: that the method adds to inference, for one text.
         memory: peak of training, in bytes.
     """
     return score / (1 + parameters / 5e8) / (1 + flops / 1e13) / (1 + memory / 94e9)
@@ -107,6 +107,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     from tqdm import tqdm
 
     names = [FULL, *(name for name in args.variants if name != FULL)]
+    extra = {name: extra_flops(name, args.checkpoint) for name in names}  # first, since it needs no quiet machine
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as home, tqdm(total=args.turns * len(names), unit="run") as bar:
         for _ in range(args.turns):
@@ -121,7 +122,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
         for key, ratio in MEASURED.items():
             row[key] = round(statistics.median(each[key] for each in found), 2)
             row[ratio] = round(statistics.median(a[key] / b[key] for a, b in zip(found, turns[FULL], strict=True)), 4)
-        row["extra_inference_flops"] = extra_flops(name, args.checkpoint)
+        row["extra_inference_flops"] = extra[name]
         if name in score:
             costs = row["trainable_params_without_head"], row["extra_inference_flops"], row["peak_memory_mib"] * 2**20
             row["pscp"] = round(pscp(score[name], *costs), 4)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed import device
 from common import data, metrics, tasks
 from common.errors import InputError, one_line_errors
 from common.results import provenance, read_result
@@ -32,9 +33,9 @@ def spearman(model: Any, tokenizer: Any, source: str, batch_size: int = 100) -> 
     from common.encoders import encoder
     from common.fast import prepare
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prepare(model, device, padding="batch")
-    model.to(device)
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prepare(model, where, padding="batch")
+    model.to(where)
     examples = data.read(tasks.find(TASK), "validation", source)
     every = {sentence for column in examples.texts for sentence in column}
     sentences = sorted(every, key=lambda sentence: (len(sentence), sentence))
@@ -42,7 +43,7 @@ def spearman(model: Any, tokenizer: Any, source: str, batch_size: int = 100) -> 
     with torch.inference_mode():
         for begin in range(0, len(sentences), batch_size):
             batch = tokenizer(sentences[begin : begin + batch_size], padding=True, truncation=True, return_tensors="pt")
-            batch = batch.to(device)
+            batch = batch.to(where)
             states = encoder(model)(**batch).last_hidden_state  # (batch, tokens, hidden)
             mask = batch["attention_mask"][..., None]
             vectors.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=1).cpu())
@@ -62,7 +63,7 @@ def measure(folder: Path, source: str) -> dict[str, Any]:
         raise InputError(f"{folder} is no classification, or calls its encoder in another way: leave it out")
     after = spearman(model, load_tokenizer(result["checkpoint"]), source)
     names = ("run", "method", "task_name", "checkpoint", "seed", "lr", "trainable_params_without_head")
-    facts = {name: result[name] for name in names} | method.options() | {"data": source}
+    facts = {name: result[name] for name in names} | method.options() | {"data": source, "device": device()}
     return facts | {"before": untouched(result["checkpoint"], source), "after": round(after, 4)}
 
 

@@ -40,10 +40,8 @@ class Hybrid(ByLayer):
         found = [method_of(part) for part in parts]
         sizes = {n: getattr(m, m.size) for n, m in enumerate(found) if m.size and getattr(m, m.size)}
         if self.largest is not None and self.largest >= 1 and sizes:
-            found = [
-                m.of_size(max(1, round(sizes[n] * self.largest / max(sizes.values())))) if n in sizes else m
-                for n, m in enumerate(found)
-            ]
+            new = {n: max(1, round(size * self.largest / max(sizes.values()))) for n, size in sizes.items()}
+            found = [m.of_size(new[n]) if n in new else m for n, m in enumerate(found)]
         not_by_layer = [m.name for m in found if not isinstance(m, ByLayer)]
         check(
             {
@@ -108,9 +106,6 @@ class Hybrid(ByLayer):
 
     def positions(self) -> int:
         return sum(method.positions() for method in self.methods())
-
-    def of_size(self, size: int) -> Method:
-        return dataclasses.replace(self, largest=size)
 
     def kept(self) -> Method:
         return dataclasses.replace(self, parts=tuple(part_of(method.kept()) for method in self.methods()))

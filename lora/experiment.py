@@ -8,7 +8,7 @@ TUNING = {"lr": (1e-4, 5e-4), "n_epochs": (3, 20), "rank": (4, 16)}
 """What scripts/run_tune.sh tries: the values of the mirrored repository."""
 
 SPACE = {"rank": Range(1, 64, log=True), "dropout": (0.0, 0.05, 0.1)}
-"""What scripts.search tries of its options; alpha stays, so that all ranks have one range of learning rates."""
+"""What scripts.search tries of its options; alpha is fixed, so that all ranks have one range of learning rates."""
 
 if __name__ == "__main__":
     sweep(Lora(rank=rank) for rank in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512))

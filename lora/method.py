@@ -47,7 +47,7 @@ class Lora(ByLayer):
     rank: int = 8
     """r: rank of the update."""
     alpha: float = 8.0
-    """The update is scaled by alpha / rank. The same alpha for all ranks lets them share a learning rate (README)."""
+    """The update is scaled by alpha / rank. With a fixed alpha the best rate hardly depends on the rank (README)."""
     dropout: float = 0.0
     """Dropout on the input of A."""
     targets: tuple[Linear, ...] = ("query", "value")

@@ -84,7 +84,14 @@ def test_a_variant_that_is_worse_is_found_and_one_that_is_as_good_is_not(study):
     assert same["p_holm"] > 0.05
     text = front_page.answer(KNOWN, found, rows)
     assert "worse: on MRPC prompt tuning; better: none." in text
-    assert "LoRA and adapters: the largest difference of two on a task is " in text
+    assert "LoRA and adapters: the largest difference between two of them on a task is " in text
+
+
+def test_without_a_significant_difference_the_page_says_so_in_one_sentence(study):
+    found, path = study(**{"lora": 0.8, "prompt": 0.8})
+    text = front_page.answer(KNOWN, found, claims.compare(KNOWN, found, path, "demo"))
+    assert "No method differs significantly from LoRA (t tests, paired over examples and seeds" in text
+    assert "better: none" not in text
 
 
 def test_another_implementation_is_compared_with_ours(study):

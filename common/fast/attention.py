@@ -162,7 +162,8 @@ class Padding:
 class _Moved(torch.autograd.Function):
     """Rows of x by an index, with zeros in some; the gradient is the same by the index of the inverse.
 
-    Torch's own gradient of an index is slower: it sorts the index, which could have an entry twice.
+    Rows of the output that the inverse does not name must have no gradient. Torch's own gradient of an index is slower:
+    it sorts the index, which could have an entry twice.
     """
 
     @staticmethod

@@ -167,8 +167,8 @@ def shown(configurations: Iterable[Configuration], metric: str) -> list[Configur
 def size_lines(configurations: Iterable[Configuration], metric: str) -> list[list[Configuration]]:
     """Lines of a figure: configurations of one method that differ in its size, sorted by trained parameters.
 
-    Of each size, the best one is taken. Other numeric options may differ with the size, as alpha does with the rank;
-    all other options are the same.
+    Of each size, the best one is taken. Other numeric options may differ with the size, as LoHa's alpha does
+    with the rank; all other options are the same.
     """
     lines: dict[tuple[str, str], dict[str, Configuration]] = defaultdict(dict)
     for each in sorted(configurations, key=lambda each: each.selecting(metric)):

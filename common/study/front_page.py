@@ -88,17 +88,21 @@ def _check(protocol: Protocol, whole: Sequence[Found], comparisons: Sequence[Map
 def _tested(protocol: Protocol, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     kinds = {kind: [row for row in comparisons if row["kind"] == kind] for kind in (REFERENCE, ALIKE, PEER)}
     lines = []
-    if against := kinds[REFERENCE]:
+    tests = "t tests, paired over examples and seeds, with Holm's correction on each task"
+    against = kinds[REFERENCE]
+    if against and not any(_significant(protocol, against, sign) for _, sign in SIGNS):
+        lines.append(f"No method differs significantly from {_name(protocol, protocol.reference)} ({tests}).")
+    elif against:
         told = "; ".join(f"{word}: {_significant(protocol, against, sign) or 'none'}" for word, sign in SIGNS)
         lines.append(
-            f"Compared with {_name(protocol, protocol.reference)} by t tests, paired over examples and seeds, with "
-            f"Holm's correction on each task; {told}. All other differences from it may be chance."
+            f"Compared with {_name(protocol, protocol.reference)} by {tests}; {told}. "
+            "All other differences from it may be chance."
         )
     if alike := [row for row in kinds[ALIKE] if row["task"] != MEAN]:
         names = [name for name in protocol.alike if any(name in (row["first"], row["second"]) for row in alike)]
         lines.append(
-            f"{_list([_name(protocol, name) for name in names])}: the largest difference of two on a task is "
-            f"{_largest(protocol, alike)}. That all are below a point is {verdict(alike)}."
+            f"{_list([_name(protocol, name) for name in names])}: the largest difference between two of them on a task "
+            f"is {_largest(protocol, alike)}. That all are below a point is {verdict(alike)}."
         )
     if peers := [row for row in kinds[PEER] if row["task"] != MEAN]:
         told = "; ".join(f"{word}: {_significant(protocol, peers, sign) or 'none'}" for word, sign in SIGNS)
