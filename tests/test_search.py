@@ -47,7 +47,7 @@ def options(options):
 
 
 every_method = pytest.mark.parametrize("name", methods.names())
-FEW = {"batch_size", "n_epochs", "rank", "alpha", "dropout"}
+FEW = {"batch_size", "n_epochs", "rank", "alpha", "dropout", "targets"}
 """Options that are given, so that only the learning rate is searched."""
 METHOD = Lora(rank=2)
 SETTINGS = SearchOptions(trials=2, lr_range=(1e-4, 1e-2))
@@ -118,7 +118,7 @@ def test_an_option_that_is_given_is_not_searched(bert, tmp_path, monkeypatch):
     words += f" --rank 2 --lr=1e-3 --n-epochs 1 --trials 2 --output_dir {tmp_path} --report_to none"
     monkeypatch.setattr(sys, "argv", ["scripts.search", *words.split()])
     main()
-    assert [set(trial.params) for trial in trials_of(tmp_path)] == [{"batch_size", "dropout"}] * 2
+    assert [set(trial.params) for trial in trials_of(tmp_path)] == [{"batch_size", "dropout", "targets"}] * 2
     for row in read_rows(tmp_path / "lora" / "sst2" / ROWS):
         assert (row["rank"], row["alpha"], row["lr"], row["n_epochs"]) == (2, 8, 1e-3, 1)
 
@@ -128,7 +128,8 @@ def test_a_budget_decides_the_size_and_the_alpha_of_loha_follows_it(options, met
     small = options(param_budget=3000)
     space = space_of(method, small, SETTINGS, set())
     assert "rank" not in space
-    method, _ = configuration(method, small, space, {"lr": 1e-3, "n_epochs": 3, "batch_size": 8, "dropout": 0.1})
+    params = {"lr": 1e-3, "n_epochs": 3, "batch_size": 8, "dropout": 0.1, "targets": "query value"}
+    method, _ = configuration(method, small, space, params)
     assert (method.rank, method.alpha) == wanted
 
 
