@@ -45,8 +45,9 @@ def test_a_row_for_each_variant_with_ratios_to_full_fine_tuning(bert, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_that_fails_is_named(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.cost", "--variants", "lora", "--checkpoint", str(tmp_path)]
+def test_a_run_that_fails_is_named(bert, tmp_path):
+    command = [sys.executable, "-m", "benchmarks.cost", "--variants", "lora", "--checkpoint", bert]
+    command += ["--data", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2
     assert "error: fine-tuning failed: error: " in done.stderr
