@@ -47,34 +47,28 @@ def measure(variant: str, args: argparse.Namespace, home: str) -> dict[str, Any]
     return {name: result[name] for name in names} | {"seconds_per_epoch": result["train_seconds"]}
 
 
-def extra_flops(variant: str, checkpoint: str) -> int:
-    """FLOPs of the matrix products of a forward pass, less those of the encoder without the method; nothing is merged.
+def inference_flops(variant: str, checkpoint: str) -> int:
+    """FLOPs of the matrix products of a forward pass of `TOKENS` tokens, or half of what the encoder takes.
 
-    Of `TOKENS` tokens, or half of what the encoder takes.
+    What the variant adds is not merged.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from baseline.method import Baseline
     from common.checkpoints import load_model
     from common.encoders import n_positions
-    from common.methods import Method, apply
-    from common.methods import find as find_method
+    from common.methods import apply, find
     from common.options import TuneOptions, parse
 
     name, *words = protocol.read().variants[variant][1].split()
-    kind = find_method(name)
+    kind = find(name)
     _, method = parse(f"{name}.tune", words, options=TuneOptions(lr=kind.default_lr), method=kind())
-
-    def flops(method: Method) -> int:
-        model: Any = apply(method, load_model(checkpoint, 2)).eval().requires_grad_(False)
-        model.set_attn_implementation("eager")  # fused kernels of a CPU are not counted
-        ids = torch.zeros(1, min(TOKENS, n_positions(model) // 2), dtype=torch.long)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        return counter.get_total_flops()
-
-    return flops(method) - flops(Baseline())
+    model: Any = apply(method, load_model(checkpoint, 2)).eval().requires_grad_(False)
+    model.set_attn_implementation("eager")  # fused kernels of a CPU are not counted
+    ids = torch.zeros(1, min(TOKENS, n_positions(model) // 2), dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return counter.get_total_flops()
 
 
 def pscp(score: float, parameters: int, flops: int, memory: float) -> float:
@@ -107,7 +101,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     from tqdm import tqdm
 
     names = [FULL, *(name for name in args.variants if name != FULL)]
-    extra = {name: extra_flops(name, args.checkpoint) for name in names}  # first, since it needs no quiet machine
+    flops = {name: inference_flops(name, args.checkpoint) for name in names}  # before, since bad input is found early
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as home, tqdm(total=args.turns * len(names), unit="run") as bar:
         for _ in range(args.turns):
@@ -122,7 +116,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
         for key, ratio in MEASURED.items():
             row[key] = round(statistics.median(each[key] for each in found), 2)
             row[ratio] = round(statistics.median(a[key] / b[key] for a, b in zip(found, turns[FULL], strict=True)), 4)
-        row["extra_inference_flops"] = extra[name]
+        row["extra_inference_flops"] = flops[name] - flops[FULL]
         if name in score:
             costs = row["trainable_params_without_head"], row["extra_inference_flops"], row["peak_memory_mib"] * 2**20
             row["pscp"] = round(pscp(score[name], *costs), 4)

@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import device
 from common import data, metrics, tasks
 from common.errors import InputError, one_line_errors
 from common.results import provenance, read_result
 from common.runs import append_once, find_runs, read_rows
+from common.runtime.device import device_name
 
 TASK = "stsb"
 
@@ -29,13 +29,14 @@ def spearman(model: Any, tokenizer: Any, source: str, batch_size: int = 100) -> 
     import numpy as np
     import torch
     import torch.nn.functional as F
+    from accelerate import Accelerator
 
     from common.encoders import encoder
     from common.fast import prepare
 
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prepare(model, where, padding="batch")
-    model.to(where)
+    device = Accelerator().device
+    prepare(model, device, padding="batch")
+    model.to(device)
     examples = data.read(tasks.find(TASK), "validation", source)
     every = {sentence for column in examples.texts for sentence in column}
     sentences = sorted(every, key=lambda sentence: (len(sentence), sentence))
@@ -43,7 +44,7 @@ def spearman(model: Any, tokenizer: Any, source: str, batch_size: int = 100) -> 
     with torch.inference_mode():
         for begin in range(0, len(sentences), batch_size):
             batch = tokenizer(sentences[begin : begin + batch_size], padding=True, truncation=True, return_tensors="pt")
-            batch = batch.to(where)
+            batch = batch.to(device)
             states = encoder(model)(**batch).last_hidden_state  # (batch, tokens, hidden)
             mask = batch["attention_mask"][..., None]
             vectors.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=1).cpu())
@@ -63,7 +64,11 @@ def measure(folder: Path, source: str) -> dict[str, Any]:
         raise InputError(f"{folder} is no classification, or calls its encoder in another way: leave it out")
     after = spearman(model, load_tokenizer(result["checkpoint"]), source)
     names = ("run", "method", "task_name", "checkpoint", "seed", "lr", "trainable_params_without_head")
-    facts = {name: result[name] for name in names} | method.options() | {"data": source, "device": device()}
+    facts = (
+        {name: result[name] for name in names}
+        | method.options()
+        | {"data": source, "device": device_name(model.device)}
+    )
     return facts | {"before": untouched(result["checkpoint"], source), "after": round(after, 4)}
 
 

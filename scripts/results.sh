@@ -6,5 +6,5 @@ set -euo pipefail
 data="$(realpath "${1:?give the folder of the official GLUE download}")"
 cd "$(dirname "$0")/.."
 python -m scripts.results --data "$data"
-python -m scripts.publish --data "$data" --figures results/figures --submissions results/submissions --pages README.md results/README.md
+python -m scripts.publish --data "$data" --figures results/figures --submissions results/submissions --pages results/README.md
 python -m scripts.publish --list | xargs python -m benchmarks.forgetting --data "$data" --out results/forgetting.jsonl

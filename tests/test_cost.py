@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from benchmarks.cost import extra_flops, pscp
+from benchmarks.cost import FULL, inference_flops, pscp
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,10 @@ def test_pscp_is_the_score_times_three_penalties(score, parameters, tera_flops, 
 def test_extra_flops_are_those_of_what_is_added(bert):
     """LoRA of rank 8 on query and value: two products of hidden size by 8 each, for each token, in each layer."""
     hidden, layers, tokens = 32, 2, 64 // 2
-    assert extra_flops("lora", bert) == 2 * tokens * 8 * 2 * hidden * 2 * layers
-    assert extra_flops("bitfit", bert) == 0
-    assert extra_flops("adapters", bert) == 2 * tokens * 64 * 2 * hidden * 2 * layers
+    lora, bitfit, adapters, plain = (inference_flops(name, bert) for name in ("lora", "bitfit", "adapters", FULL))
+    assert lora - plain == 2 * tokens * 8 * 2 * hidden * 2 * layers
+    assert bitfit == plain
+    assert adapters - plain == 2 * tokens * 64 * 2 * hidden * 2 * layers
 
 
 @pytest.mark.long
